@@ -1,0 +1,91 @@
+"""One API for the Gemma 3 270M family on MLX, Keras and LiteRT.
+
+>>> import gemma_multi
+>>> model = gemma_multi.load("storyteller")
+>>> print(model.generate("Tell me a bedtime story.").text)
+
+Importing this package imports no framework; every public name is imported on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gemma_multi.checkpoint import Checkpoint
+    from gemma_multi.config import ModelConfig
+    from gemma_multi.errors import (
+        BackendError,
+        CheckpointError,
+        ConfigError,
+        ContextError,
+        GemmaError,
+        HubError,
+        OptionError,
+        TokenizerError,
+    )
+    from gemma_multi.generation import GenerationOptions, GenerationResult, TextScore
+    from gemma_multi.loading import load
+    from gemma_multi.model import Chat, Model, TextStream
+    from gemma_multi.quantization import QuantizationReport, quantize
+    from gemma_multi.tokenizer import Tokenizer
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "BackendError": "errors",
+    "Chat": "model",
+    "Checkpoint": "checkpoint",
+    "CheckpointError": "errors",
+    "ConfigError": "errors",
+    "ContextError": "errors",
+    "GemmaError": "errors",
+    "GenerationOptions": "generation",
+    "GenerationResult": "generation",
+    "HubError": "errors",
+    "Model": "model",
+    "ModelConfig": "config",
+    "OptionError": "errors",
+    "QuantizationReport": "quantization",
+    "TextScore": "generation",
+    "TextStream": "model",
+    "Tokenizer": "tokenizer",
+    "TokenizerError": "errors",
+    "load": "loading",
+    "quantize": "quantization",
+}
+__all__ = [
+    "BackendError",
+    "Chat",
+    "Checkpoint",
+    "CheckpointError",
+    "ConfigError",
+    "ContextError",
+    "GemmaError",
+    "GenerationOptions",
+    "GenerationResult",
+    "HubError",
+    "Model",
+    "ModelConfig",
+    "OptionError",
+    "QuantizationReport",
+    "TextScore",
+    "TextStream",
+    "Tokenizer",
+    "TokenizerError",
+    "load",
+    "quantize",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'gemma_multi' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"gemma_multi.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

@@ -1,0 +1,183 @@
+"""Checkpoint: a config, a tokenizer and named tensors, whatever they were read from.
+
+Design choices:
+- Tensors keep their Hugging Face names and their stored type. A dense tensor is a view of the
+  mapped file; a quantised one is a `QuantizedTensor`. Opening 270M in bfloat16 copies nothing.
+- Opening checks everything once: every tensor that the config implies is there with its shape,
+  nothing else is, and all values are finite. Engines and exporters need not ask again.
+- Saving goes to a temporary sibling directory first, so a killed process leaves no half of one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from gemma_multi.checkpoint import directory
+from gemma_multi.checkpoint.provenance import Provenance
+from gemma_multi.config import ModelConfig
+from gemma_multi.errors import CheckpointError, OptionError
+from gemma_multi.files import new_directory
+from gemma_multi.quantization.tensor import GROUP_SIZE, QuantizedTensor
+from gemma_multi.tokenizer import Tokenizer
+
+Tensor = np.ndarray | QuantizedTensor
+WEIGHTS_FILE = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A Gemma 3 text model at rest."""
+
+    config: ModelConfig
+    tensors: Mapping[str, Tensor]
+    provenance: Provenance = field(default_factory=Provenance)
+    generation: Mapping[str, Any] = field(default_factory=dict)  # generation_config.json
+    path: Path | None = None  # the directory it was read from
+
+    @classmethod
+    def open(cls, path: str | Path, *, source: str = "", revision: str = "") -> Checkpoint:
+        """Reads a model directory: Hugging Face's layout, mlx-lm's 4-bit layout, or our own.
+
+        Raises CheckpointError, ConfigError or TokenizerError naming the file and the tensor.
+        """
+        path = Path(path)
+        if not path.exists():
+            raise CheckpointError(f"{path}: no such directory")
+        if not path.is_dir():
+            raise CheckpointError(
+                f"{path}: is a file, expected a directory with config.json and {WEIGHTS_FILE}"
+            )
+        config = ModelConfig.from_file(path / "config.json")
+        return cls(
+            config=config,
+            tensors=directory.read_tensors(path, config),
+            provenance=Provenance.read(path, source or str(path.name), revision),
+            generation=directory.read_optional_json(path / "generation_config.json"),
+            path=path,
+        )
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        if self.path is None:
+            raise CheckpointError("this checkpoint was made in memory and has no tokenizer")
+        return Tokenizer.from_directory(self.path)
+
+    @property
+    def precision(self) -> str:
+        """`int4` or `int8` when the linear layers are quantised, else their type's name."""
+        linear = self.tensors["model.layers.0.mlp.gate_proj.weight"]
+        return f"int{linear.bits}" if isinstance(linear, QuantizedTensor) else linear.dtype.name
+
+    @property
+    def grid(self) -> str:
+        """`portable`, `signed`, `affine` or `none`; the least portable of its tensors."""
+        grids = {t.grid for t in self.tensors.values() if isinstance(t, QuantizedTensor)}
+        return next((g for g in ("affine", "signed", "portable") if g in grids), "none")
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    def weight(self, name: str) -> np.ndarray:
+        """A tensor as a dense array: stored type if dense, float32 if it was quantised."""
+        tensor = self.tensors[name]
+        return tensor.dequantize() if isinstance(tensor, QuantizedTensor) else tensor
+
+    def digest(self) -> str:
+        """SHA-256 over names, types, shapes and values of all tensors."""
+        sha = hashlib.sha256()
+        for name in sorted(self.tensors):
+            tensor = self.tensors[name]
+            parts = (
+                (tensor.packed, tensor.scales, tensor.biases)
+                if isinstance(tensor, QuantizedTensor)
+                else (tensor,)
+            )
+            for part in parts:
+                sha.update(f"{name} {part.dtype} {part.shape}\n".encode())
+                sha.update(np.ascontiguousarray(part).view(np.uint8).data)
+        return sha.hexdigest()
+
+    def replace(self, **changes: Any) -> Checkpoint:
+        return replace(self, **changes)
+
+    def save(self, path: str | Path) -> Path:
+        """Writes a directory that this package, transformers and mlx-lm load as it is.
+
+        Raises OptionError when `path` is in use, CheckpointError when it cannot be written;
+        then nothing is left behind.
+        """
+        path = Path(path)
+        ensure_free(path)
+        try:
+            with new_directory(path) as temporary:
+                self._write(temporary)
+        except OSError as error:
+            raise CheckpointError(
+                f"{path}: cannot be saved: {error.strerror or error}; nothing was written"
+            ) from error
+        return path
+
+    def _write(self, target: Path) -> None:
+        flat: dict[str, np.ndarray] = {}
+        quantized: dict[str, QuantizedTensor] = {}
+        for name, tensor in self.tensors.items():
+            if isinstance(tensor, QuantizedTensor):
+                stem = name.removesuffix(".weight")
+                quantized[stem] = tensor
+                flat[name] = tensor.packed
+                flat[f"{stem}.scales"], flat[f"{stem}.biases"] = tensor.scales, tensor.biases
+            else:
+                flat[name] = np.ascontiguousarray(tensor)
+        _write_safetensors(flat, target / WEIGHTS_FILE)
+        config = self.config.to_dict()
+        if quantized:
+            config["quantization"] = _quantization_entry(quantized)
+        _write_json(target / "config.json", config)
+        _write_json(target / "generation_config.json", dict(self.generation))
+        (target / "tokenizer.model").write_bytes(self.tokenizer.model)
+        for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+            if self.path is not None and (self.path / name).is_file():
+                (target / name).write_bytes((self.path / name).read_bytes())
+        self.provenance.save(target)
+
+
+def ensure_free(path: Path) -> None:
+    """Refuses a target that is a file or a directory with something in it."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise OptionError(f"{path}: exists already; choose another place or remove it first")
+
+
+def _quantization_entry(quantized: Mapping[str, QuantizedTensor]) -> dict[str, Any]:
+    """mlx-lm's `quantization`: the linear layers' bits, and the tensors that differ by name."""
+    linear = next(t for name, t in quantized.items() if name != "model.embed_tokens")
+    entry: dict[str, Any] = {"group_size": linear.group_size, "bits": linear.bits, "mode": "affine"}
+    for name, tensor in quantized.items():
+        if (tensor.bits, tensor.group_size) != (linear.bits, linear.group_size):
+            entry[name] = {"group_size": tensor.group_size, "bits": tensor.bits}
+    return entry
+
+
+def _write_safetensors(tensors: dict[str, np.ndarray], path: Path) -> None:
+    try:
+        save_file(tensors, path, metadata={"format": "mlx"})
+    except OSError:
+        raise
+    except Exception as error:  # the library wraps input and output errors in its own type
+        raise OSError(None, str(error)) from error
+
+
+def _write_json(path: Path, data: Any) -> None:
+    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+
+
+__all__ = ["GROUP_SIZE", "WEIGHTS_FILE", "Checkpoint", "Tensor", "ensure_free"]

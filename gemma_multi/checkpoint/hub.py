@@ -1,0 +1,91 @@
+"""Downloads from the Hugging Face hub, through huggingface_hub and its shared cache.
+
+Only what a checkpoint is read from is fetched. `HF_TOKEN`, `HF_HOME`, `HF_ENDPOINT` and
+`HF_HUB_OFFLINE` work as everywhere else.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from gemma_multi.errors import HubError
+
+FILES = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "model-*-of-*.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "provenance.json",
+    "NOTICE",
+)
+_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
+
+
+def is_repository_id(name: str) -> bool:
+    return bool(_ID.fullmatch(name)) and ".." not in name and not name.startswith(".")
+
+
+def download(
+    repository: str, revision: str | None = None, local_files_only: bool = False
+) -> tuple[Path, str]:
+    """(directory in the shared cache, commit). Raises HubError saying what to do."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    named = repository + (f" at revision {revision!r}" if revision else "")
+    try:
+        path = Path(
+            snapshot_download(
+                repository,
+                revision=revision,
+                allow_patterns=list(FILES),
+                local_files_only=local_files_only,
+            )
+        )
+    except GatedRepoError as error:
+        page = f"https://huggingface.co/{repository}"
+        raise HubError(
+            f"{repository} is gated: log in (hf auth login, or set HF_TOKEN) and accept the "
+            f"licence at {page}"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise HubError(
+            f"{repository} has no revision {revision!r}; use a branch, a tag or a commit"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise HubError(
+            f"{repository} was not found; check the spelling, or log in (hf auth login, or set "
+            "HF_TOKEN) if it is private"
+        ) from error
+    except LocalEntryNotFoundError as error:
+        # the library raises this offline, when asked to stay local, and when it cannot connect
+        raise HubError(
+            f"{named} is not in the local cache and was not downloaded (offline, or the hub was "
+            "not reached); load it once with a connection, or pass a directory"
+        ) from error
+    except OfflineModeIsEnabled as error:
+        raise HubError(f"{named} is not in the local cache, and HF_HUB_OFFLINE is set") from error
+    except HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else "?"
+        if status in (401, 403):
+            raise HubError(
+                f"{repository}: the hub answered {status}: log in (hf auth login, or set "
+                f"HF_TOKEN) and accept the licence at https://huggingface.co/{repository}"
+            ) from error
+        raise HubError(f"{named}: the hub answered {status}; try again later") from error
+    except OSError as error:
+        raise HubError(f"{named} could not be downloaded: {error}") from error
+    return path, path.name

@@ -1,0 +1,134 @@
+"""The engine protocol: token ids in, logits out.
+
+Design choices:
+- An engine knows nothing of text, chat, sampling or files. The generation loop, written once,
+  sits above it.
+- What every session must get right (shapes, the context limit, which tokens have been read) is
+  checked here, once; an engine implements `_forward`, `_rewind` and `_copy`.
+- `truncate` always works. Where an engine cannot go back (a sliding window has moved on), the
+  tokens that stay are read again, which is slower and still right.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import numpy as np
+
+from gemma_multi.config import ModelConfig
+from gemma_multi.errors import ContextError, OptionError
+
+Ids = Any  # anything NumPy reads as i32[T], or i32[B, T] for a batch
+
+
+class Engine(ABC):
+    """Weights in a framework's memory. Sessions on one engine share them."""
+
+    name: str  # "mlx", "keras"
+    precision: str  # of the weights: "float32", "bfloat16", "int4"
+    compute: str  # of the activations: "float32", "bfloat16"
+    device: str  # for people: "cpu", "gpu (Apple M3)"
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.config = config
+
+    def session(self, batch: int = 1, context_length: int | None = None) -> Session:
+        """An empty conversation of `batch` rows that advance together."""
+        limit = self.config.max_position_embeddings
+        length = limit if context_length is None else context_length
+        if not 1 <= length <= limit:
+            raise OptionError(f"context_length is {length}, expected 1 to {limit}")
+        if batch < 1:
+            raise OptionError(f"batch is {batch}, expected at least 1")
+        return self._session(batch, length)
+
+    @abstractmethod
+    def _session(self, batch: int, context_length: int) -> Session: ...
+
+
+class Session(ABC):
+    """What a model has read so far, and its key/value cache. Row by row `i32[batch, length]`."""
+
+    def __init__(self, config: ModelConfig, batch: int, context_length: int) -> None:
+        self.config = config
+        self.batch = batch
+        self.context_length = context_length
+        self.ids = np.zeros((batch, 0), np.int32)
+
+    @property
+    def length(self) -> int:
+        return self.ids.shape[1]
+
+    def prefill(self, ids: Ids) -> np.ndarray:
+        """Reads tokens; the logits after the last one: `f32[B, V]`."""
+        return self._read(self._checked(ids), every=False)[:, -1]
+
+    def step(self, ids: Ids) -> np.ndarray:
+        """Reads one token per row: `i32[B]` (or one int) -> `f32[B, V]`."""
+        return self.prefill(np.asarray(ids).reshape(self.batch, 1))
+
+    def score(self, ids: Ids) -> np.ndarray:
+        """Reads tokens; the logits after each of them: `f32[B, T, V]`."""
+        return self._read(self._checked(ids), every=True)
+
+    def truncate(self, length: int) -> None:
+        """Forgets all but the first `length` tokens."""
+        if not 0 <= length <= self.length:
+            raise OptionError(f"cannot truncate {self.length} tokens to {length}")
+        if length == self.length:
+            return
+        kept = self.ids[:, :length]
+        if self._rewind(length):
+            self.ids = kept
+        else:
+            self._rewind(0)
+            self.ids = self.ids[:, :0]
+            if length:
+                self._read(kept, every=False)
+
+    def fork(self) -> Session:
+        """A copy that goes its own way."""
+        copy = self._copy()
+        copy.ids = self.ids
+        return copy
+
+    def _read(self, ids: np.ndarray, every: bool) -> np.ndarray:
+        logits = self._forward(ids, every)
+        self.ids = np.concatenate([self.ids, ids], axis=1)
+        return logits
+
+    def _checked(self, ids: Ids) -> np.ndarray:
+        array = np.asarray(ids)
+        if array.ndim == 1 and self.batch == 1:
+            array = array[None]
+        if array.ndim != 2 or array.shape[0] != self.batch or not array.shape[1]:
+            raise OptionError(
+                f"token ids have shape {list(np.shape(ids))}, expected [{self.batch}, T] with T "
+                "at least 1"
+            )
+        if not np.issubdtype(array.dtype, np.integer):
+            raise OptionError(f"token ids are {array.dtype}, expected whole numbers")
+        if array.min() < 0 or array.max() >= self.config.vocab_size:
+            raise OptionError(
+                f"token ids run from {array.min()} to {array.max()}, but the vocabulary has "
+                f"{self.config.vocab_size}"
+            )
+        if self.length + array.shape[1] > self.context_length:
+            raise ContextError(
+                f"{self.length} tokens read and {array.shape[1]} more do not fit a context of "
+                f"{self.context_length}; shorten the input or raise context_length"
+            )
+        return array.astype(np.int32)
+
+    @abstractmethod
+    def _forward(self, ids: np.ndarray, every: bool) -> np.ndarray:
+        """Reads `i32[B, T]`; logits `f32[B, T, V]` if `every`, else of the last, `f32[B, 1, V]`."""
+
+    @abstractmethod
+    def _rewind(self, length: int) -> bool:
+        """Goes back to `length` tokens if that can be done; going back to 0 always can."""
+
+    @abstractmethod
+    def _copy(self) -> Session:
+        """A session of its own with the same cache."""

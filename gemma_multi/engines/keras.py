@@ -1,0 +1,130 @@
+"""Keras engine: keras-hub's Gemma3Backbone on JAX (or TensorFlow), for GPUs and CPUs.
+
+Design choices:
+- The backbone's own layers are called with their caches, as keras-hub's `call_with_cache` does,
+  but the head is applied only where logits are wanted: over 262,144 words the head of a prompt of
+  512 tokens would cost half a gigabyte.
+- XLA compiles for fixed shapes. Prompts are read in chunks of a few sizes, and the cache has a
+  few capacities and grows from one to the next. A chunk's padding lands behind the real tokens,
+  where causal attention does not look and later tokens overwrite it.
+- int4 weights become their grid values in the compute type: at 270M unpacking every step would
+  save memory and cost time.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gemma_multi.checkpoint import Checkpoint
+from gemma_multi.engines.base import Engine, Session
+from gemma_multi.engines.keras_backbone import build_backbone, import_keras, weight_slots
+from gemma_multi.engines.keras_runtime import Runtime
+from gemma_multi.quantization import quantize_checkpoint
+
+_CHUNKS = (1, 16, 128, 512)  # tokens
+_CAPACITIES = (512, 2048, 8192)  # positions; past these, multiples of the last
+
+
+def create(checkpoint: Checkpoint, precision: str) -> Engine:
+    return KerasEngine(checkpoint, precision)
+
+
+class KerasEngine(Engine):
+    name = "keras"
+
+    def __init__(self, checkpoint: Checkpoint, precision: str) -> None:
+        super().__init__(checkpoint.config)
+        self.runtime = Runtime(import_keras())
+        self.device = self.runtime.device
+        fast = "float32" if self.device == "cpu" else "bfloat16"
+        if precision == "auto":
+            precision = "int4" if checkpoint.precision.startswith("int") else fast
+        if precision == "int4" and not checkpoint.precision.startswith("int"):
+            checkpoint, _ = quantize_checkpoint(checkpoint)
+        self.precision = precision
+        self.compute = fast if precision == "int4" else precision
+        self.backbone = build_backbone(self.config, self.compute)
+        slots = weight_slots(self.backbone, self.config)
+        for name, (variable, reshape) in slots.items():
+            value = self.runtime.array(checkpoint.weight(name), self.compute)
+            variable._value = self.runtime.as_value(reshape(value), self.compute)
+        self.forward = self.runtime.compile(self._forward, self.backbone.variables)
+
+    def _forward(self, ids: Any, caches: Any, start: Any, last: Any, *, every: bool) -> Any:
+        """One chunk through the model: (logits, caches). Traced, so framework arrays only."""
+        from keras import ops
+
+        backbone = self.backbone
+        x = backbone.token_embedding(ids)
+        x = x * ops.cast(self.config.embedding_scale, x.dtype)
+        written = []
+        for layer, cache in zip(backbone.transformer_layers, caches, strict=True):
+            x, cache = layer(x, cache=cache, cache_update_index=start)
+            written.append(cache)
+        x = backbone.layer_norm(x)
+        if not every:
+            x = ops.slice(x, (0, last, 0), (ids.shape[0], 1, self.config.hidden_size))
+        logits = backbone.token_embedding(x, reverse=True)
+        return ops.cast(logits, "float32"), written
+
+    def new_caches(self, batch: int, capacity: int) -> list[tuple[Any, Any]]:
+        shape = (batch, capacity, self.config.num_key_value_heads, self.config.head_dim)
+        zeros = self.runtime.zeros
+        return [
+            (zeros(shape, self.compute), zeros(shape, self.compute))
+            for _ in range(self.config.num_hidden_layers)
+        ]
+
+    def _session(self, batch: int, context_length: int) -> Session:
+        return KerasSession(self, batch, context_length)
+
+
+class KerasSession(Session):
+    def __init__(self, engine: KerasEngine, batch: int, context_length: int) -> None:
+        super().__init__(engine.config, batch, context_length)
+        self._engine = engine
+        self._caches: list[tuple[Any, Any]] = []
+        self._capacity = 0
+
+    def _forward(self, ids: np.ndarray, every: bool) -> np.ndarray:
+        parts = []
+        total, position = ids.shape[1], 0
+        while position < total:
+            width = next((c for c in _CHUNKS if c >= total - position), _CHUNKS[-1])
+            chunk = ids[:, position : position + width]
+            start, count = self.length + position, chunk.shape[1]
+            self._reserve(start + width)
+            padded = np.pad(chunk, ((0, 0), (0, width - count)))
+            logits, self._caches = self._engine.forward(
+                padded, self._caches, np.int32(start), np.int32(count - 1), every=every
+            )
+            position += count
+            if every:
+                parts.append(np.asarray(logits)[:, :count])
+        return np.concatenate(parts, axis=1) if every else np.asarray(logits)
+
+    def _reserve(self, positions: int) -> None:
+        """Makes the caches hold at least so many positions."""
+        if positions <= self._capacity:
+            return
+        step = _CAPACITIES[-1]
+        capacity = next((c for c in _CAPACITIES if c >= positions), -(-positions // step) * step)
+        if not self._caches:
+            self._caches = self._engine.new_caches(self.batch, capacity)
+        else:
+            pad = self._engine.runtime.pad_positions
+            extra = capacity - self._capacity
+            self._caches = [(pad(keys, extra), pad(values, extra)) for keys, values in self._caches]
+        self._capacity = capacity
+
+    def _rewind(self, length: int) -> bool:
+        return True  # positions behind the last token are never looked at
+
+    def _copy(self) -> Session:
+        copy = KerasSession(self._engine, self.batch, self.context_length)
+        duplicate = self._engine.runtime.copy
+        copy._caches = [(duplicate(keys), duplicate(values)) for keys, values in self._caches]
+        copy._capacity = self._capacity
+        return copy

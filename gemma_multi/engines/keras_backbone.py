@@ -1,0 +1,180 @@
+"""Gemma3Backbone from keras-hub: imported lightly, built without throwaway weights, and wired.
+
+Design choices:
+- `import keras_hub` would import TensorFlow for its data pipelines, which no engine needs and
+  which costs seconds and 400 MB. While keras-hub is imported, `tensorflow` is a stand-in that
+  imports the real one on first use, so nothing of keras-hub is lost.
+- A backbone is built inside a `StatelessScope`, where variables get a shape but no values: the
+  270M weights are not first drawn at random and then thrown away.
+- keras-hub fixes Gemma's constants (pattern 6, rope bases, eps, query scale) in its constructor.
+  They are set again from the config, so that any Gemma 3 text model is computed as it says.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+from gemma_multi.config import ModelConfig
+from gemma_multi.errors import BackendError
+
+
+class _Deferred(ModuleType):
+    """Stands in for a module until someone, after the import, reads from it."""
+
+    importing = True
+
+    def __getattr__(self, name: str) -> Any:
+        if self.importing or name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(importlib.import_module(self.__name__), name)
+
+
+@contextmanager
+def _deferred(*names: str) -> Iterator[None]:
+    """Within, `import name` gives a stand-in; afterwards it gives the real module again."""
+    stand_ins = [_Deferred(name) for name in names if name not in sys.modules]
+    for stand_in in stand_ins:
+        sys.modules[stand_in.__name__] = stand_in
+        # keras-hub asks whether TensorFlow has this, and takes it for uninstalled if not
+        stand_in.executing_eagerly = (  # type: ignore[attr-defined]
+            lambda: importlib.import_module("tensorflow").executing_eagerly()
+        )
+    try:
+        yield
+    finally:
+        for stand_in in stand_ins:
+            del sys.modules[stand_in.__name__]
+            stand_in.importing = False
+
+
+def import_keras() -> ModuleType:
+    """Keras on JAX unless the user chose otherwise. Raises BackendError where it is absent."""
+    if "keras" not in sys.modules and not os.environ.get("KERAS_BACKEND"):
+        os.environ["KERAS_BACKEND"] = "jax"
+    try:
+        import keras
+    except ImportError as error:
+        raise BackendError(
+            f"backend 'keras' is not installed ({error}): pip install 'gemma-multi[keras]', "
+            "or gemma-multi[cuda] for an NVIDIA GPU"
+        ) from error
+    if keras.backend.backend() not in ("jax", "tensorflow"):
+        raise BackendError(
+            f"Keras runs on {keras.backend.backend()!r} here; set KERAS_BACKEND=jax or tensorflow"
+        )
+    return keras
+
+
+def import_backbone() -> Any:
+    """The class Gemma3Backbone, without TensorFlow unless Keras runs on it."""
+    keras = import_keras()
+    heavy = ("tensorflow", "tensorflow_text") if keras.backend.backend() == "jax" else ()
+    try:
+        with _deferred(*heavy):
+            from keras_hub.models import Gemma3Backbone
+    except ImportError as error:
+        raise BackendError(
+            f"backend 'keras' needs keras-hub ({error}): pip install 'gemma-multi[keras]'"
+        ) from error
+    return Gemma3Backbone
+
+
+def build_backbone(config: ModelConfig, dtype: str) -> Any:
+    """A Gemma3Backbone of this shape whose variables have no values yet; see `weight_slots`."""
+    backbone_class = import_backbone()
+    from keras.src.backend.common import global_state
+    from keras.src.backend.common.stateless_scope import StatelessScope
+
+    # Keras remembers variables without values to fill them later; these are filled by us
+    waiting = list(global_state.get_global_attribute("uninitialized_variables", []))
+    with StatelessScope(initialize_variables=False):
+        backbone = backbone_class(
+            vocabulary_size=config.vocab_size,
+            image_size=None,
+            num_layers=config.num_hidden_layers,
+            num_query_heads=config.num_attention_heads,
+            num_key_value_heads=config.num_key_value_heads,
+            hidden_dim=config.hidden_size,
+            intermediate_dim=config.intermediate_size,
+            head_dim=config.head_dim,
+            use_query_key_norm=True,
+            use_post_ffw_norm=True,
+            use_post_attention_norm=True,
+            use_sliding_window_attention=True,
+            sliding_window_size=config.sliding_window,
+            layer_norm_epsilon=config.rms_norm_eps,
+            dtype=dtype,
+        )
+    global_state.set_global_attribute("uninitialized_variables", waiting)
+    for i, layer in enumerate(backbone.transformer_layers):
+        sliding = config.is_sliding(i)
+        attention = layer.attention
+        attention.use_sliding_window_attention = sliding
+        attention.rope_layer.max_wavelength = (
+            config.rope_local_theta if sliding else config.rope_theta
+        )
+        attention.rope_layer.scaling_factor = 1.0 if sliding else config.rope_scaling_factor
+        for norm in (
+            layer.pre_attention_norm, layer.post_attention_norm, layer.pre_ffw_norm,
+            layer.post_ffw_norm, attention.query_norm, attention.key_norm,
+        ):  # fmt: skip
+            norm.epsilon = config.rms_norm_eps
+    return backbone
+
+
+def weight_slots(backbone: Any, config: ModelConfig) -> dict[str, tuple[Any, Callable[..., Any]]]:
+    """Hugging Face tensor name -> (Keras variable, function from that tensor to its value).
+
+    Keras keeps linear layers as `[in, out]` and splits the heads: query `[heads, hidden, dim]`,
+    output `[heads, dim, hidden]`. It always scales queries by `head_dim ** -0.5`; another
+    `query_pre_attn_scalar` goes into the query norm, which multiplies by `1 + w`.
+    """
+    h, d = config.hidden_size, config.head_dim
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    query_factor = math.sqrt(d) * config.query_scale
+
+    def as_is(w: Any) -> Any:
+        return w
+
+    def transpose(w: Any) -> Any:
+        return w.T
+
+    def split_in(n: int) -> Callable[..., Any]:
+        return lambda w: w.reshape(n, d, h).transpose(0, 2, 1)
+
+    def split_out(w: Any) -> Any:
+        return w.T.reshape(heads, d, h)
+
+    def scale_query(w: Any) -> Any:
+        return w if query_factor == 1.0 else (1 + w.astype("float32")) * query_factor - 1
+
+    slots: dict[str, tuple[Any, Callable[..., Any]]] = {
+        "model.embed_tokens.weight": (backbone.token_embedding.embeddings, as_is),
+        "model.norm.weight": (backbone.layer_norm.scale, as_is),
+    }
+    for i, layer in enumerate(backbone.transformer_layers):
+        a = layer.attention
+        for name, slot in {
+            "input_layernorm": (layer.pre_attention_norm.scale, as_is),
+            "self_attn.q_proj": (a.query_dense.kernel, split_in(heads)),
+            "self_attn.k_proj": (a.key_dense.kernel, split_in(kv_heads)),
+            "self_attn.v_proj": (a.value_dense.kernel, split_in(kv_heads)),
+            "self_attn.o_proj": (a.output_dense.kernel, split_out),
+            "self_attn.q_norm": (a.query_norm.scale, scale_query),
+            "self_attn.k_norm": (a.key_norm.scale, as_is),
+            "post_attention_layernorm": (layer.post_attention_norm.scale, as_is),
+            "pre_feedforward_layernorm": (layer.pre_ffw_norm.scale, as_is),
+            "mlp.gate_proj": (layer.gating_ffw.kernel, transpose),
+            "mlp.up_proj": (layer.gating_ffw_2.kernel, transpose),
+            "mlp.down_proj": (layer.ffw_linear.kernel, transpose),
+            "post_feedforward_layernorm": (layer.post_ffw_norm.scale, as_is),
+        }.items():
+            slots[f"model.layers.{i}.{name}.weight"] = slot
+    return slots

@@ -1,0 +1,82 @@
+"""What differs between Keras on JAX and Keras on TensorFlow: compiling, and moving arrays.
+
+Compiled code for JAX is kept in the user's cache, so only the first run on a machine waits for
+XLA. A directory the user has set with `jax_compilation_cache_dir` is left as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from gemma_multi.files import cache_directory
+
+
+class Runtime:
+    """The framework under Keras. Arrays it makes are its own."""
+
+    def __init__(self, keras: ModuleType) -> None:
+        self.keras = keras
+        self.on_jax = keras.backend.backend() == "jax"
+        if self.on_jax:
+            import jax
+
+            self.jax = jax
+            self.device = jax.default_backend()
+            if not jax.config.jax_compilation_cache_dir:
+                jax.config.update("jax_compilation_cache_dir", str(cache_directory("jax")))
+                jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+        else:
+            import tensorflow
+
+            self.tf = tensorflow
+            self.device = "gpu" if tensorflow.config.list_physical_devices("GPU") else "cpu"
+
+    def array(self, array: np.ndarray, dtype: str) -> Any:
+        """A framework array of this type. (TensorFlow's numbers take shape in NumPy first.)"""
+        if self.on_jax:
+            return self.jax.numpy.asarray(array).astype(dtype)
+        return array.astype("float32" if dtype == "float32" else array.dtype)
+
+    def as_value(self, array: Any, dtype: str) -> Any:
+        """What a Keras variable holds."""
+        if self.on_jax:
+            return self.jax.numpy.asarray(array, dtype)
+        return self.tf.Variable(self.tf.cast(self.tf.constant(np.ascontiguousarray(array)), dtype))
+
+    def zeros(self, shape: Sequence[int], dtype: str) -> Any:
+        return self.jax.numpy.zeros(shape, dtype) if self.on_jax else self.tf.zeros(shape, dtype)
+
+    def copy(self, array: Any) -> Any:
+        """TensorFlow's tensors never change; JAX's caches are given away to the next step."""
+        return self.jax.numpy.copy(array) if self.on_jax else array
+
+    def pad_positions(self, cache: Any, extra: int) -> Any:
+        """`[B, S, heads, dim]` -> `[B, S + extra, heads, dim]`, zeros behind."""
+        pads = ((0, 0), (0, extra), (0, 0), (0, 0))
+        return self.jax.numpy.pad(cache, pads) if self.on_jax else self.tf.pad(cache, pads)
+
+    def compile(self, function: Callable[..., Any], variables: list[Any]) -> Callable[..., Any]:
+        """`function(ids, caches, start, last, *, every)`, compiled once per shape."""
+        if not self.on_jax:
+            compiled = self.tf.function(function, jit_compile=True)
+            integer = partial(self.tf.constant, dtype="int32")
+            return lambda ids, caches, start, last, every: compiled(
+                integer(ids), caches, integer(start), integer(last), every=every
+            )
+        stateless_scope = self.keras.src.backend.common.stateless_scope.StatelessScope
+        values = [variable.value for variable in variables]
+
+        def traced(values: list[Any], caches: Any, ids: Any, start: Any, last: Any, every: bool):
+            mapping = list(zip(variables, values, strict=True))
+            with stateless_scope(state_mapping=mapping):
+                return function(ids, caches, start, last, every=every)
+
+        compiled = self.jax.jit(traced, static_argnames="every", donate_argnums=1)
+        return lambda ids, caches, start, last, every: compiled(
+            values, caches, ids, start, last, every=every
+        )

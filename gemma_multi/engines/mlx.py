@@ -1,0 +1,212 @@
+"""MLX engine: mlx-lm's `gemma3_text` and its caches, on Apple silicon (and, slowly, Linux CPUs).
+
+Design choices:
+- mlx-lm's package imports transformers and its own servers at import, several seconds. Only the
+  architecture is wanted, so the two files that hold it are imported on their own.
+- Quantised weights stay packed and go to MLX as the checkpoint holds them.
+- On a GPU activations are bfloat16. On a CPU they are float32, which MLX computes faster there.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from gemma_multi.checkpoint import Checkpoint
+from gemma_multi.config import alternate, round_scale
+from gemma_multi.engines.base import Engine, Session
+from gemma_multi.errors import BackendError
+from gemma_multi.quantization import quantize_checkpoint
+from gemma_multi.quantization.tensor import BFLOAT16, QuantizedTensor
+
+_PREFILL_CHUNK = 512  # tokens; bounds the memory of a long prompt's attention
+
+
+def create(checkpoint: Checkpoint, precision: str) -> Engine:
+    try:
+        import mlx.core as mx
+    except ImportError as error:
+        raise BackendError(
+            f"backend 'mlx' is not installed ({error}): pip install 'gemma-multi[mlx]'"
+        ) from error
+    return MlxEngine(mx, checkpoint, precision)
+
+
+class MlxEngine(Engine):
+    name = "mlx"
+
+    def __init__(self, mx: ModuleType, checkpoint: Checkpoint, precision: str) -> None:
+        super().__init__(checkpoint.config)
+        on_gpu = mx.default_device() == mx.Device(mx.gpu)
+        self.mx = mx
+        if not on_gpu:
+            mx.disable_compile()  # on a CPU it runs a C++ compiler for seconds, to fuse one gelu
+        self.device = "gpu" if on_gpu else "cpu"
+        fast = "bfloat16" if on_gpu else "float32"
+        if precision == "auto":
+            precision = "int4" if checkpoint.precision.startswith("int") else fast
+        if precision == "int4" and not checkpoint.precision.startswith("int"):
+            checkpoint, _ = quantize_checkpoint(checkpoint)
+        self.precision = precision
+        self.compute = fast if precision == "int4" else precision
+        self.architecture = _import_architecture()
+        self.model = self._build(checkpoint)
+
+    def _build(self, checkpoint: Checkpoint) -> Any:
+        mx, config = self.mx, self.config
+        pattern = _pattern(config.layer_types)
+        factor = config.rope_scaling_factor
+        arguments = self.architecture.ModelArgs(
+            model_type="gemma3_text",
+            hidden_size=config.hidden_size,
+            num_hidden_layers=config.num_hidden_layers,
+            intermediate_size=config.intermediate_size,
+            num_attention_heads=config.num_attention_heads,
+            head_dim=config.head_dim,
+            rms_norm_eps=config.rms_norm_eps,
+            vocab_size=config.vocab_size,
+            num_key_value_heads=config.num_key_value_heads,
+            rope_theta=config.rope_theta,
+            rope_local_base_freq=config.rope_local_theta,
+            query_pre_attn_scalar=config.query_pre_attn_scalar,
+            sliding_window=config.sliding_window,
+            sliding_window_pattern=pattern,
+            max_position_embeddings=config.max_position_embeddings,
+            rope_scaling=None if factor == 1 else {"rope_type": "linear", "factor": factor},
+        )
+        model = self.architecture.Model(arguments)
+        model.sanitize({})  # ties the head to the embedding
+        quantized = {
+            name.removesuffix(".weight"): tensor
+            for name, tensor in checkpoint.tensors.items()
+            if self.precision == "int4" and isinstance(tensor, QuantizedTensor)
+        }
+        if quantized:
+            import mlx.nn as nn
+
+            def settings(path: str, module: Any) -> Any:
+                tensor = quantized.get(path)
+                return tensor and {"group_size": tensor.group_size, "bits": tensor.bits}
+
+            nn.quantize(model, class_predicate=settings)
+        weights = []
+        for name in config.tensor_shapes():
+            stem = name.removesuffix(".weight")
+            if stem in quantized:
+                tensor = quantized[stem]
+                weights += [
+                    (name, mx.array(np.ascontiguousarray(tensor.packed))),
+                    (f"{stem}.scales", self._array(tensor.scales)),
+                    (f"{stem}.biases", self._array(tensor.biases)),
+                ]
+            else:
+                weights.append((name, self._array(checkpoint.weight(name))))
+        model.load_weights(weights)
+        mx.eval(model.parameters())
+        return model
+
+    def _array(self, array: np.ndarray) -> Any:
+        """A float array in the type of the activations."""
+        mx = self.mx
+        if array.dtype == BFLOAT16:
+            as_mlx = mx.array(np.ascontiguousarray(array).view(np.uint16)).view(mx.bfloat16)
+        else:
+            as_mlx = mx.array(np.ascontiguousarray(array))
+        as_mlx = as_mlx.astype(getattr(mx, self.compute))
+        mx.eval(as_mlx)
+        return as_mlx
+
+    def _session(self, batch: int, context_length: int) -> Session:
+        return MlxSession(self, batch, context_length)
+
+
+class MlxSession(Session):
+    def __init__(self, engine: MlxEngine, batch: int, context_length: int) -> None:
+        super().__init__(engine.config, batch, context_length)
+        self._engine = engine
+        self._caches = self._new_caches()
+        # mlx-lm rounds the embedding scale to bfloat16 whatever the checkpoint was
+        theirs = round_scale(engine.config.hidden_size**0.5, "bfloat16")
+        self._rescale = engine.config.embedding_scale / theirs
+
+    def _new_caches(self) -> list[Any]:
+        caches = self._engine.model.make_cache()
+        # gemma3_text looks at cache[pattern - 1] even when the model has fewer layers
+        pattern = self._engine.model.args.sliding_window_pattern
+        return caches + [caches[0]] * (pattern - len(caches))
+
+    def _forward(self, ids: np.ndarray, every: bool) -> np.ndarray:
+        mx, model = self._engine.mx, self._engine.model
+        parts = []
+        for start in range(0, ids.shape[1], _PREFILL_CHUNK):
+            tokens = mx.array(ids[:, start : start + _PREFILL_CHUNK])
+            embedded = None
+            if self._rescale != 1.0:
+                embedded = model.model.embed_tokens(tokens) * self._rescale
+            hidden = model.model(tokens, cache=self._caches, input_embeddings=embedded)
+            last = start + _PREFILL_CHUNK >= ids.shape[1]
+            if every or last:
+                wanted = hidden if every else hidden[:, -1:]
+                logits = model.model.embed_tokens.as_linear(wanted).astype(mx.float32)
+                parts.append(np.array(logits))
+            else:
+                mx.eval([cache.state[:2] for cache in self._caches])
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+
+    def _rewind(self, length: int) -> bool:
+        if not length:
+            self._caches = self._new_caches()
+            return True
+        layers = self._caches[: self.config.num_hidden_layers]
+        if not all(cache.is_trimmable() for cache in layers):
+            return False
+        for cache in layers:
+            cache.trim(self.length - length)
+        return True
+
+    def _copy(self) -> Session:
+        copy = MlxSession(self._engine, self.batch, self.context_length)
+        for mine, theirs in zip(self._caches, copy._caches, strict=True):
+            keys, values, *rest = mine.state
+            if keys is not None:
+                # caches write in place, through the array object: the copy needs its own
+                theirs.state = (self._engine.mx.array(keys), self._engine.mx.array(values), *rest)
+        return copy
+
+
+def _pattern(layer_types: tuple[str, ...]) -> int:
+    """mlx-lm places a global layer every `pattern` layers; Gemma's own pattern is 6."""
+    layers = len(layer_types)
+    for pattern in (6, *range(1, layers + 2)):
+        if alternate(layers, pattern) == layer_types:
+            return pattern
+    raise BackendError(
+        f"backend 'mlx' needs a global layer at regular distances, received {list(layer_types)}"
+    )
+
+
+def _import_architecture() -> ModuleType:
+    """`mlx_lm.models.gemma3_text` without running `mlx_lm/__init__.py`."""
+    if "mlx_lm" in sys.modules:
+        return importlib.import_module("mlx_lm.models.gemma3_text")
+    spec = importlib.util.find_spec("mlx_lm")
+    if spec is None or not spec.submodule_search_locations:
+        raise BackendError("backend 'mlx' needs mlx-lm: pip install 'gemma-multi[mlx]'")
+    bare = ModuleType("mlx_lm")
+    bare.__path__ = list(spec.submodule_search_locations)
+    sys.modules["mlx_lm"] = bare
+    try:
+        return importlib.import_module("mlx_lm.models.gemma3_text")
+    except ImportError as error:
+        raise BackendError(
+            f"mlx-lm has no gemma3_text here ({error}): pip install 'gemma-multi[mlx]'"
+        ) from error
+    finally:
+        # a later `import mlx_lm` must find nothing half-made
+        for name in [n for n in sys.modules if n == "mlx_lm" or n.startswith("mlx_lm.")]:
+            del sys.modules[name]

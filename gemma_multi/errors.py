@@ -1,0 +1,39 @@
+"""The errors this package raises on purpose.
+
+Each message says what was received, what was expected and what to do, so that the command line
+can print it as it is. Anything that is not a `GemmaError` is a bug in this package.
+"""
+
+from __future__ import annotations
+
+
+class GemmaError(Exception):
+    """Base of every error raised on purpose."""
+
+
+class ConfigError(GemmaError):
+    """A `config.json` that does not describe a Gemma 3 text model."""
+
+
+class CheckpointError(GemmaError):
+    """Weights or their files are missing, malformed or of another model."""
+
+
+class TokenizerError(GemmaError):
+    """A tokenizer that is missing, malformed or not a Gemma tokenizer."""
+
+
+class HubError(GemmaError):
+    """A model could not be fetched: offline, not found, login or licence needed."""
+
+
+class BackendError(GemmaError):
+    """A backend that is unknown, not installed, or cannot do what was asked."""
+
+
+class OptionError(GemmaError, ValueError):
+    """An option or an input outside what is allowed."""
+
+
+class ContextError(OptionError):
+    """More tokens than the context holds."""

@@ -1,0 +1,82 @@
+"""GenerationOptions: what a caller may ask of generation, checked before anything runs."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from gemma_multi.errors import OptionError
+
+DEFAULT_MAX_TOKENS = 512
+_FROM_CHECKPOINT = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """How to choose tokens and when to stop.
+
+    max_tokens: the most tokens to generate.
+    temperature: divides the logits; 0 always takes the best token (greedy).
+    top_k: keep only the k best tokens; 0 keeps all.
+    top_p: keep the best tokens that together have this probability; 1 keeps all.
+    min_p: drop tokens below this share of the best one's probability; 0 keeps all.
+    repetition_penalty: divides the positive logits of tokens seen before, and multiplies the
+        negative ones; 1 leaves them.
+    seed: names one text; the same seed gives the same text. None draws one.
+    stop: texts that end generation; they are not part of the result.
+    """
+
+    max_tokens: int = DEFAULT_MAX_TOKENS
+    temperature: float = 1.0
+    top_k: int = 64
+    top_p: float = 0.95
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _whole("max_tokens", self.max_tokens, 1)
+        _real("temperature", self.temperature, 0, math.inf)
+        _whole("top_k", self.top_k, 0)
+        _real("top_p", self.top_p, 0, 1, open_at_least=True)
+        _real("min_p", self.min_p, 0, 1)
+        _real("repetition_penalty", self.repetition_penalty, 0, math.inf, open_at_least=True)
+        if self.seed is None:
+            object.__setattr__(self, "seed", secrets.randbits(32))
+        _whole("seed", self.seed, 0)
+        stop: Any = (self.stop,) if isinstance(self.stop, str) else self.stop
+        if not isinstance(stop, Sequence) or not all(isinstance(s, str) and s for s in stop):
+            raise OptionError(f"stop is {self.stop!r}, expected texts that are not empty")
+        object.__setattr__(self, "stop", tuple(stop))
+
+    @classmethod
+    def merge(cls, defaults: Mapping[str, Any], given: Mapping[str, Any]) -> GenerationOptions:
+        """A caller's options over a checkpoint's `generation_config.json`."""
+        known = {field.name for field in fields(cls)}
+        for name in given:
+            if name not in known:
+                raise OptionError(f"unknown option {name!r}, expected {', '.join(sorted(known))}")
+        chosen = {n: defaults[n] for n in _FROM_CHECKPOINT if defaults.get(n) is not None}
+        if defaults.get("do_sample") is False:
+            chosen["temperature"] = 0.0
+        return cls(**{**chosen, **{n: v for n, v in given.items() if v is not None}})
+
+
+def _whole(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise OptionError(f"{name} is {value!r}, expected a whole number of at least {least}")
+
+
+def _real(name: str, value: Any, least: float, most: float, open_at_least: bool = False) -> None:
+    bounds = f"{'above' if open_at_least else 'at least'} {least}"
+    if most < math.inf:
+        bounds += f" and at most {most}"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise OptionError(f"{name} is {value!r}, expected a number {bounds}")
+    low = value <= least if open_at_least else value < least
+    if not math.isfinite(value) or low or value > most:
+        raise OptionError(f"{name} is {value!r}, expected a number {bounds}")

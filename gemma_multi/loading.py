@@ -1,0 +1,38 @@
+"""`load`: a model by name, on a backend, ready to use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gemma_multi.checkpoint import Checkpoint
+from gemma_multi.checkpoint.resolve import resolve
+from gemma_multi.engines import create_engine
+from gemma_multi.model import Model
+
+
+def load(
+    model: str | Path | Checkpoint = "storyteller",
+    *,
+    backend: str = "auto",
+    precision: str = "auto",
+    context_length: int | None = None,
+    revision: str | None = None,
+    local_files_only: bool = False,
+) -> Model:
+    """Loads a Gemma 3 text model.
+
+    model: the bundled `"storyteller"`, a directory (Hugging Face's layout, mlx-lm's 4-bit layout
+        or ours), a Hugging Face id such as `"google/gemma-3-270m-it"`, or a Checkpoint.
+    backend: `"mlx"`, `"keras"` or `"auto"` (MLX on Apple silicon, else Keras).
+    precision: `"float32"`, `"bfloat16"`, `"int4"`, or `"auto"`: as stored where the device is
+        fast at it. Asking for int4 puts a dense checkpoint on the portable int4 grid.
+    context_length: tokens; None for all the model has.
+    revision: a branch, tag or commit of a hub repository.
+    local_files_only: never ask the hub, use its cache only.
+
+    Raises GemmaError: HubError, CheckpointError, ConfigError, TokenizerError, BackendError or
+    OptionError.
+    """
+    if not isinstance(model, Checkpoint):
+        model = resolve(model, revision=revision, local_files_only=local_files_only)
+    return Model(model, create_engine(model, backend, precision), context_length)

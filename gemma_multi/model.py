@@ -1,0 +1,303 @@
+"""Model: what a user holds. Words in, words out, the same on every backend.
+
+One prompt's way through this package: `Model.stream` turns messages into ids (`chat`), the loop
+(`generation.loop`) asks the engine's session for logits and the sampler for a token, and
+`TextStream` here turns tokens into text and watches for stop texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gemma_multi import chat as chat_format
+from gemma_multi.checkpoint import Checkpoint
+from gemma_multi.config import ModelConfig
+from gemma_multi.engines.base import Engine, Session
+from gemma_multi.errors import ContextError, OptionError
+from gemma_multi.generation import GenerationOptions, GenerationResult, TextScore
+from gemma_multi.generation.loop import Progress, generate_tokens
+from gemma_multi.tokenizer import Tokenizer
+
+_SCORE_CHUNK = 128  # positions whose logits exist at once; 134 MB over 262,144 words
+
+
+class Model:
+    """A checkpoint on an engine. Made by `gemma_multi.load`."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, engine: Engine, context_length: int | None = None
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.engine = engine
+        self.context_length = engine.session(1, context_length).context_length
+        vocabulary = self.tokenizer.vocab_size
+        if vocabulary < self.config.vocab_size - 64:  # models pad their vocabulary a little
+            raise OptionError(
+                f"the tokenizer has {vocabulary} pieces, but the model {self.config.vocab_size}"
+            )
+        # 1 and 106 always stop, whatever an older config leaves out
+        stops = {self.tokenizer.eos_id, self.tokenizer.end_of_turn_id, *self.config.eos_token_ids}
+        listed = checkpoint.generation.get("eos_token_id", ())
+        self.stop_ids = frozenset(stops | set(listed if isinstance(listed, list) else [listed]))
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.checkpoint.tokenizer
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.checkpoint.config
+
+    @property
+    def backend(self) -> str:
+        return self.engine.name
+
+    def generate(
+        self, prompt: str | Sequence[chat_format.Message], *, raw: bool = False, **options: Any
+    ) -> GenerationResult:
+        """Answers a prompt (one user turn) or a list of `{"role", "content"}` messages.
+
+        `raw=True` continues the prompt as plain text, as base models want it. For the options see
+        `GenerationOptions`; their defaults come from the checkpoint. Raises OptionError for an
+        empty prompt or a bad option, ContextError for a prompt longer than the context.
+        """
+        stream = self.stream(prompt, raw=raw, **options)
+        for _ in stream:
+            pass
+        return stream.result
+
+    def stream(
+        self, prompt: str | Sequence[chat_format.Message], *, raw: bool = False, **options: Any
+    ) -> TextStream:
+        """The same, as an iterator of text pieces; closing it stops generation."""
+        return TextStream(self, self._session(), self._encode(prompt, raw), self._options(options))
+
+    def chat(self, system: str | None = None) -> Chat:
+        """A conversation that remembers its turns and keeps their cache."""
+        return Chat(self, system)
+
+    def score(self, text: str) -> TextScore:
+        """The log-probability of each token of a plain text, after `<bos>`."""
+        ids = self._encode(text, raw=True)
+        session = self._session()
+        logprobs: list[float] = []
+        for start in range(0, len(ids) - 1, _SCORE_CHUNK):
+            targets = ids[start + 1 : start + 1 + _SCORE_CHUNK]
+            logits = session.score(ids[start : start + len(targets)])[0].astype(np.float64)
+            top = logits.max(axis=-1)
+            totals = top + np.log(np.exp(logits - top[:, None]).sum(axis=-1))
+            logprobs += (logits[np.arange(len(targets)), targets] - totals).tolist()
+        return TextScore(tuple(ids[1:]), tuple(logprobs))
+
+    def describe(self) -> dict[str, Any]:
+        """What runs here, in plain values that print and serialise."""
+        config, checkpoint = self.config, self.checkpoint
+        return {
+            "source": checkpoint.provenance.source,
+            "license": checkpoint.provenance.license,
+            "parameters": config.num_parameters,
+            "embedding_parameters": config.num_embedding_parameters,
+            "layers": config.num_hidden_layers,
+            "hidden_size": config.hidden_size,
+            "vocabulary": config.vocab_size,
+            "context_length": self.context_length,
+            "stored_as": checkpoint.precision,
+            "grid": checkpoint.grid,
+            "stored_bytes": checkpoint.nbytes,
+            "backend": self.engine.name,
+            "device": self.engine.device,
+            "weights": self.engine.precision,
+            "activations": self.engine.compute,
+        }
+
+    def save(self, path: str | Path) -> Path:
+        """Writes the checkpoint as it was loaded, in its stored precision, to a new directory."""
+        return self.checkpoint.save(path)
+
+    def _session(self) -> Session:
+        return self.engine.session(1, self.context_length)
+
+    def _options(self, given: dict[str, Any]) -> GenerationOptions:
+        return GenerationOptions.merge(self.checkpoint.generation, given)
+
+    def _encode(self, prompt: str | Sequence[chat_format.Message], raw: bool) -> list[int]:
+        if isinstance(prompt, str):
+            if not prompt.strip() and not (raw and prompt):
+                raise OptionError("the prompt is empty; give it some text")
+            if raw:
+                ids = [self.tokenizer.bos_id, *self.tokenizer.encode(prompt)]
+            else:
+                ids = chat_format.encode_prompt(
+                    self.tokenizer, [{"role": "user", "content": prompt}]
+                )
+        else:
+            if raw:
+                raise OptionError("raw=True takes a text, received messages")
+            ids = chat_format.encode_prompt(self.tokenizer, prompt)
+        if len(ids) > self.context_length:
+            raise ContextError(
+                f"the prompt is {len(ids)} tokens long, but the context holds "
+                f"{self.context_length}; shorten it or raise context_length"
+            )
+        return ids
+
+
+class TextStream:
+    """Text pieces as they are generated; `result` once they have ended or been cut off."""
+
+    def __init__(
+        self, model: Model, session: Session, prompt: Sequence[int], options: GenerationOptions
+    ) -> None:
+        self._progress = Progress()
+        self._options = options
+        self._prompt_tokens = len(prompt) + session.length
+        self._text: list[str] = []
+        self._tokens: list[int] = []
+        self._generator = self._pieces(model, session, prompt)
+
+    def __iter__(self) -> TextStream:
+        return self
+
+    def __next__(self) -> str:
+        return next(self._generator)
+
+    def close(self) -> None:
+        """Stops generation; what came so far stays in `result`."""
+        self._generator.close()
+
+    @property
+    def result(self) -> GenerationResult:
+        return GenerationResult(
+            text="".join(self._text),
+            tokens=tuple(self._tokens),
+            finish_reason="stop" if self._progress.finish_reason == "stop" else "length",
+            prompt_tokens=self._prompt_tokens,
+            seed=self._options.seed or 0,
+            prefill_seconds=self._progress.prefill_seconds,
+            decode_seconds=self._progress.decode_seconds,
+        )
+
+    def _pieces(self, model: Model, session: Session, prompt: Sequence[int]) -> Iterator[str]:
+        decoder, held = model.tokenizer.stream(), ""
+        tokens = generate_tokens(session, prompt, self._options, model.stop_ids, self._progress)
+        for token in tokens:
+            self._tokens.append(token)
+            held += decoder.feed(token)
+            end = _find_stop(held, self._options.stop)
+            if end is not None:
+                self._progress.finish_reason = "stop"
+                tokens.close()
+                held = held[:end]
+                break
+            safe = len(held) - _possible_stop(held, self._options.stop)
+            if safe:
+                piece, held = held[:safe], held[safe:]
+                self._text.append(piece)
+                yield piece
+        else:
+            held += decoder.finish()
+        if held:
+            self._text.append(held)
+            yield held
+
+
+class Chat:
+    """A conversation: each turn reads only what is new."""
+
+    def __init__(self, model: Model, system: str | None = None) -> None:
+        self._model = model
+        self._system = system
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets the conversation, not the system text."""
+        self.messages: list[dict[str, str]] = []
+        self._ids = [self._model.tokenizer.bos_id]  # the whole conversation so far
+        self._session = self._model._session()
+
+    def send(self, text: str, **options: Any) -> GenerationResult:
+        """The model's answer to a user's turn."""
+        stream = self.stream(text, **options)
+        for _ in stream:
+            pass
+        return stream.result
+
+    def stream(self, text: str, **options: Any) -> ChatStream:
+        """The answer piece by piece. Closing it early keeps what was said so far."""
+        return ChatStream(self, text, self._model._options(options))
+
+
+class ChatStream(TextStream):
+    """A TextStream that becomes part of its conversation when it ends."""
+
+    def __init__(self, chat: Chat, text: str, options: GenerationOptions) -> None:
+        model, tokenizer = chat._model, chat._model.tokenizer
+        if not isinstance(text, str) or not text.strip():
+            raise OptionError("the prompt is empty; give it some text")
+        spoken = text
+        if chat._system and not chat.messages:
+            spoken = f"{chat._system.strip()}\n\n{text.strip()}"
+        self._before = chat._ids + chat_format.encode_turn(tokenizer, "user", spoken)
+        self._before += chat_format.open_turn(tokenizer, "model")
+        if len(self._before) > model.context_length:
+            raise ContextError(
+                f"the conversation would be {len(self._before)} tokens long, but the context "
+                f"holds {model.context_length}; reset it or raise context_length"
+            )
+        # what an earlier turn generated but never read is read now, with the new turn
+        known = _common_prefix(chat._session.ids[0].tolist(), self._before)
+        chat._session.truncate(min(known, len(self._before) - 1))
+        self._chat: Chat | None = chat
+        self._user = text
+        super().__init__(model, chat._session, self._before[chat._session.length :], options)
+
+    def __next__(self) -> str:
+        try:
+            return super().__next__()
+        except StopIteration:
+            self._remember()
+            raise
+
+    def close(self) -> None:
+        super().close()
+        self._remember()
+
+    def _remember(self) -> None:
+        if self._chat is None:
+            return
+        chat, result = self._chat, self.result
+        closing = chat_format.close_turn(chat._model.tokenizer)
+        chat._ids = [*self._before, *result.tokens, *closing]
+        chat.messages += [
+            {"role": "user", "content": self._user},
+            {"role": "model", "content": result.text},
+        ]
+        self._chat = None
+
+
+def _find_stop(text: str, stops: Sequence[str]) -> int | None:
+    """Where the first stop text begins."""
+    found = [at for at in (text.find(stop) for stop in stops) if at >= 0]
+    return min(found) if found else None
+
+
+def _possible_stop(text: str, stops: Sequence[str]) -> int:
+    """How many characters at the end may yet turn out to begin a stop text."""
+    longest = 0
+    for stop in stops:
+        for size in range(min(len(stop) - 1, len(text)), longest, -1):
+            if text.endswith(stop[:size]):
+                longest = size
+                break
+    return longest
+
+
+def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    for i, (left, right) in enumerate(zip(a, b, strict=False)):
+        if left != right:
+            return i
+    return min(len(a), len(b))

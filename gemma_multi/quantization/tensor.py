@@ -1,0 +1,107 @@
+"""QuantizedTensor: a weight as codes and scales, in the layout MLX and our int4 directory share.
+
+Codes are unsigned and packed into 32-bit words, lowest bits first; `w = scale * u + bias` per
+group along the input. On our own grid `bias = -2**(bits-1) * scale`, so that `w = scale * q`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import ml_dtypes
+import numpy as np
+
+from gemma_multi.quantization import int4, int8
+
+GROUP_SIZE = int4.GROUP_SIZE
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+_CHUNK_ROWS = 128  # rows at a time, so that the working set stays in the processor's cache
+
+
+@dataclass(frozen=True)
+class QuantizedTensor:
+    """`f32[N, K]` held as `bits` bits a weight."""
+
+    packed: np.ndarray  # u32[N, K * bits / 32]
+    scales: np.ndarray  # bf16, f16 or f32 [N, K / group_size]
+    biases: np.ndarray  # the same
+    bits: int
+    group_size: int = GROUP_SIZE
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.packed.shape[0], self.packed.shape[1] * 32 // self.bits
+
+    @property
+    def nbytes(self) -> int:
+        return self.packed.nbytes + self.scales.nbytes + self.biases.nbytes
+
+    @property
+    def grid(self) -> str:
+        """`portable` (ours), `signed` (ours with negative scales) or `affine` (any bias)."""
+        scales = self.scales.astype(np.float32)
+        centre = 1 << (self.bits - 1)
+        if self.group_size != GROUP_SIZE or np.any(
+            self.biases.astype(np.float32) != -centre * scales
+        ):
+            return "affine"
+        return "portable" if np.all(scales > 0) else "signed"
+
+    def codes(self) -> np.ndarray:
+        """Unsigned codes: `u8[N, K]`."""
+        return unpack(self.packed, self.bits)
+
+    def dequantize(self) -> np.ndarray:
+        """The weights: `f32[N, K]`, exact on our own grids."""
+        rows, width = self.shape
+        weight = np.empty((rows, width), np.float32)
+        for start in range(0, rows, _CHUNK_ROWS):
+            part = slice(start, start + _CHUNK_ROWS)
+            codes = unpack(self.packed[part], self.bits).astype(np.float32)
+            groups = codes.reshape(len(codes), -1, self.group_size)
+            scales = self.scales[part, :, None].astype(np.float32)
+            biases = self.biases[part, :, None].astype(np.float32)
+            weight[part] = (groups * scales + biases).reshape(len(codes), width)
+        return weight
+
+
+def quantize_tensor(weight: np.ndarray, bits: int) -> tuple[QuantizedTensor, float]:
+    """A weight on the int4 grid (`bits=4`) or the int8 rows (`bits=8`), and its error.
+
+    The error is `sqrt(sum((w - w')**2) / sum(w**2))`, 0 for an all-zero weight.
+    """
+    rows, width = weight.shape
+    packed = np.empty((rows, width * bits // 32), np.uint32)
+    scales = np.empty((rows, width // GROUP_SIZE), BFLOAT16)
+    lost = total = 0.0
+    for start in range(0, rows, _CHUNK_ROWS):
+        part = slice(start, start + _CHUNK_ROWS)
+        w = weight[part].astype(np.float32)
+        grid = int4 if bits == 4 else int8
+        d = grid.fit_scales(np, w)
+        q = grid.quantize(np, w, d)
+        difference = (w - grid.dequantize(np, q, d)).ravel()
+        lost += float(difference @ difference)
+        total += float(w.ravel() @ w.ravel())
+        packed[part] = pack((q.astype(np.int16) + (1 << (bits - 1))).astype(np.uint8), bits)
+        scales[part] = d
+    biases = (scales.astype(np.float32) * -(1 << (bits - 1))).astype(BFLOAT16)
+    return QuantizedTensor(packed, scales, biases, bits), (lost / total) ** 0.5 if total else 0.0
+
+
+def pack(codes: np.ndarray, bits: int) -> np.ndarray:
+    """`u8[N, K]` -> `u32[N, K * bits / 32]`, the first code in the lowest bits."""
+    if bits == 4:
+        codes = codes[:, 0::2] | (codes[:, 1::2] << 4)
+    return np.ascontiguousarray(codes).view("<u4")
+
+
+def unpack(packed: np.ndarray, bits: int) -> np.ndarray:
+    """The inverse of `pack`."""
+    as_bytes = np.ascontiguousarray(packed).view(np.uint8)
+    if bits == 8:
+        return as_bytes
+    codes = np.empty((as_bytes.shape[0], as_bytes.shape[1] * 2), np.uint8)
+    codes[:, 0::2] = as_bytes & 15
+    codes[:, 1::2] = as_bytes >> 4
+    return codes

@@ -1,0 +1,61 @@
+"""Small random Gemma 3 models: the true architecture, a fraction of a second to run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gemma_multi.checkpoint import Checkpoint
+from gemma_multi.checkpoint.resolve import BUNDLED
+from gemma_multi.config import ModelConfig, alternate
+
+TOKENIZER_PATH = BUNDLED["storyteller"]  # its 4,096 pieces serve the tiny models too
+
+
+def tiny_config(**changes: Any) -> ModelConfig:
+    """Eight layers, one of them global; hidden size no perfect square; a window of 16."""
+    values: dict[str, Any] = {
+        "vocab_size": 320,
+        "hidden_size": 96,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+        "head_dim": 32,
+        "intermediate_size": 128,
+        "sliding_window": 16,
+        "max_position_embeddings": 256,
+        "query_pre_attn_scalar": 32.0,
+        "dtype": "float32",
+    }
+    values.update(changes)
+    values.setdefault("layer_types", alternate(values["num_hidden_layers"], 6))
+    return ModelConfig(**values)
+
+
+def random_tensors(config: ModelConfig, seed: int = 0) -> dict[str, np.ndarray]:
+    """Weights that keep activations near one, norms away from zero; float32."""
+    rng = np.random.default_rng(seed)
+    tensors = {}
+    for name, shape in config.tensor_shapes().items():
+        scale = 0.2 if len(shape) == 1 else shape[-1] ** -0.5
+        tensors[name] = (rng.standard_normal(shape) * scale).astype(np.float32)
+    return tensors
+
+
+def tiny_checkpoint(seed: int = 0, **changes: Any) -> Checkpoint:
+    config = tiny_config(**changes)
+    return Checkpoint(config, random_tensors(config, seed), path=TOKENIZER_PATH)
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    """Sets fields of a JSON file; None removes one."""
+    data = json.loads(path.read_text())
+    for name, value in changes.items():
+        if value is None:
+            data.pop(name, None)
+        else:
+            data[name] = value
+    path.write_text(json.dumps(data))
