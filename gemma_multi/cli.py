@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -257,9 +258,6 @@ def info(model: str, revision: str | None, local_files_only: bool, as_json: bool
 @click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
 def doctor(as_json: bool) -> None:
     """Say which backends work here, why others do not, and what to install."""
-    from rich.console import Console
-    from rich.table import Table
-
     from gemma_multi.diagnosis import diagnose
 
     found = diagnose()
@@ -267,13 +265,11 @@ def doctor(as_json: bool) -> None:
         _print_json({d.backend: {"works": d.works, "device": d.device, "versions": d.versions,
                                  "advice": d.advice} for d in found})  # fmt: skip
     else:
-        table = Table(box=None, pad_edge=False)
-        for heading in ("backend", "works", "device", "versions", "advice"):
-            table.add_column(heading, overflow="fold")
         for d in found:
-            versions = " ".join(f"{name} {version}" for name, version in d.versions.items())
-            table.add_row(d.backend, "yes" if d.works else "no", d.device, versions, d.advice)
-        Console(highlight=False).print(table)
+            click.echo(f"{d.backend:<8} {'works on ' + d.device if d.works else 'does not work'}")
+            versions = ", ".join(f"{name} {version}" for name, version in d.versions.items())
+            for line in filter(None, (versions, d.advice)):
+                click.echo(textwrap.indent(textwrap.fill(line, 70), " " * 9))
     if not any(d.works for d in found):
         raise click.exceptions.Exit(2)
 

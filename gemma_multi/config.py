@@ -281,10 +281,10 @@ def _rope(raw: Mapping[str, Any]) -> tuple[float, float, float]:
             scaling = full
     if scaling is None:
         return theta, local, 1.0
-    kind = scaling.get("rope_type", scaling.get("type")) if isinstance(scaling, Mapping) else None
-    if kind == "default":
+    shape = scaling.get("rope_type", scaling.get("type")) if isinstance(scaling, Mapping) else None
+    if shape == "default":
         return theta, local, 1.0
-    if kind != "linear":
+    if shape != "linear":
         raise ConfigError(f"rope_scaling is {scaling!r}; Gemma 3 uses 'linear' or none")
     return theta, local, _number(scaling, "factor", where="rope_scaling.")
 

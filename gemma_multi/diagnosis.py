@@ -6,17 +6,13 @@ import sys
 from dataclasses import dataclass, field
 from importlib import metadata
 
-from gemma_multi.engines import BACKENDS, missing_packages
+from gemma_multi.engines import BACKENDS, INSTALL, missing_packages
 from gemma_multi.errors import GemmaError
 
 _PACKAGES = {
     "mlx": ("mlx", "mlx-lm"),
     "keras": ("keras", "keras-hub", "jax", "tensorflow"),
     "litert": ("ai-edge-litert",),
-}
-_INSTALL = {
-    "mlx": "pip install 'gemma-multi[mlx]'",
-    "keras": "pip install 'gemma-multi[keras]' (or [cuda] for an NVIDIA GPU)",
 }
 
 
@@ -48,7 +44,7 @@ def _diagnose(backend: str) -> Diagnosis:
         advice = "arrives with the next release"
         return Diagnosis(backend, False, advice=advice, versions=versions)
     if missing := missing_packages(backend):
-        advice = f"{', '.join(missing)} missing: {_INSTALL[backend]}"
+        advice = f"{', '.join(missing)} missing: {INSTALL[backend]}"
         return Diagnosis(backend, False, advice=advice, versions=versions)
     try:
         model = load("storyteller", backend=backend)

@@ -7,7 +7,7 @@ One prompt's way through this package: `Model.stream` turns messages into ids (`
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +181,7 @@ class TextStream:
             decode_seconds=self._progress.decode_seconds,
         )
 
-    def _pieces(self, model: Model, session: Session, prompt: Sequence[int]) -> Iterator[str]:
+    def _pieces(self, model: Model, session: Session, prompt: Sequence[int]) -> Generator[str]:
         decoder, held = model.tokenizer.stream(), ""
         tokens = generate_tokens(session, prompt, self._options, model.stop_ids, self._progress)
         for token in tokens:

@@ -25,46 +25,42 @@ class WordWrap:
         self._file = file or sys.stdout
         self._indent = indent
         self._width = shutil.get_terminal_size().columns - 1 if self._file.isatty() else 0
-        self._column = 0
-        self._word = ""
+        self._line = ""  # what the current line shows
+        self._spaces = self._word = ""  # what comes next, once the word is whole
 
     def write(self, text: str) -> None:
         for character in text:
-            if character in " \n":
-                self._flush_word()
-                self._put(character)
+            if character == "\n":
+                self._put_word()
+                self._end_line()
+            elif character == " ":
+                if self._word:
+                    self._put_word()
+                self._spaces += character
             else:
                 self._word += character
         self._file.flush()
 
     def finish(self) -> None:
-        self._flush_word()
-        if self._column:
-            self._put("\n")
+        self._put_word()
+        if self._line:
+            self._end_line()
         self._file.flush()
 
-    def _flush_word(self) -> None:
-        if not self._word:
-            return
-        started = self._column > len(self._indent)
-        if self._width and started and self._column + len(self._word) > self._width:
-            self._put("\n")
-        for character in self._word:
-            self._put(character)
-        self._word = ""
+    def _put_word(self) -> None:
+        addition = self._spaces + self._word
+        if self._width and self._line and len(self._line) + len(addition) > self._width:
+            self._end_line()
+            addition = self._word
+        if not self._line and addition:
+            addition = self._indent + addition
+        self._file.write(addition)
+        self._line += addition
+        self._spaces = self._word = ""
 
-    def _put(self, character: str) -> None:
-        if character == "\n":
-            self._file.write("\n")
-            self._column = 0
-            return
-        if not self._column:
-            if character == " " and self._width:
-                return  # the space at which a line was broken
-            self._file.write(self._indent)
-            self._column = len(self._indent)
-        self._file.write(character)
-        self._column += 1
+    def _end_line(self) -> None:
+        self._file.write("\n")
+        self._line = self._spaces = ""
 
 
 def show_stream(pieces: Iterable[str], indent: str = "") -> None:
@@ -98,6 +94,9 @@ def readable(name: str, value: Any) -> str:
 def progress_bar(label: str) -> Iterator[Any]:
     """Yields a function (done, total) that moves a bar on standard error."""
     columns = (TextColumn(label), BarColumn(), TextColumn("{task.percentage:3.0f}%"))
-    with Progress(*columns, TimeRemainingColumn(), console=notes, transient=True) as progress:
+    quiet = not notes.is_terminal
+    with Progress(
+        *columns, TimeRemainingColumn(), console=notes, transient=True, disable=quiet
+    ) as progress:
         task = progress.add_task(label, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)

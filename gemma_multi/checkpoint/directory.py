@@ -8,6 +8,7 @@ directory differ only in that a quantised weight comes as `X.weight` (packed), `
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ def _weight_files(path: Path) -> dict[Path, set[str] | None]:
         raise CheckpointError(f"{index}: has no weight_map")
     files: dict[Path, set[str] | None] = {}
     for name, file in weight_map.items():
-        if not isinstance(file, str) or Path(file).name != file or "\0" in file or "\\" in file:
+        if not isinstance(file, str) or not re.fullmatch(r"[\w-][\w.-]*", file):
             raise CheckpointError(
                 f"{index}: tensor {name!r} is said to be in {file!r}, "
                 "expected the plain name of a file beside it"
@@ -170,4 +171,5 @@ def _read_quantized(
             f"{where} has shape {list(packed.shape)}, expected {[rows, width * bits // 32]} "
             f"words of {bits}-bit codes"
         )
-    return QuantizedTensor(packed, *parts, bits=bits, group_size=group)
+    scales, biases = parts
+    return QuantizedTensor(packed, scales, biases, bits, group)

@@ -70,22 +70,32 @@ def download(
             f"{repository} was not found; check the spelling, or log in (hf auth login, or set "
             "HF_TOKEN) if it is private"
         ) from error
-    except LocalEntryNotFoundError as error:
-        # the library raises this offline, when asked to stay local, and when it cannot connect
-        raise HubError(
-            f"{named} is not in the local cache and was not downloaded (offline, or the hub was "
-            "not reached); load it once with a connection, or pass a directory"
-        ) from error
     except OfflineModeIsEnabled as error:
         raise HubError(f"{named} is not in the local cache, and HF_HUB_OFFLINE is set") from error
-    except HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else "?"
+    except (LocalEntryNotFoundError, HfHubHTTPError) as error:
+        # offline, asked to stay local, cannot connect, or an answer that is wrapped as a cause
+        status = _status(error)
         if status in (401, 403):
             raise HubError(
                 f"{repository}: the hub answered {status}: log in (hf auth login, or set "
                 f"HF_TOKEN) and accept the licence at https://huggingface.co/{repository}"
             ) from error
-        raise HubError(f"{named}: the hub answered {status}; try again later") from error
-    except OSError as error:
+        if status is not None:
+            raise HubError(f"{named}: the hub answered {status}; try again later") from error
+        raise HubError(
+            f"{named} is not in the local cache and was not downloaded (offline, or the hub was "
+            "not reached); load it once with a connection, or pass a directory"
+        ) from error
+    except Exception as error:  # the HTTP library's own errors, and a full disk
         raise HubError(f"{named} could not be downloaded: {error}") from error
     return path, path.name
+
+
+def _status(error: BaseException | None) -> int | None:
+    """The HTTP status behind an error, if the hub answered at all."""
+    while error is not None:
+        response = getattr(error, "response", None)
+        if response is not None:
+            return int(response.status_code)
+        error = error.__cause__
+    return None

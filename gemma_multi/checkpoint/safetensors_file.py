@@ -53,7 +53,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]
         raise CheckpointError(f"{path}: its header is not valid JSON: {error}") from error
     if not isinstance(header, dict):
         raise CheckpointError(f"{path}: its header is not a JSON object")
-    metadata = header.pop("__metadata__", {})
+    metadata = header.pop("__metadata__", None) or {}  # MLX writes null
     if not isinstance(metadata, dict):
         raise CheckpointError(f"{path}: __metadata__ is not a JSON object")
 

@@ -14,6 +14,10 @@ from gemma_multi.errors import BackendError, OptionError
 
 BACKENDS = ("mlx", "keras", "litert")
 PRECISIONS = ("auto", "float32", "bfloat16", "int4")
+INSTALL = {
+    "mlx": "pip install 'gemma-multi[mlx]'",
+    "keras": "pip install 'gemma-multi[keras]' (or 'gemma-multi[cuda]' for an NVIDIA GPU)",
+}
 _MODULES = {"mlx": "gemma_multi.engines.mlx", "keras": "gemma_multi.engines.keras"}
 
 
@@ -28,7 +32,16 @@ def create_engine(checkpoint: Checkpoint, backend: str = "auto", precision: str 
         raise OptionError(
             f"unknown precision {precision!r}, expected one of {', '.join(PRECISIONS)}"
         )
-    return importlib.import_module(_MODULES[backend]).create(checkpoint, precision)
+    if missing := missing_packages(backend):
+        raise BackendError(
+            f"backend {backend!r} needs {', '.join(missing)}, not installed: {INSTALL[backend]}"
+        )
+    try:
+        return importlib.import_module(_MODULES[backend]).create(checkpoint, precision)
+    except ImportError as error:
+        raise BackendError(
+            f"backend {backend!r} is installed but cannot be imported ({error}): {INSTALL[backend]}"
+        ) from error
 
 
 def choose_backend(backend: str = "auto") -> str:
@@ -44,10 +57,7 @@ def choose_backend(backend: str = "auto") -> str:
     for name in order:
         if not missing_packages(name):
             return name
-    raise BackendError(
-        "no backend is installed: pip install 'gemma-multi[mlx]' on a Mac, 'gemma-multi[cuda]' "
-        "with an NVIDIA GPU, 'gemma-multi[keras]' elsewhere"
-    )
+    raise BackendError(f"no backend is installed: {INSTALL[order[0]]}")
 
 
 def missing_packages(backend: str) -> list[str]:

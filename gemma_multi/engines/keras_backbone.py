@@ -55,16 +55,11 @@ def _deferred(*names: str) -> Iterator[None]:
 
 
 def import_keras() -> ModuleType:
-    """Keras on JAX unless the user chose otherwise. Raises BackendError where it is absent."""
+    """Keras, on JAX unless the user chose otherwise."""
     if "keras" not in sys.modules and not os.environ.get("KERAS_BACKEND"):
         os.environ["KERAS_BACKEND"] = "jax"
-    try:
-        import keras
-    except ImportError as error:
-        raise BackendError(
-            f"backend 'keras' is not installed ({error}): pip install 'gemma-multi[keras]', "
-            "or gemma-multi[cuda] for an NVIDIA GPU"
-        ) from error
+    import keras
+
     if keras.backend.backend() not in ("jax", "tensorflow"):
         raise BackendError(
             f"Keras runs on {keras.backend.backend()!r} here; set KERAS_BACKEND=jax or tensorflow"
@@ -76,13 +71,8 @@ def import_backbone() -> Any:
     """The class Gemma3Backbone, without TensorFlow unless Keras runs on it."""
     keras = import_keras()
     heavy = ("tensorflow", "tensorflow_text") if keras.backend.backend() == "jax" else ()
-    try:
-        with _deferred(*heavy):
-            from keras_hub.models import Gemma3Backbone
-    except ImportError as error:
-        raise BackendError(
-            f"backend 'keras' needs keras-hub ({error}): pip install 'gemma-multi[keras]'"
-        ) from error
+    with _deferred(*heavy):
+        from keras_hub.models import Gemma3Backbone
     return Gemma3Backbone
 
 

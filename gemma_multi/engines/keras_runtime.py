@@ -71,7 +71,9 @@ class Runtime:
         stateless_scope = self.keras.src.backend.common.stateless_scope.StatelessScope
         values = [variable.value for variable in variables]
 
-        def traced(values: list[Any], caches: Any, ids: Any, start: Any, last: Any, every: bool):
+        def traced(
+            values: list[Any], caches: Any, ids: Any, start: Any, last: Any, every: bool
+        ) -> Any:
             mapping = list(zip(variables, values, strict=True))
             with stateless_scope(state_mapping=mapping):
                 return function(ids, caches, start, last, every=every)

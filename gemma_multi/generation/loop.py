@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass
 
 from gemma_multi.engines.base import Session
@@ -26,7 +26,7 @@ def generate_tokens(
     options: GenerationOptions,
     stop_ids: Collection[int],
     progress: Progress | None = None,
-) -> Iterator[int]:
+) -> Generator[int]:
     """Yields token ids as they are chosen; a stop token ends the loop and is not yielded.
 
     `prompt` is what the session has not read yet. The last token yielded has not been read by

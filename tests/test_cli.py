@@ -1,0 +1,169 @@
+"""The command line as a user meets it: real processes, pipes, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = [sys.executable, "-m", "gemma_multi"]
+STORY = (
+    "Tell me a bedtime story.\nHero: Leo the bat\nSetting: a quiet forest\n"
+    "Twist: the star was a lost firefly\nTheme: patience\nLength: short"
+)
+
+
+def run(*arguments: str, given: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "COLUMNS": "80", **environment}
+    return subprocess.run(
+        [*PROGRAM, *arguments], input=given, env=env, capture_output=True, text=True, timeout=300
+    )
+
+
+def assert_refused(done: subprocess.CompletedProcess[str], words: str) -> None:
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert done.stderr.startswith("gemma-multi: ")
+    assert words in done.stderr
+
+
+def test_generate_from_an_argument_and_from_a_pipe() -> None:
+    argument = run("generate", STORY, "--seed", "1", "-b", "mlx")
+    assert argument.returncode == 0, argument.stderr
+    assert "Leo" in argument.stdout
+    piped = run("generate", "--seed", "1", "-b", "mlx", given=STORY)
+    assert piped.stdout == argument.stdout
+    assert piped.stderr == ""
+
+
+def test_generate_json_is_one_object() -> None:
+    done = run("generate", STORY, "--seed", "1", "-b", "keras", "--json")
+    result = json.loads(done.stdout)
+    assert result["finish_reason"] == "stop"
+    assert result["generated_tokens"] == len(result["tokens"])
+    assert (result["seed"], result["backend"]) == (1, "keras")
+    text = run("generate", STORY, "--seed", "1", "-b", "keras").stdout
+    assert text.strip() == result["text"].strip()
+
+
+def test_options_reach_the_model() -> None:
+    common = ("generate", STORY, "-b", "mlx", "--temperature", "0", "--json")
+    short = json.loads(run(*common, "--max-tokens", "7").stdout)
+    assert (short["generated_tokens"], short["finish_reason"]) == (7, "length")
+    stopped = json.loads(run(*common, "--stop", "Leo").stdout)
+    assert "Leo" not in stopped["text"]
+    raw = json.loads(run("generate", "--raw", "Once upon", "-b", "mlx", "--max-tokens", "3",
+                         "--json").stdout)  # fmt: skip
+    assert raw["prompt_tokens"] < 5
+
+
+def test_chat_takes_a_turn_a_line_when_piped() -> None:
+    turns = "Thank you!\n\nGood night.\n/reset\nThank you!\n"
+    done = run("chat", "-b", "mlx", "--temperature", "0", given=turns)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 3
+    assert lines[0] == lines[2]
+
+
+def test_quantize_then_info(tiny_directory: Path, tmp_path: Path) -> None:
+    target = tmp_path / "int4"
+    done = run("quantize", str(tiny_directory), str(target), "--embedding-bits", "8")
+    assert done.returncode == 0, done.stderr
+    assert "model.embed_tokens.weight" in done.stdout
+    assert all(len(line) <= 80 for line in done.stdout.splitlines())
+    facts = json.loads(run("info", str(target), "--json").stdout)
+    assert (facts["stored_as"], facts["grid"]) == ("int4", "portable")
+    assert len(facts["weights_sha256"]) == 64
+    table = run("info", str(target)).stdout
+    assert facts["weights_sha256"] in table.replace("\n", "").replace(" ", "")
+    assert_refused(run("quantize", str(tiny_directory), str(target)), "exists already")
+    as_json = run("quantize", str(tiny_directory), str(tmp_path / "b"), "--json")
+    assert json.loads(as_json.stdout)["tensors"][0]["bits"] == 4
+
+
+def test_doctor_tries_each_backend() -> None:
+    found = json.loads(run("doctor", "--json").stdout)
+    assert found["mlx"]["works"]
+    assert found["keras"]["works"]
+    assert not found["litert"]["works"]
+    assert found["keras"]["versions"]["keras-hub"]
+    table = run("doctor").stdout
+    assert "pip install" in table
+    assert all(len(line) <= 80 for line in table.splitlines())
+
+
+def test_demo_says_whether_the_two_agree() -> None:
+    done = run("demo", HF_HUB_OFFLINE="1")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Pip") >= 4
+    assert "MLX and Keras gave the same" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["generate", ""], "the prompt is empty"),
+        (["generate"], "the prompt is empty"),
+        (["generate", "hi", "--max-tokens", "0"], "max_tokens is 0"),
+        (["generate", "hi", "--max-tokens", "many"], "'many' is not a valid integer"),
+        (["generate", "hi", "--temperature", "nan"], "temperature is nan"),
+        (["generate", "hi", "--colour"], "No such option"),
+        (["generate", "hi", "-b", "torch"], "unknown backend 'torch'"),
+        (["generate", "hi", "--precision", "float16"], "overflow"),
+        (["generate", "hi", "--context-length", "5"], "the context holds 5"),
+        (["generate", "hi", "-m", "/no/such/dir"], "no such directory"),
+        (["generate", "hi", "--raw", "--system", "x"], "takes no --system"),
+        (["info", "pyproject.toml"], "is a file, expected a directory"),
+        (["info", "tests"], "config.json: not found"),
+        (["quantize", "storyteller", "x"], "int4 already"),
+        (["sing"], "No such command 'sing'"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(arguments: list[str], words: str) -> None:
+    assert_refused(run(*arguments), words)
+
+
+def test_saving_where_nothing_can_be_written(tiny_directory: Path) -> None:
+    assert_refused(run("quantize", str(tiny_directory), "/proc/x/y"), "nothing was written")
+
+
+def test_a_reader_that_leaves_early_is_no_error() -> None:
+    command = f"{sys.executable} -m gemma_multi info storyteller | head -1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
+    assert done.stderr == ""
+
+
+def test_a_terminal_gets_lines_broken_at_words() -> None:
+    """In a pseudo-terminal of 40 columns no word is cut and nothing is lost."""
+    leader, follower = pty.openpty()
+    process = subprocess.Popen(
+        [*PROGRAM, "generate", STORY, "--seed", "1", "-b", "mlx"],
+        stdin=follower, stdout=follower, stderr=subprocess.DEVNULL,
+        env={**os.environ, "COLUMNS": "40", "LINES": "20"},
+    )  # fmt: skip
+    os.close(follower)
+    shown = b""
+    try:
+        while chunk := os.read(leader, 4096):
+            shown += chunk
+    except OSError:
+        pass  # Linux ends a pseudo-terminal with an error
+    assert process.wait() == 0
+    lines = shown.decode().replace("\r", "").splitlines()
+    assert max(map(len, lines)) < 40
+    plain = run("generate", STORY, "--seed", "1", "-b", "mlx").stdout
+    assert " ".join(lines).split() == plain.split()
+
+
+def test_help_fits_and_names_every_command() -> None:
+    shown = run("--help").stdout
+    for command in ("generate", "chat", "quantize", "info", "doctor", "demo"):
+        assert command in shown
+    assert all(len(line) <= 80 for line in shown.splitlines())

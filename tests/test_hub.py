@@ -1,0 +1,192 @@
+"""Downloads against a local server that speaks the hub's HTTP API, with a real client process."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+OLD, NEW = "a" * 40, "b" * 40  # commits
+
+
+class Hub(ThreadingHTTPServer):
+    """Serves one directory as `tiny/gemma`; other names answer as gated, private or absent."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.requests: list[str] = []
+        self.broken = False
+        super().__init__(("127.0.0.1", 0), Handler)
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Hub
+
+    def do_GET(self) -> None:
+        self.answer(with_body=True)
+
+    def do_HEAD(self) -> None:
+        self.answer(with_body=False)
+
+    def log_message(self, *_: object) -> None: ...
+
+    def answer(self, with_body: bool) -> None:
+        self.server.requests.append(f"{self.command} {self.path}")
+        path = self.path.split("?")[0]
+        if self.server.broken:
+            return self.fail(500, "")
+        for name, status, code in (
+            ("tiny/gated", 403, "GatedRepo"),
+            ("tiny/login", 401, "GatedRepo"),
+            ("tiny/private", 401, "RepoNotFound"),
+            ("tiny/forbidden", 403, ""),
+        ):
+            if f"/{name}/" in path + "/":
+                return self.fail(status, code)
+        if path.startswith("/api/models/tiny/gemma"):
+            revision = path.rpartition("/")[2]
+            commit = {"main": NEW, "old": OLD, OLD: OLD, NEW: NEW}.get(revision)
+            if commit is None:
+                return self.fail(404, "RevisionNotFound")
+            files = {p.name: p.stat().st_size for p in sorted(self.server.directory.iterdir())}
+            files["pytorch_model.bin"] = 5  # must not be fetched
+            listing: object = {
+                "id": "tiny/gemma",
+                "sha": commit,
+                "siblings": [{"rfilename": name} for name in files],
+            }
+            if "/tree/" in path:
+                listing = [
+                    {"type": "file", "oid": "0" * 40, "path": name, "size": size}
+                    for name, size in files.items()
+                ]
+            body = json.dumps(listing).encode()
+            return self.send(body, {"Content-Type": "application/json"}, with_body)
+        if path.startswith("/tiny/gemma/resolve/"):
+            revision, name = path.removeprefix("/tiny/gemma/resolve/").split("/", 1)
+            commit = {"main": NEW, "old": OLD}.get(revision, revision)
+            file = self.server.directory / name
+            if not file.is_file():
+                return self.fail(404, "EntryNotFound")
+            data = file.read_bytes()
+            etag = hashlib.sha256(data).hexdigest()
+            return self.send(data, {"ETag": f'"{etag}"', "X-Repo-Commit": commit}, with_body)
+        return self.fail(404, "RepoNotFound")
+
+    def send(self, body: bytes, headers: dict[str, str], with_body: bool) -> None:
+        self.send_response(200)
+        for name, value in {**headers, "Content-Length": str(len(body))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if with_body:
+            self.wfile.write(body)
+
+    def fail(self, status: int, code: str) -> None:
+        self.send_response(status)
+        if code:
+            self.send_header("X-Error-Code", code)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+
+@pytest.fixture
+def hub(tiny_copy: Path) -> Iterator[Hub]:
+    for ours in ("provenance.json", "NOTICE"):
+        (tiny_copy / ours).unlink()  # Google's repositories have none
+    server = Hub(tiny_copy)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def info(hub: Hub, tmp_path: Path):
+    """Runs `gemma-multi info` in a process whose hub is the local one."""
+
+    def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        port = hub.server_address[1]
+        env = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
+        env |= {
+            "HF_ENDPOINT": f"http://127.0.0.1:{port}",
+            "HF_HOME": str(tmp_path / "hf"),
+            "HF_HUB_DISABLE_XET": "1",
+            **environment,
+        }
+        command = [sys.executable, "-m", "gemma_multi", "info", *arguments]
+        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+
+    return run
+
+
+def test_a_model_is_fetched_once_and_then_offline(info, hub: Hub) -> None:
+    first = info("tiny/gemma", "--json")
+    assert first.returncode == 0, first.stderr
+    facts = json.loads(first.stdout)
+    assert (facts["source"], facts["revision"]) == ("tiny/gemma", NEW)
+    assert facts["license"] == "gemma"
+    fetched = [r for r in hub.requests if r.startswith("GET /tiny/gemma/resolve")]
+    assert not any("pytorch_model" in r for r in hub.requests)
+    assert any("model.safetensors" in r for r in fetched)
+
+    second = info("tiny/gemma", "--json")
+    assert json.loads(second.stdout) == facts
+    assert [r for r in hub.requests if r.startswith("GET /tiny/gemma/resolve")] == fetched
+
+    hub.requests.clear()
+    for arguments, environment in (
+        (("tiny/gemma", "--json", "--local-files-only"), {}),
+        (("tiny/gemma", "--json"), {"HF_HUB_OFFLINE": "1"}),
+    ):
+        offline = info(*arguments, **environment)
+        assert json.loads(offline.stdout) == facts
+        assert not hub.requests
+
+
+def test_a_revision_is_pinned(info) -> None:
+    facts = json.loads(info("tiny/gemma", "--revision", "old", "--json").stdout)
+    assert facts["revision"] == OLD
+    assert OLD in facts["path"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["tiny/gated"], ["gated", "log in", "accept the licence at", "huggingface.co/tiny/gated"]),
+        (["tiny/login"], ["log in", "accept the licence at"]),
+        (["tiny/forbidden"], ["403", "log in", "accept the licence at"]),
+        (["tiny/private"], ["not found", "log in"]),
+        (["tiny/absent"], ["not found", "check the spelling"]),
+        (["tiny/gemma", "--revision", "absent"], ["no revision 'absent'"]),
+        (["tiny/gemma", "--local-files-only"], ["not in the local cache"]),
+        (["not a name"], ["no such directory", "storyteller"]),
+    ],
+)
+def test_a_refusal_is_one_line_that_says_what_to_do(info, arguments: list, words: list) -> None:
+    done = info(*arguments)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    line = done.stderr.strip().splitlines()[-1]
+    assert line.startswith("gemma-multi: ")
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in line
+
+
+def test_a_broken_hub_is_reported(info, hub: Hub) -> None:
+    hub.broken = True
+    done = info("tiny/gemma")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    hub.broken = False
+    assert info("tiny/gemma").returncode == 0
