@@ -218,6 +218,7 @@ class Chat:
         self.messages: list[dict[str, str]] = []
         self._ids = [self._model.tokenizer.bos_id]  # the whole conversation so far
         self._session = self._model._session()
+        self._answer: ChatStream | None = None
 
     def send(self, text: str, **options: Any) -> GenerationResult:
         """The model's answer to a user's turn."""
@@ -227,8 +228,13 @@ class Chat:
         return stream.result
 
     def stream(self, text: str, **options: Any) -> ChatStream:
-        """The answer piece by piece. Closing it early keeps what was said so far."""
-        return ChatStream(self, text, self._model._options(options))
+        """The answer piece by piece. Closing it early, or starting another, keeps what was said
+        so far; where nothing was said yet, the turn never happened."""
+        chosen = self._model._options(options)
+        if self._answer is not None:
+            self._answer.close()
+        self._answer = ChatStream(self, text, chosen)
+        return self._answer
 
 
 class ChatStream(TextStream):
@@ -251,8 +257,7 @@ class ChatStream(TextStream):
         # what an earlier turn generated but never read is read now, with the new turn
         known = _common_prefix(chat._session.ids[0].tolist(), self._before)
         chat._session.truncate(min(known, len(self._before) - 1))
-        self._chat: Chat | None = chat
-        self._user = text
+        self._chat, self._user = chat, text
         super().__init__(model, chat._session, self._before[chat._session.length :], options)
 
     def __next__(self) -> str:
@@ -264,19 +269,20 @@ class ChatStream(TextStream):
 
     def close(self) -> None:
         super().close()
-        self._remember()
+        if self._tokens:
+            self._remember()
 
     def _remember(self) -> None:
-        if self._chat is None:
-            return
         chat, result = self._chat, self.result
+        if chat._answer is not self:  # remembered already, or the chat was reset
+            return
+        chat._answer = None
         closing = chat_format.close_turn(chat._model.tokenizer)
         chat._ids = [*self._before, *result.tokens, *closing]
         chat.messages += [
             {"role": "user", "content": self._user},
             {"role": "model", "content": result.text},
         ]
-        self._chat = None
 
 
 def _find_stop(text: str, stops: Sequence[str]) -> int | None:

@@ -183,6 +183,36 @@ class TestChat:
         messages = [*chat.messages[:2], {"role": "user", "content": "Good night."}]
         assert after.text == mlx.generate(messages, temperature=0).text
 
+    def test_a_new_turn_ends_an_answer_still_under_way(self, mlx: gemma_multi.Model) -> None:
+        chat = mlx.chat()
+        stream = chat.stream(STORY, seed=3)
+        said = next(stream) + next(stream)
+        chat.stream("never listened to")
+        answer = chat.send("Good night.", temperature=0)
+        assert list(stream) == []
+        assert [m["content"] for m in chat.messages] == [STORY, said, "Good night.", answer.text]
+
+    def test_an_interrupted_answer_leaves_a_chat_that_works(self, model: gemma_multi.Model) -> None:
+        """Ctrl-C in the middle of reading a token, after half of the cache was written."""
+        chat = model.chat()
+        stream = chat.stream(STORY, seed=3)
+        said = next(stream) + next(stream)
+        forward = chat._session._forward
+
+        def interrupted(ids: np.ndarray, every: bool) -> np.ndarray:
+            forward(ids, every)
+            raise KeyboardInterrupt
+
+        chat._session._forward = interrupted  # type: ignore[method-assign]
+        with pytest.raises(KeyboardInterrupt):
+            next(stream)
+        chat._session._forward = forward  # type: ignore[method-assign]
+        stream.close()
+        assert chat.messages[-1]["content"].startswith(said)
+        after = chat.send("Good night.", temperature=0)
+        messages = [*chat.messages[:2], {"role": "user", "content": "Good night."}]
+        assert after.text == model.generate(messages, temperature=0).text
+
     def test_a_full_conversation_refuses_and_keeps_what_it_has(self) -> None:
         chat = gemma_multi.load("storyteller", backend="mlx", context_length=300).chat()
         chat.send(STORY, temperature=0)

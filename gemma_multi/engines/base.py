@@ -5,6 +5,7 @@ Design choices:
   sits above it.
 - What every session must get right (shapes, the context limit, which tokens have been read) is
   checked here, once; an engine implements `_forward`, `_rewind` and `_copy`.
+- A session whose reading was interrupted is empty, never half-read.
 - `truncate` always works. Where an engine cannot go back (a sliding window has moved on), the
   tokens that stay are read again, which is slower and still right.
 """
@@ -16,8 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from gemma_multi.checkpoint import Checkpoint
 from gemma_multi.config import ModelConfig
 from gemma_multi.errors import ContextError, OptionError
+from gemma_multi.quantization import quantize_checkpoint
 
 Ids = Any  # anything NumPy reads as i32[T], or i32[B, T] for a batch
 
@@ -45,6 +48,22 @@ class Engine(ABC):
 
     @abstractmethod
     def _session(self, batch: int, context_length: int) -> Session: ...
+
+
+def choose_precision(checkpoint: Checkpoint, precision: str, fast: str) -> tuple[Checkpoint, str]:
+    """The checkpoint to run and the precision of its weights.
+
+    `auto` keeps a quantised checkpoint as it is and gives a dense one the type the device is
+    `fast` at. A dense checkpoint asked for as int4 is put on the portable grid.
+    """
+    quantised = checkpoint.precision.startswith("int")
+    if precision == "auto":
+        precision = "int4" if quantised else fast
+    if precision != "int4":
+        return checkpoint, precision
+    if not quantised:
+        checkpoint, _ = quantize_checkpoint(checkpoint)
+    return checkpoint, checkpoint.precision
 
 
 class Session(ABC):
@@ -94,7 +113,12 @@ class Session(ABC):
         return copy
 
     def _read(self, ids: np.ndarray, every: bool) -> np.ndarray:
-        logits = self._forward(ids, every)
+        try:
+            logits = self._forward(ids, every)
+        except BaseException:  # an interrupt may leave half of it in the cache
+            self._rewind(0)
+            self.ids = self.ids[:, :0]
+            raise
         self.ids = np.concatenate([self.ids, ids], axis=1)
         return logits
 

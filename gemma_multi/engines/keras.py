@@ -18,10 +18,9 @@ from typing import Any
 import numpy as np
 
 from gemma_multi.checkpoint import Checkpoint
-from gemma_multi.engines.base import Engine, Session
+from gemma_multi.engines.base import Engine, Session, choose_precision
 from gemma_multi.engines.keras_backbone import build_backbone, import_keras, weight_slots
 from gemma_multi.engines.keras_runtime import Runtime
-from gemma_multi.quantization import quantize_checkpoint
 
 _CHUNKS = (1, 16, 128, 512)  # tokens
 _CAPACITIES = (512, 2048, 8192)  # positions; past these, multiples of the last
@@ -39,12 +38,8 @@ class KerasEngine(Engine):
         self.runtime = Runtime(import_keras())
         self.device = self.runtime.device
         fast = "float32" if self.device == "cpu" else "bfloat16"
-        if precision == "auto":
-            precision = "int4" if checkpoint.precision.startswith("int") else fast
-        if precision == "int4" and not checkpoint.precision.startswith("int"):
-            checkpoint, _ = quantize_checkpoint(checkpoint)
-        self.precision = precision
-        self.compute = fast if precision == "int4" else precision
+        checkpoint, self.precision = choose_precision(checkpoint, precision, fast)
+        self.compute = fast if self.precision.startswith("int") else self.precision
         self.backbone = build_backbone(self.config, self.compute)
         slots = weight_slots(self.backbone, self.config)
         for name, (variable, reshape) in slots.items():
@@ -120,6 +115,8 @@ class KerasSession(Session):
         self._capacity = capacity
 
     def _rewind(self, length: int) -> bool:
+        if not length:
+            self._caches, self._capacity = [], 0
         return True  # positions behind the last token are never looked at
 
     def _copy(self) -> Session:

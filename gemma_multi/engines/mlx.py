@@ -19,9 +19,8 @@ import numpy as np
 
 from gemma_multi.checkpoint import Checkpoint
 from gemma_multi.config import alternate, round_scale
-from gemma_multi.engines.base import Engine, Session
+from gemma_multi.engines.base import Engine, Session, choose_precision
 from gemma_multi.errors import BackendError
-from gemma_multi.quantization import quantize_checkpoint
 from gemma_multi.quantization.tensor import BFLOAT16, QuantizedTensor
 
 _PREFILL_CHUNK = 512  # tokens; bounds the memory of a long prompt's attention
@@ -44,12 +43,8 @@ class MlxEngine(Engine):
             mx.disable_compile()  # on a CPU it runs a C++ compiler for seconds, to fuse one gelu
         self.device = "gpu" if on_gpu else "cpu"
         fast = "bfloat16" if on_gpu else "float32"
-        if precision == "auto":
-            precision = "int4" if checkpoint.precision.startswith("int") else fast
-        if precision == "int4" and not checkpoint.precision.startswith("int"):
-            checkpoint, _ = quantize_checkpoint(checkpoint)
-        self.precision = precision
-        self.compute = fast if precision == "int4" else precision
+        checkpoint, self.precision = choose_precision(checkpoint, precision, fast)
+        self.compute = fast if self.precision.startswith("int") else self.precision
         self.architecture = _import_architecture()
         self.model = self._build(checkpoint)
 
@@ -80,7 +75,7 @@ class MlxEngine(Engine):
         quantized = {
             name.removesuffix(".weight"): tensor
             for name, tensor in checkpoint.tensors.items()
-            if self.precision == "int4" and isinstance(tensor, QuantizedTensor)
+            if self.precision.startswith("int") and isinstance(tensor, QuantizedTensor)
         }
         if quantized:
             import mlx.nn as nn

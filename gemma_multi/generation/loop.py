@@ -39,7 +39,7 @@ def generate_tokens(
     decoding = 0.0
     for count in range(1, options.max_tokens + 1):
         started = time.perf_counter()
-        token, _ = choose(logits, session.ids[0], options, session.length)
+        token = choose(logits, session.ids[0], options, session.length)
         decoding += time.perf_counter() - started
         progress.decode_seconds = decoding
         if token in stop_ids:

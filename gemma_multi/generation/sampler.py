@@ -18,23 +18,19 @@ import numpy as np
 
 from gemma_multi.generation.options import GenerationOptions
 
+_BLOCK = 256
+_NUCLEUS = 1024  # tokens that nearly always hold all of top-p
 
-def choose(
-    logits: np.ndarray, seen: np.ndarray, options: GenerationOptions, position: int
-) -> tuple[int, float]:
-    """The next token of one row, and the log-probability the model gave it.
+
+def choose(logits: np.ndarray, seen: np.ndarray, options: GenerationOptions, position: int) -> int:
+    """The next token of one row.
 
     `logits` is `f32[V]`, `seen` the ids read so far, `position` the index the token will have.
     """
-    log_total = _logsumexp(logits)
-    scores = _penalise(logits, seen, options.repetition_penalty)
     if options.temperature == 0:
-        token = int(scores.argmax())
-    else:
-        ids, log_weights = _candidates(scores / np.float32(options.temperature), options)
-        noise = gumbel(np, options.seed or 0, position, ids)
-        token = int(ids[(log_weights + noise).argmax()])
-    return token, float(logits[token]) - log_total
+        return int(_penalise(logits, seen, options.repetition_penalty).argmax())
+    ids, log_probabilities = candidates(logits, seen, options)
+    return int(ids[(log_probabilities + gumbel(np, options.seed or 0, position, ids)).argmax()])
 
 
 def gumbel(xp: Any, seed: int, position: int, ids: Any) -> Any:
@@ -67,26 +63,46 @@ def _penalise(logits: np.ndarray, seen: np.ndarray, penalty: float) -> np.ndarra
     return penalised
 
 
-def _candidates(scores: np.ndarray, options: GenerationOptions) -> tuple[np.ndarray, np.ndarray]:
-    """The tokens that survive the filters, best first, and their log-probabilities."""
-    ids = np.arange(len(scores))
+def candidates(
+    logits: np.ndarray, seen: np.ndarray, options: GenerationOptions
+) -> tuple[np.ndarray, np.ndarray]:
+    """The tokens that survive penalty and filters, and their log-probabilities."""
+    scores = _penalise(logits, seen, options.repetition_penalty)
+    scores = scores / np.float32(options.temperature)
+    ids, total = np.arange(len(scores)), _logsumexp(scores)
     if 0 < options.top_k < len(scores):
-        threshold = np.partition(scores, -options.top_k)[-options.top_k]
-        ids = np.flatnonzero(scores >= threshold)  # ties at the threshold all stay
-    elif options.top_p < 1 or options.min_p > 0:
-        # nothing e**-30 below the best token can matter to either filter
-        ids = np.flatnonzero(scores >= scores.max() - 30)
-    order = np.lexsort((ids, -scores[ids]))  # best first; of equals, the lower id
-    ids = ids[order]
-    kept = scores[ids]
-    kept = kept - _logsumexp(kept)
+        ids = _best(scores, options.top_k)
+        total = _logsumexp(scores[ids])
+    elif options.top_p < 1 and len(scores) > _NUCLEUS:
+        best = _best(scores, _NUCLEUS)
+        if np.exp(scores[best] - total).sum() >= options.top_p:
+            ids = best  # the rest of the vocabulary cannot be in it
+    kept = scores[ids] - total
     if options.top_p < 1:
-        before = np.cumsum(np.exp(kept)) - np.exp(kept)
-        ids, kept = ids[before < options.top_p], kept[before < options.top_p]
+        order = np.lexsort((ids, -kept))  # best first; of equals, the lower id
+        ids, kept = ids[order], kept[order]
+        probabilities = np.exp(kept)
+        inside = np.cumsum(probabilities) - probabilities < options.top_p
+        ids, kept = ids[inside], kept[inside]
     if options.min_p > 0:
-        near = kept >= kept[0] + np.log(np.float32(options.min_p))
+        near = kept >= kept.max() + np.log(np.float32(options.min_p))
         ids, kept = ids[near], kept[near]
-    return ids, kept
+    return ids, kept - _logsumexp(kept)
+
+
+def _best(scores: np.ndarray, k: int) -> np.ndarray:
+    """The ids of the `k` best scores, and of any that tie with the last of them.
+
+    The k-th best of the maxima of blocks is no more than the k-th best score, so what lies below
+    it is dropped in one pass; over 262,144 words this takes a tenth of a partition's time.
+    """
+    ids = np.arange(len(scores))
+    blocks = len(scores) // _BLOCK
+    if blocks >= k:
+        maxima = scores[: blocks * _BLOCK].reshape(blocks, _BLOCK).max(axis=1)
+        ids = np.flatnonzero(scores >= np.partition(maxima, -k)[-k])
+    left = scores[ids]
+    return ids[left >= np.partition(left, -k)[-k]]
 
 
 def _logsumexp(values: np.ndarray) -> float:
