@@ -69,7 +69,7 @@ def _read(i: int, message: Any) -> tuple[str, str]:
     if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
         raise OptionError(f"message {i} is {message!r}, expected the keys 'role' and 'content'")
     role, text = message["role"], message["content"]
-    if role not in ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         raise OptionError(f"message {i} has role {role!r}, expected one of {', '.join(ROLES)}")
     if not isinstance(text, str):
         raise OptionError(f"message {i} has content of type {type(text).__name__}, expected text")

@@ -6,7 +6,9 @@ asked for; `--json` makes it one JSON object.
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import sys
 import textwrap
 from collections.abc import Callable
@@ -28,6 +30,7 @@ Command = Callable[..., Any]
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the console script."""
+    _prepare_streams()
     try:
         code = cli.main(arguments, prog_name="gemma-multi", standalone_mode=False)
     except GemmaError as error:
@@ -39,10 +42,21 @@ def main(arguments: list[str] | None = None) -> None:
         code = _fail(error.format_message())
     except (click.Abort, KeyboardInterrupt):
         code = 130
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader has left; so do we
-        code = 0
+    except OSError as error:  # of the streams: a full disk behind `>`
+        code = _fail(f"{error.strerror or error}")
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _prepare_streams() -> None:
+    """Any bytes may come in, any character may go out, and either stream may be closed."""
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115  for as long as we live
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # the tokenizer keeps such bytes
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 def _fail(message: str) -> int:
@@ -91,12 +105,13 @@ def _generation_options(command: Command) -> Command:
 
 
 def _load(options: dict[str, Any]) -> Any:
-    """Takes `load`'s options out of a command's, and loads."""
-    from gemma_multi import load
+    """Takes `load`'s options out of a command's and loads; the others are checked before."""
+    from gemma_multi import GenerationOptions, load
 
-    names = ("backend", "precision", "context_length", "revision", "local_files_only")
+    names = ("model", "backend", "precision", "context_length", "revision", "local_files_only")
     chosen = {name: options.pop(name) for name in names}
-    return load(options.pop("model"), **chosen)
+    GenerationOptions.merge({}, options)
+    return load(**chosen)
 
 
 @cli.command()
@@ -164,8 +179,10 @@ def chat(system: str | None, **options: Any) -> None:
     interactive = sys.stdin.isatty()
     if interactive:
         notes.print(
-            f"[dim]{model.checkpoint.provenance.source} on {model.backend}. "
-            "/reset starts anew, Ctrl-D leaves.[/dim]"
+            f"{model.checkpoint.provenance.source} on {model.backend}. "
+            "/reset starts anew, Ctrl-D leaves.",
+            style="dim",
+            markup=False,
         )
     while True:
         if interactive:
@@ -178,7 +195,13 @@ def chat(system: str | None, **options: Any) -> None:
         if line.strip() == "/reset":
             conversation.reset()
             continue
-        stream = conversation.stream(line, **options)
+        try:
+            stream = conversation.stream(line, **options)
+        except GemmaError as error:
+            if not interactive:
+                raise
+            notes.print(f"{error}; /reset starts anew", markup=False)
+            continue
         try:
             show_stream(stream)
         except KeyboardInterrupt:
@@ -191,16 +214,23 @@ def chat(system: str | None, **options: Any) -> None:
 @click.option("--bits", type=int, default=4, show_default=True, help="Of the linear layers.")
 @click.option("--embedding-bits", type=int, default=4, show_default=True, help="4 or 8.")
 @click.option("--revision", help="Branch, tag or commit of a hub repository.")
+@click.option("--local-files-only", is_flag=True, help="Never ask the hub.")
 @click.option("--json", "as_json", is_flag=True, help="The error of each tensor as JSON.")
 def quantize(
-    model: str, target: Path, bits: int, embedding_bits: int, revision: str | None, as_json: bool
+    model: str,
+    target: Path,
+    bits: int,
+    embedding_bits: int,
+    revision: str | None,
+    local_files_only: bool,
+    as_json: bool,
 ) -> None:
     """Write MODEL as an int4 directory TARGET."""
     from gemma_multi.checkpoint.resolve import resolve
     from gemma_multi.quantization import quantize as run
     from gemma_multi.terminal import notes, progress_bar
 
-    checkpoint = resolve(model, revision=revision)
+    checkpoint = resolve(model, revision=revision, local_files_only=local_files_only)
     with progress_bar("quantising") as progress:
         report = run(checkpoint, target, bits, embedding_bits, progress)
     if as_json:
@@ -209,7 +239,8 @@ def quantize(
         _print_json({"path": str(target), "bytes": report.nbytes, "tensors": rows})
         return
     click.echo(report)
-    notes.print(f"{target}: {report.nbytes / 1e6:.1f} MB, was {checkpoint.nbytes / 1e6:.1f} MB")
+    sizes = f"{report.nbytes / 1e6:.1f} MB, was {checkpoint.nbytes / 1e6:.1f} MB"
+    notes.print(f"{target}: {sizes}", markup=False)
 
 
 @cli.command()
@@ -287,7 +318,8 @@ def demo(seed: int) -> None:
         if missing := missing_packages(name):
             notes.print(f"[dim]{title}: {', '.join(missing)} not installed, passed over[/dim]")
             continue
-        model = load("storyteller", backend=name)
+        # float32, so that what differs can only be a bug, on any device
+        model = load("storyteller", backend=name, precision="float32")
         click.secho(f"\n{title} ({model.engine.device}) tells:\n", bold=True)
         stream = model.stream(STORY, seed=seed)
         show_stream(stream, indent="  ")

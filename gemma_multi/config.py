@@ -26,6 +26,7 @@ import numpy as np
 from gemma_multi.errors import ConfigError
 
 SLIDING, FULL = "sliding_attention", "full_attention"
+EMBEDDING = "model.embed_tokens.weight"
 
 # What transformers' Gemma3TextConfig assumes; the `text_config` of a vision model relies on it.
 _VISION_TEXT_DEFAULTS = {
@@ -33,6 +34,7 @@ _VISION_TEXT_DEFAULTS = {
     "num_attention_heads": 8,
     "num_key_value_heads": 4,
     "head_dim": 256,
+    "max_position_embeddings": 131072,
 }
 # field -> the only values the engines compute
 _ONLY = {
@@ -97,7 +99,7 @@ class ModelConfig:
         """Every tensor of the model by its Hugging Face name, `[out, in]` for linear layers."""
         h, f, d = self.hidden_size, self.intermediate_size, self.head_dim
         q, kv = self.num_attention_heads * d, self.num_key_value_heads * d
-        shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab_size, h)}
+        shapes: dict[str, tuple[int, ...]] = {EMBEDDING: (self.vocab_size, h)}
         for i in range(self.num_hidden_layers):
             for name, shape in {
                 "input_layernorm": (h,),
@@ -152,7 +154,12 @@ class ModelConfig:
         layers = _integer(raw, "num_hidden_layers", most=1024)
         rope_global, rope_local, factor = _rope(raw)
         hidden = _integer(raw, "hidden_size")
-        dtype = str(raw.get("dtype") or raw.get("torch_dtype") or "bfloat16").split(".")[-1]
+        stated = {str(raw[k]).split(".")[-1] for k in ("dtype", "torch_dtype") if raw.get(k)}
+        if len(stated) > 1:
+            raise ConfigError(
+                f"dtype is {raw['dtype']!r}, but torch_dtype {raw['torch_dtype']!r}: which is it?"
+            )
+        dtype = stated.pop() if stated else "bfloat16"
         eos = raw.get("eos_token_id", (1, 106))
         eos_ids = tuple(eos) if isinstance(eos, list | tuple) else (eos,)
         if not all(isinstance(i, int) and not isinstance(i, bool) for i in eos_ids):
@@ -248,7 +255,9 @@ def _regular_pattern(layer_types: tuple[str, ...]) -> int | None:
 
 def _text_part(data: Mapping[str, Any]) -> dict[str, Any]:
     kind = data.get("model_type")
-    if kind == "gemma3" and isinstance(data.get("text_config"), Mapping):
+    if kind == "gemma3" and not isinstance(data.get("text_config"), Mapping):
+        raise ConfigError("model_type is 'gemma3', a vision model, but it has no text_config")
+    if kind == "gemma3":
         outer = {k: data[k] for k in ("torch_dtype", "dtype", "eos_token_id") if k in data}
         return {**_VISION_TEXT_DEFAULTS, **outer, **data["text_config"]}
     if kind != "gemma3_text":
@@ -277,8 +286,14 @@ def _rope(raw: Mapping[str, Any]) -> tuple[float, float, float]:
                 raise ConfigError(
                     f"{field} is {raw[field]!r}, but rope_parameters says {value!r}: which is it?"
                 )
-        if full.get("rope_type", "default") != "default":
-            scaling = full
+        if isinstance(scaling, Mapping):
+            theirs = (scaling.get("rope_type", scaling.get("type")), scaling.get("factor"))
+            if theirs != (full.get("rope_type", "default"), full.get("factor")):
+                raise ConfigError(
+                    f"rope_scaling is {scaling!r}, but rope_parameters says {dict(full)!r}: "
+                    "which is it?"
+                )
+        scaling = full
     if scaling is None:
         return theta, local, 1.0
     shape = scaling.get("rope_type", scaling.get("type")) if isinstance(scaling, Mapping) else None
@@ -327,7 +342,7 @@ def _number(
         raise ConfigError(f"{where}{name} is missing")
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ConfigError(f"{where}{name} is {value!r}, expected a number")
-    if not 0 < value < math.inf:
+    if not 0 < value <= 1e300:  # also for Python's whole numbers, which know no infinity
         raise ConfigError(f"{where}{name} is {value!r}, expected a number above zero")
     return float(value)
 
@@ -347,6 +362,9 @@ def _check(config: ModelConfig) -> None:
         raise ConfigError(f"head_dim is {config.head_dim}, but rotary positions need an even one")
     if config.dtype not in ("float32", "bfloat16", "float16"):
         raise ConfigError(f"dtype is {config.dtype!r}, expected 'bfloat16', 'float16' or 'float32'")
+    for token in config.eos_token_ids:
+        if not 0 <= token < config.vocab_size:
+            raise ConfigError(f"eos_token_id has {token}, but there are {config.vocab_size} words")
     for field in fields(config):
         if field.name.endswith("_token_id"):
             value = getattr(config, field.name)

@@ -9,15 +9,30 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+_UMASK = os.umask(0)  # can only be read by setting it, which is safe while modules are imported
+os.umask(_UMASK)
+
 
 def cache_directory(*parts: str) -> Path:
     """`GEMMA_MULTI_CACHE`, or the user's cache directory; nothing in it is ever needed."""
     chosen = os.environ.get("GEMMA_MULTI_CACHE")
     if chosen:
-        base = Path(chosen)
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gemma_multi"
-    return base.joinpath(*parts)
+        return Path(chosen, *parts)
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    except RuntimeError:  # a user without a home, as in some containers
+        base = Path(tempfile.gettempdir())
+    return base.joinpath("gemma_multi", *parts)
+
+
+def writable_cache(*parts: str) -> Path | None:
+    """The cache directory, made; None where it cannot be written."""
+    path = cache_directory(*parts)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return path if os.access(path, os.W_OK) else None
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -29,7 +44,7 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
+        os.chmod(temporary, 0o666 & ~_UMASK)
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
@@ -46,12 +61,13 @@ def new_directory(path: Path) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
         yield temporary
-        mask = _umask()
         for file in temporary.iterdir():
-            os.chmod(file, 0o666 & ~mask)  # temporary names begin private
+            os.chmod(file, 0o666 & ~_UMASK)  # temporary names begin private
             _sync(file)
-        os.chmod(temporary, 0o777 & ~mask)
+        os.chmod(temporary, 0o777 & ~_UMASK)
         _sync(temporary)
+        if path.exists():
+            path.rmdir()  # empty, and in the way of a rename on Windows
         os.replace(temporary, path)
         _sync(path.parent)
     finally:
@@ -59,14 +75,11 @@ def new_directory(path: Path) -> Iterator[Path]:
 
 
 def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    """Forces a file, or a directory's list of files, to the disk."""
+    if os.name == "nt" and path.is_dir():
+        return  # Windows cannot, and need not
+    descriptor = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

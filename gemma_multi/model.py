@@ -22,7 +22,7 @@ from gemma_multi.generation import GenerationOptions, GenerationResult, TextScor
 from gemma_multi.generation.loop import Progress, generate_tokens
 from gemma_multi.tokenizer import Tokenizer
 
-_SCORE_CHUNK = 128  # positions whose logits exist at once; 134 MB over 262,144 words
+_SCORE_CHUNK = 128  # positions whose logits are looked at together; 134 MB over 262,144 words
 
 
 class Model:
@@ -87,10 +87,11 @@ class Model:
         logprobs: list[float] = []
         for start in range(0, len(ids) - 1, _SCORE_CHUNK):
             targets = ids[start + 1 : start + 1 + _SCORE_CHUNK]
-            logits = session.score(ids[start : start + len(targets)])[0].astype(np.float64)
-            top = logits.max(axis=-1)
-            totals = top + np.log(np.exp(logits - top[:, None]).sum(axis=-1))
-            logprobs += (logits[np.arange(len(targets)), targets] - totals).tolist()
+            logits = session.score(ids[start : start + len(targets)])[0]
+            logits -= logits.max(axis=-1, keepdims=True)
+            found = logits[np.arange(len(targets)), targets].astype(np.float64)
+            totals = np.exp(logits, out=logits).sum(axis=-1, dtype=np.float64)
+            logprobs += (found - np.log(totals)).tolist()
         return TextScore(tuple(ids[1:]), tuple(logprobs))
 
     def describe(self) -> dict[str, Any]:
@@ -174,7 +175,7 @@ class TextStream:
         return GenerationResult(
             text="".join(self._text),
             tokens=tuple(self._tokens),
-            finish_reason="stop" if self._progress.finish_reason == "stop" else "length",
+            finish_reason=self._progress.finish_reason,
             prompt_tokens=self._prompt_tokens,
             seed=self._options.seed or 0,
             prefill_seconds=self._progress.prefill_seconds,
@@ -183,7 +184,10 @@ class TextStream:
 
     def _pieces(self, model: Model, session: Session, prompt: Sequence[int]) -> Generator[str]:
         decoder, held = model.tokenizer.stream(), ""
-        tokens = generate_tokens(session, prompt, self._options, model.stop_ids, self._progress)
+        tokens = generate_tokens(
+            session, prompt, self._options, model.stop_ids, self._progress,
+            model.tokenizer.vocab_size,
+        )  # fmt: skip
         for token in tokens:
             self._tokens.append(token)
             held += decoder.feed(token)
@@ -209,6 +213,8 @@ class Chat:
     """A conversation: each turn reads only what is new."""
 
     def __init__(self, model: Model, system: str | None = None) -> None:
+        if system is not None and not isinstance(system, str):
+            raise OptionError(f"system is {system!r}, expected a text")
         self._model = model
         self._system = system
         self.reset()
@@ -271,14 +277,18 @@ class ChatStream(TextStream):
         super().close()
         if self._tokens:
             self._remember()
+        elif self._chat._answer is self:
+            self._chat._answer = None
 
     def _remember(self) -> None:
         chat, result = self._chat, self.result
         if chat._answer is not self:  # remembered already, or the chat was reset
             return
         chat._answer = None
-        closing = chat_format.close_turn(chat._model.tokenizer)
-        chat._ids = [*self._before, *result.tokens, *closing]
+        tokenizer, said = chat._model.tokenizer, list(result.tokens)
+        if tokenizer.decode(said) != result.text:  # cut at a stop text, or in mid-character
+            said = tokenizer.encode(result.text)
+        chat._ids = [*self._before, *said, *chat_format.close_turn(tokenizer)]
         chat.messages += [
             {"role": "user", "content": self._user},
             {"role": "model", "content": result.text},

@@ -11,15 +11,20 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TextIO
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 notes = Console(stderr=True, highlight=False)
 
 
 class WordWrap:
-    """Writes streamed text, breaking lines at spaces; as it is when not on a terminal."""
+    """Writes streamed text, on a terminal with lines broken at spaces.
+
+    A word waits until it is whole or has filled a line by itself, as text without spaces does.
+    """
 
     def __init__(self, file: TextIO | None = None, indent: str = "") -> None:
         self._file = file or sys.stdout
@@ -39,6 +44,10 @@ class WordWrap:
                 self._spaces += character
             else:
                 self._word += character
+                if cell_len(self._indent + self._word) >= self._width > 0:
+                    self._put_word()
+        if not self._width:
+            self._put_word()
         self._file.flush()
 
     def finish(self) -> None:
@@ -49,7 +58,7 @@ class WordWrap:
 
     def _put_word(self) -> None:
         addition = self._spaces + self._word
-        if self._width and self._line and len(self._line) + len(addition) > self._width:
+        if self._width and self._line and cell_len(self._line + addition) > self._width:
             self._end_line()
             addition = self._word
         if not self._line and addition:
@@ -77,7 +86,7 @@ def facts_table(facts: Mapping[str, Any]) -> Table:
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in facts.items():
-        table.add_row(name.replace("_", " "), readable(name, value))
+        table.add_row(name.replace("_", " "), Text(readable(name, value)))
     return table
 
 

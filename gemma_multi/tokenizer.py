@@ -16,7 +16,6 @@ import codecs
 import contextlib
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -35,6 +34,7 @@ STEERING_PIECES = (
     "<image_soft_token>",
 )
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6  # sentencepiece_model.proto
+_BUILDER = 1  # of the cached models; raise it when `sentencepiece_from_json` changes its answer
 _BROKEN = re.compile("[\ud800-\udfff]+")
 
 
@@ -58,19 +58,25 @@ class Tokenizer:
         self._bytes: dict[int, bytes] = {}
 
     @classmethod
-    def from_directory(cls, path: str | Path) -> Tokenizer:
-        """Reads `tokenizer.model`, or builds it from `tokenizer.json`."""
+    def from_directory(cls, path: str | Path, vocab_size: int = 0) -> Tokenizer:
+        """Reads `tokenizer.model`, or builds it from `tokenizer.json`.
+
+        `vocab_size` is the model's: fine-tunes that add words update `tokenizer.json` and often
+        leave the old `tokenizer.model` beside it, so the one that has enough words is taken.
+        """
         path = Path(path)
+        model, source = path / "tokenizer.model", path / "tokenizer.json"
         try:
-            if (path / "tokenizer.model").is_file():
-                return cls((path / "tokenizer.model").read_bytes())
-            if (path / "tokenizer.json").is_file():
-                return cls(_cached_model((path / "tokenizer.json").read_bytes()))
+            found = cls(model.read_bytes()) if model.is_file() else None
+            if found is None or (found.vocab_size < vocab_size and source.is_file()):
+                if not source.is_file():
+                    raise TokenizerError("has neither tokenizer.model nor tokenizer.json")
+                return cls(_cached_model(source.read_bytes()))
+            return found
         except TokenizerError as error:
             raise TokenizerError(f"{path}: {error}") from error
         except OSError as error:
             raise TokenizerError(f"{path}: tokenizer cannot be read: {error}") from error
-        raise TokenizerError(f"{path}: has neither tokenizer.model nor tokenizer.json")
 
     def encode(self, text: str | bytes) -> list[int]:
         """The ids of `text`, with nothing added.
@@ -173,7 +179,7 @@ def _silence_steering_pieces(model: bytes) -> bytes:
 
 def _cached_model(tokenizer_json: bytes) -> bytes:
     """The SentencePiece model for a `tokenizer.json`, built at most once on this machine."""
-    name = hashlib.sha256(tokenizer_json).hexdigest()[:32]
+    name = f"{hashlib.sha256(tokenizer_json).hexdigest()[:32]}-{_BUILDER}"
     path = cache_directory("tokenizers") / f"{name}.model"
     try:
         return path.read_bytes()
@@ -190,33 +196,46 @@ def sentencepiece_from_json(tokenizer_json: bytes) -> bytes:
     SentencePiece merges the pair whose joined piece scores highest; Hugging Face the pair listed
     first. So a piece scores minus the rank of the first merge that makes it.
     """
-    os.environ.setdefault("PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION", "upb")
+    try:
+        return _build(json.loads(tokenizer_json))
+    except TokenizerError as error:
+        raise TokenizerError(f"tokenizer.json: {error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise TokenizerError(f"tokenizer.json: not a Hugging Face tokenizer: {error!r}") from error
+
+
+def _build(data: dict[str, Any]) -> bytes:
     from sentencepiece import sentencepiece_model_pb2 as schema
 
-    vocab, merges, added = _read_bpe(tokenizer_json)
+    _check_kind(data)
+    vocab = dict(data["model"]["vocab"])
+    added = {}
+    for token in data.get("added_tokens") or ():
+        if token.get("lstrip") or token.get("rstrip") or token.get("single_word"):
+            raise TokenizerError(f"added token {token['content']!r} strips its surroundings")
+        vocab[token["content"]] = token["id"]
+        added[token["content"]] = _CONTROL if token.get("special") else _USER_DEFINED
+    if sorted(vocab.values()) != list(range(len(vocab))):
+        raise TokenizerError("its token ids are not 0, 1, 2, ... without a gap")
     score: dict[str, int] = {}
-    for rank, merge in enumerate(merges):
+    for rank, merge in enumerate(data["model"]["merges"]):
         left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
         score.setdefault(left + right, -rank)
-    for token in added:
-        vocab[token["content"]] = token["id"]
-    special = {token["content"] for token in added if token.get("special")}
-    plain = {token["content"] for token in added} - special
-    if sorted(vocab.values()) != list(range(len(vocab))):
-        raise TokenizerError("tokenizer.json: its token ids are not 0, 1, 2, ... without a gap")
 
     proto = schema.ModelProto()
     for piece in sorted(vocab, key=vocab.__getitem__):
         entry = proto.pieces.add()
-        entry.piece, entry.score = piece, float(score.get(piece, 0))
+        # only the vocabulary's own pieces spell a space as U+2581 in the file
+        entry.piece = piece.replace(" ", "\u2581") if piece in added else piece
+        entry.score = float(score.get(piece, 0))
         if piece == "<unk>":
             entry.type = _UNKNOWN
-        elif piece in special:
-            entry.type = _CONTROL
-        elif piece in plain:
-            entry.type = _USER_DEFINED
+        elif piece in added:
+            entry.type = added[piece]
         elif re.fullmatch("<0x[0-9A-F]{2}>", piece):
             entry.type = _BYTE
+        elif len(piece) > 1 and piece not in score:
+            raise TokenizerError(f"no merge makes the piece {piece!r}")
         else:
             entry.type = _NORMAL
     trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
@@ -228,26 +247,26 @@ def sentencepiece_from_json(tokenizer_json: bytes) -> bytes:
     normalizer.name = "identity"
     normalizer.add_dummy_prefix = normalizer.remove_extra_whitespaces = False
     normalizer.escape_whitespaces = True
-    return proto.SerializeToString()
+    return bytes(proto.SerializeToString())
 
 
-def _read_bpe(tokenizer_json: bytes) -> tuple[dict[str, int], list[Any], list[dict[str, Any]]]:
-    """(vocabulary, merges, added tokens), or a TokenizerError that says what does not fit."""
-    try:
-        data = json.loads(tokenizer_json)
-        model, added = data["model"], data.get("added_tokens") or []
-        kind, fallback = model["type"], model.get("byte_fallback")
-        vocab, merges = dict(model["vocab"]), list(model["merges"])
-        normalizer = data.get("normalizer") or {}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise TokenizerError(f"tokenizer.json: not a Hugging Face tokenizer: {error!r}") from error
-    if kind != "BPE" or not fallback:
+def _check_kind(data: dict[str, Any]) -> None:
+    """Refuses what a byte-fallback BPE model without further rules would not reproduce."""
+    model = data["model"]
+    if model["type"] != "BPE" or not model.get("byte_fallback"):
         raise TokenizerError(
-            f"tokenizer.json: a {kind} model (byte_fallback {fallback}), expected Gemma's "
-            "byte-fallback BPE"
+            f"a {model['type']} model (byte_fallback {model.get('byte_fallback')}), expected "
+            "Gemma's byte-fallback BPE"
         )
-    if normalizer != {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}:
-        raise TokenizerError(
-            f"tokenizer.json: normalizer {normalizer!r}, expected Gemma's (space to \u2581)"
-        )
-    return vocab, merges, added
+    for rule in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(rule):
+            raise TokenizerError(f"its model has {rule} {model[rule]!r}, expected none")
+    space = {"String": " "}
+    for step, expected in (
+        ("normalizer", {"type": "Replace", "pattern": space, "content": "\u2581"}),
+        ("pre_tokenizer", {"type": "Split", "pattern": space, "behavior": "MergedWithPrevious",
+                           "invert": False}),
+    ):  # fmt: skip
+        # Gemma's pre-tokenizer splits at spaces, of which its normaliser has left none
+        if data.get(step) != expected and not (step == "pre_tokenizer" and data.get(step) is None):
+            raise TokenizerError(f"its {step} is {data.get(step)!r}, expected Gemma's")

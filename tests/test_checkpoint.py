@@ -206,6 +206,18 @@ class TestRefusals:
             with pytest.raises(CheckpointError, match=message):
                 Checkpoint.open(tmp_path / "q")
 
+    def test_a_tensor_under_two_names_is_refused(self, tiny_copy: Path) -> None:
+        norm = load_file(tiny_copy / "model.safetensors")[NORM]
+        rewrite(tiny_copy, language_model__model__norm__weight=norm)
+        with pytest.raises(CheckpointError, match="is there twice"):
+            Checkpoint.open(tiny_copy)
+
+    def test_stop_ids_that_are_no_ids_are_refused(self, tiny_copy: Path) -> None:
+        for value in ({}, [[1]], "1", [1.0]):
+            (tiny_copy / "generation_config.json").write_text(json.dumps({"eos_token_id": value}))
+            with pytest.raises(CheckpointError, match=r"generation_config\.json: eos_token_id"):
+                Checkpoint.open(tiny_copy)
+
 
 class TestSaving:
     def test_what_is_saved_opens_as_the_same(self, tiny_directory: Path, tmp_path: Path) -> None:
@@ -226,6 +238,17 @@ class TestSaving:
         assert "- quantised to int4 in groups of 32, embedding int4" in notice
         again = Checkpoint.open(tmp_path / "q").save(tmp_path / "again")
         assert (again / "NOTICE").read_text() == notice
+
+    def test_a_notice_that_came_with_the_weights_goes_on(
+        self, tiny_copy: Path, tmp_path: Path
+    ) -> None:
+        (tiny_copy / "provenance.json").unlink()
+        (tiny_copy / "NOTICE").write_text("Tuned by Example Ltd.")
+        for i in range(2):  # and is not repeated
+            tiny_copy = Checkpoint.open(tiny_copy).save(tmp_path / f"copy{i}")
+        notice = (tiny_copy / "NOTICE").read_text()
+        assert notice.count("Tuned by Example Ltd.") == 1
+        assert "Gemma Terms of Use" in notice
 
     def test_a_target_in_use_is_refused_and_kept(self, tiny_copy: Path) -> None:
         checkpoint = Checkpoint.open(tiny_copy)

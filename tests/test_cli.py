@@ -134,6 +134,57 @@ def test_saving_where_nothing_can_be_written(tiny_directory: Path) -> None:
     assert_refused(run("quantize", str(tiny_directory), "/proc/x/y"), "nothing was written")
 
 
+def test_streams_that_are_closed_full_or_of_another_encoding() -> None:
+    program = f"{sys.executable} -m gemma_multi generate -b mlx --max-tokens 4"
+
+    def shell(command: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
+        env = {**os.environ, **environment}
+        return subprocess.run(["bash", "-c", command], capture_output=True, env=env)
+
+    for command, code in (
+        (f"printf 'caf\\xff' | {program}", 0),
+        (f"{program} hello >&-", 0),
+        (f"{program} <&-", 2),
+        (f"PYTHONIOENCODING=ascii {program} hello", 0),
+    ):
+        done = shell(command, LC_ALL="C.UTF-8")
+        assert done.returncode == code, (command, done.stderr)
+        assert b"Traceback" not in done.stderr
+    if Path("/dev/full").exists():
+        full = shell(f"{program} hello > /dev/full")
+        assert full.returncode == 2
+        assert full.stderr.decode().strip() == "gemma-multi: No space left on device"
+
+
+def test_names_with_brackets_are_shown_as_they_are(tiny_directory: Path, tmp_path: Path) -> None:
+    odd = tmp_path / "m[b]x[/y]"
+    done = run("quantize", str(tiny_directory), str(odd))
+    assert done.returncode == 0, done.stderr
+    assert str(odd) in done.stderr.replace("\n", "")
+    assert odd.name in run("info", str(odd)).stdout.replace("\n", "").replace(" ", "")
+
+
+def test_text_without_spaces_is_shown_as_it_comes() -> None:
+    import io
+
+    from gemma_multi.terminal import WordWrap
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    plain = io.StringIO()
+    wrap = WordWrap(plain)
+    wrap.write("我能吞下")
+    assert plain.getvalue() == "我能吞下"
+    shown = Terminal()
+    wrap = WordWrap(shown)
+    wrap.write("我能吞下玻璃而不傷身體" * 12)
+    assert len(shown.getvalue()) > 60  # most of it, before any space has come
+    wrap.finish()
+    assert shown.getvalue().replace("\n", "") == "我能吞下玻璃而不傷身體" * 12
+
+
 def test_a_reader_that_leaves_early_is_no_error() -> None:
     command = f"{sys.executable} -m gemma_multi info storyteller | head -1"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)

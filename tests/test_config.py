@@ -74,6 +74,7 @@ def test_1b_and_the_scaled_rope_of_larger_ones() -> None:
     config = ModelConfig.from_dict(four_b)
     assert (config.num_attention_heads, config.num_key_value_heads) == (8, 4)
     assert config.rope_scaling_factor == 8.0
+    assert config.max_position_embeddings == 131072
     assert config.eos_token_ids == (1, 106)
 
 
@@ -130,6 +131,17 @@ def test_a_missing_field_is_named(field: str) -> None:
         ({"rope_scaling": {"rope_type": "yarn"}}, "rope_scaling is"),
         ({"rope_parameters": {FULL: {}}}, "no 'sliding_attention' entry"),
         ({"rope_parameters": LAYOUT_5["rope_parameters"], "rope_theta": 5e5}, "which is it"),
+        ({"rope_theta": 10**400}, "rope_theta is 1000"),
+        (
+            {
+                "rope_parameters": LAYOUT_5["rope_parameters"],
+                "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+            },
+            r"rope_scaling is.*which is it",
+        ),
+        ({"dtype": "float32"}, "torch_dtype 'bfloat16': which is it"),
+        ({"eos_token_id": [1, 10**9]}, "eos_token_id has 1000000000"),
+        ({"model_type": "gemma3"}, "it has no text_config"),
         ({"torch_dtype": "int8"}, "dtype is 'int8'"),
         ({"bos_token_id": 300000}, "bos_token_id is 300000"),
         ({"eos_token_id": "1"}, "eos_token_id is '1'"),

@@ -69,7 +69,8 @@ class TestSampler:
 
     def test_greedy_takes_the_best_and_of_equals_the_first(self) -> None:
         logits = np.array([1.0, 3.0, 3.0, 2.0], np.float32)
-        assert choose(logits, NOTHING, options(temperature=0.0), 0) == 1
+        for temperature in (0.0, 1e-300, 1e-6):
+            assert choose(logits, NOTHING, options(temperature=temperature), 0) == 1
 
     @pytest.mark.parametrize("case", FILTERS)
     def test_the_filters_are_those_of_transformers(self, case: str) -> None:
@@ -91,6 +92,11 @@ class TestSampler:
         ids, _ = candidates(logits, NOTHING, options(top_k=k))
         threshold = np.sort(logits)[-k]
         np.testing.assert_array_equal(np.sort(ids), np.flatnonzero(logits >= threshold))
+
+    def test_the_best_token_survives_any_filter(self) -> None:
+        logits = np.array([0.0, 1.0, 3.0], np.float32)
+        assert set(draws(logits, 50, top_p=1e-50)) == {2}
+        assert set(draws(logits, 50, min_p=1.0)) == {2}
 
     def test_equal_candidates_at_the_edge_of_top_k_all_stay(self) -> None:
         logits = np.array([1.0, 0.0, 0.0, -9.0], np.float32)
@@ -114,7 +120,9 @@ class TestOptions:
             ({"top_p": 1.1}, "top_p is 1.1"),
             ({"min_p": 2}, "min_p is 2"),
             ({"repetition_penalty": 0}, "repetition_penalty is 0"),
+            ({"repetition_penalty": 1e-50}, "repetition_penalty is 1e-50"),
             ({"seed": -1}, "seed is -1"),
+            ({"seed": 1 << 64}, "seed is 18446744073709551616"),
             ({"stop": [""]}, "stop is"),
             ({"stop": [3]}, "stop is"),
             ({"maxtokens": 3}, "unknown option 'maxtokens', expected max_tokens"),
@@ -129,7 +137,8 @@ class TestOptions:
         merged = GenerationOptions.merge(stored, {"top_k": 9, "top_p": None})
         assert (merged.temperature, merged.top_k, merged.top_p) == (0.3, 9, 0.5)
         assert GenerationOptions.merge({"do_sample": False}, {}).temperature == 0
-        with pytest.raises(OptionError, match="temperature is 'x'"):
+        assert GenerationOptions.merge({"max_new_tokens": 7}, {}).max_tokens == 7
+        with pytest.raises(OptionError, match=r"generation_config\.json: temperature is 'x'"):
             GenerationOptions.merge({"temperature": "x"}, {})
 
     def test_a_drawn_seed_can_be_used_again(self) -> None:

@@ -86,7 +86,7 @@ class TestGenerate:
         stream.close()
         assert list(stream) == []
         assert stream.result.text == said
-        assert stream.result.finish_reason == "length"
+        assert stream.result.finish_reason == "closed"
 
 
 class TestBadInput:
@@ -116,6 +116,9 @@ class TestBadInput:
             ({"context_length": 0}, OptionError, "context_length is 0, expected 1 to 2048"),
             ({"context_length": 4096}, OptionError, "expected 1 to 2048"),
             ({"model": ""}, CheckpointError, "expected a directory"),
+            ({"model": "x" * 300}, CheckpointError, "cannot be read|no such directory"),
+            ({"context_length": "12"}, OptionError, "context_length is '12'"),
+            ({"revision": "v1"}, OptionError, "storyteller is not on the hub"),
             ({"model": "no/such/place"}, CheckpointError, "no such directory"),
         ],
     )
@@ -225,9 +228,28 @@ class TestChat:
         assert chat.messages == []
         assert chat.send("Thank you!", temperature=0, max_tokens=5).prompt_tokens < 20
 
+    def test_a_stop_text_is_not_remembered(self, mlx: gemma_multi.Model) -> None:
+        chat = mlx.chat()
+        whole = mlx.generate(STORY, temperature=0).text
+        first = chat.send(STORY, temperature=0, stop=whole[50:53])
+        assert first.text == whole[:50]
+        second = chat.send("Good night.", temperature=0)
+        assert second.text == mlx.generate(
+            [*chat.messages[:2], {"role": "user", "content": "Good night."}], temperature=0
+        ).text  # fmt: skip
+
+    def test_a_turn_that_never_began_never_happened(self, mlx: gemma_multi.Model) -> None:
+        chat = mlx.chat()
+        stream = chat.stream("hello")
+        stream.close()
+        assert list(stream) == []
+        assert chat.messages == []
+
     def test_an_empty_turn_is_refused(self, mlx: gemma_multi.Model) -> None:
         with pytest.raises(OptionError, match="prompt is empty"):
             mlx.chat().send(" ")
+        with pytest.raises(OptionError, match="system is 5"):
+            mlx.chat(5)  # type: ignore[arg-type]
 
 
 class TestScore:
@@ -280,6 +302,27 @@ class TestSaveAndLoad:
         with pytest.raises(OptionError, match="4096 pieces, but the model 9000"):
             gemma_multi.load(source, backend="mlx")
 
+    def test_a_stale_tokenizer_model_gives_way_to_the_json_that_has_all_words(
+        self, gemma_tokenizer_directory: Path, tmp_path: Path
+    ) -> None:
+        from tiny import random_tensors, tiny_checkpoint, tiny_config
+
+        config = tiny_config(vocab_size=262145, hidden_size=32, intermediate_size=32)
+        source = tiny_checkpoint().replace(config=config, tensors=random_tensors(config))
+        path = source.save(tmp_path / "model")  # with the tokenizer of the tiny model
+        os.symlink(gemma_tokenizer_directory / "tokenizer.json", path / "tokenizer.json")
+        assert gemma_multi.load(path, backend="mlx").tokenizer.vocab_size == 262145
+
+    def test_words_the_tokenizer_does_not_know_are_never_said(self) -> None:
+        from tiny import random_tensors, tiny_checkpoint, tiny_config
+
+        config = tiny_config(vocab_size=4160)  # 64 more than there are pieces
+        tensors = random_tensors(config)
+        tensors["model.embed_tokens.weight"][4096:] *= 50  # and very likely
+        source = tiny_checkpoint().replace(config=config, tensors=tensors)
+        result = gemma_multi.load(source, backend="mlx").generate("hi", max_tokens=50, seed=0)
+        assert max(result.tokens) < 4096
+
     @pytest.mark.parametrize("backend", ["mlx", "keras"])
     def test_describe_says_what_runs(self, backend: str, tmp_path: Path) -> None:
         described = gemma_multi.load(backend=backend, precision="bfloat16").describe()
@@ -298,6 +341,35 @@ class TestSaveAndLoad:
         np.testing.assert_allclose(
             model.engine.session().score(ids), other.engine.session().score(ids), atol=1e-4
         )
+
+    @pytest.mark.parametrize("backend", ["mlx", "keras"])
+    def test_mixed_and_8_bit_directories_run_and_are_called_what_they_are(
+        self, backend: str, tiny_directory: Path, tmp_path: Path
+    ) -> None:
+        from gemma_multi.quantization import quantize_checkpoint
+
+        dense = gemma_multi.Checkpoint.open(tiny_directory)
+        int4, _ = quantize_checkpoint(dense)
+        int8, _ = quantize_checkpoint(dense, bits=8, embedding_bits=8)
+        gate = "model.layers.0.mlp.gate_proj.weight"
+        mixed = int4.replace(tensors={**int4.tensors, gate: dense.tensors[gate]})
+        only_embedding = dense.replace(
+            tensors={**dense.tensors, "model.embed_tokens.weight":
+                     int4.tensors["model.embed_tokens.weight"]})  # fmt: skip
+        ids = np.arange(5, 25)
+        for name, checkpoint in {"int8": int8, "mixed": mixed, "float32": only_embedding}.items():
+            opened = gemma_multi.Checkpoint.open(checkpoint.save(tmp_path / name))
+            assert (opened.precision, opened.is_quantized) == (name, True)
+            model = gemma_multi.load(opened, backend=backend)
+            assert model.engine.precision == name
+            wide = gemma_multi.load(opened, backend=backend, precision="float32")
+            np.testing.assert_allclose(
+                model.engine.session().score(ids), wide.engine.session().score(ids), atol=1e-4
+            )
+            with pytest.raises(CheckpointError, match="already"):
+                quantize_checkpoint(opened)
+            with pytest.raises(OptionError, match="precision is 'int4'"):
+                gemma_multi.load(opened, backend=backend, precision="int4")
 
     def test_older_checkpoints_stop_at_the_end_of_a_turn(self, tiny_copy: Path) -> None:
         edit_json(tiny_copy / "config.json", eos_token_id=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tokenizers
@@ -119,22 +120,60 @@ def test_a_model_is_built_from_tokenizer_json_once(
     assert [p.suffix for p in (tmp_path / "tokenizers").iterdir()] == [".model"]
 
 
+GEMMA_LIKE: dict[str, Any] = {
+    "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"},
+    "added_tokens": [{"id": 0, "content": "<pad>", "special": True}],
+    "model": {"type": "BPE", "byte_fallback": True, "merges": [["a", "b"]],
+              "vocab": {"<pad>": 0, "a": 1, "b": 2, "ab": 3}},
+}  # fmt: skip
+
+
+def changed(**model: Any) -> dict[str, Any]:
+    return {**GEMMA_LIKE, "model": {**GEMMA_LIKE["model"], **model}}
+
+
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("data", "message"),
     [
-        (b"[]", "not a Hugging Face tokenizer"),
-        (b"{", "not a Hugging Face tokenizer"),
-        (b'{"model": {"type": "WordPiece", "vocab": {}, "merges": []}}', "WordPiece model"),
-        (b'{"model": {"type": "BPE", "byte_fallback": true, "vocab": {}, "merges": []}}',
-         "normalizer"),
+        ([], "not a Hugging Face tokenizer"),
+        ("{", "not a Hugging Face tokenizer"),
+        ({"added_tokens": [{}]} | {"model": GEMMA_LIKE["model"]}, "normalizer is None"),
+        ({**GEMMA_LIKE, "added_tokens": [{}]}, "not a Hugging Face tokenizer"),
+        ({**GEMMA_LIKE, "added_tokens": [3]}, "not a Hugging Face tokenizer"),
+        (changed(merges=[["a"]]), "not a Hugging Face tokenizer"),
+        (changed(merges=[3]), "not a Hugging Face tokenizer"),
+        (changed(vocab={"<pad>": 0, "a": "1"}), "not a Hugging Face tokenizer"),
+        (changed(vocab={"<pad>": 0, "\ud800": 1}), "not a Hugging Face tokenizer"),
+        (changed(type="WordPiece"), "a WordPiece model"),
+        (changed(byte_fallback=False), "byte_fallback False"),
+        (changed(dropout=0.1), "dropout 0.1"),
+        (changed(merges=[]), "no merge makes the piece 'ab'"),
+        (changed(vocab={"<pad>": 0, "a": 1, "b": 2, "ab": 9}), "without a gap"),
+        ({**GEMMA_LIKE, "pre_tokenizer": {"type": "Digits"}}, "pre_tokenizer"),
+        ({**GEMMA_LIKE, "added_tokens": [{"id": 4, "content": "x", "lstrip": True}]}, "strips"),
     ],
-)  # fmt: skip
-def test_a_tokenizer_of_another_kind_is_refused(
-    tmp_path: Path, content: bytes, message: str
-) -> None:
-    (tmp_path / "tokenizer.json").write_bytes(content)
-    with pytest.raises(TokenizerError, match=message):
+)
+def test_a_tokenizer_of_another_kind_is_refused(tmp_path: Path, data: Any, message: str) -> None:
+    text = data if isinstance(data, str) else json.dumps(data)
+    (tmp_path / "tokenizer.json").write_text(text)
+    with pytest.raises(TokenizerError, match=message) as caught:
         Tokenizer.from_directory(tmp_path)
+    assert "tokenizer.json" in str(caught.value)
+
+
+def test_an_added_word_with_a_space_is_one_token(
+    gemma_tokenizer_directory: Path, tmp_path: Path
+) -> None:
+    data = json.loads((gemma_tokenizer_directory / "tokenizer.json").read_text())
+    word = {"id": 262145, "content": "new york", "special": False, "normalized": False,
+            "lstrip": False, "rstrip": False, "single_word": False}  # fmt: skip
+    data["added_tokens"].append(word)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(data))
+    ours, text = Tokenizer.from_directory(tmp_path), "in new york, new yorkers"
+    theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert ours.encode(text) == theirs.encode(text, add_special_tokens=False).ids
+    assert ours.encode(text).count(262145) == 2
+    assert ours.decode(ours.encode(text)) == text
 
 
 def test_no_tokenizer_or_a_broken_one_is_named(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """How good the storyteller is: python examples/storyteller/evaluate.py [--model DIR]
 
 Stories for 200 combinations of hero, setting and twist that training never saw: does each name
-all three and end by itself? And 40 fresh examples of each task: is the answer exactly right?
+all three and end by itself? And 40 fresh draws of each task: is the answer exactly right? (The
+tasks' grammars are small, so training has seen some of those draws, though not on purpose.)
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def story_scores(model: gemma_multi.Model, count: int) -> dict[str, float]:
 
 def task_scores(model: gemma_multi.Model, each: int) -> dict[str, float]:
     """The share of exactly right answers, greedily, by kind of task."""
-    rng = random.Random("tasks that training does not draw")
+    rng = random.Random("tasks for evaluation")
     scores = {}
     for draw in tasks.TASKS:
         examples = [draw(rng) for _ in range(each)]

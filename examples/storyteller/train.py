@@ -36,6 +36,7 @@ from safetensors import safe_open
 from safetensors.numpy import save as serialise
 
 from gemma_multi.checkpoint import Checkpoint
+from gemma_multi.checkpoint.checkpoint import ensure_free
 from gemma_multi.checkpoint.provenance import APACHE, Provenance
 from gemma_multi.config import ModelConfig, alternate
 from gemma_multi.engines.keras_backbone import build_backbone, import_keras, weight_slots
@@ -75,6 +76,7 @@ class Trainer:
     """Parameters, optimiser and the compiled step."""
 
     def __init__(self, steps: int, seed: int) -> None:
+        self._run = {"steps": str(steps), "seed": str(seed), "config": repr(CONFIG)}
         keras = import_keras()
         import jax
 
@@ -147,7 +149,7 @@ class Trainer:
     def save(self, path: Path, step: int) -> None:
         tensors = {n: np.asarray(v) for n, v in zip(self.names, self.values, strict=True)}
         tensors |= {f"optimizer.{i}": np.asarray(v) for i, v in enumerate(self.state)}
-        write_atomically(path, serialise(tensors, {"step": str(step)}))
+        write_atomically(path, serialise(tensors, {**self._run, "step": str(step)}))
 
     def resume(self, path: Path) -> int:
         """Takes up the state in `path`; the number of steps it has behind it, 0 without one."""
@@ -155,11 +157,18 @@ class Trainer:
             return 0
         jnp = self._jax.numpy
         with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata()
+            for name, value in self._run.items():
+                if metadata.get(name) != value:
+                    raise SystemExit(
+                        f"{path} is of a run with {name} {metadata.get(name)}, this one has "
+                        f"{value}; choose another --work or remove it"
+                    )
             self.values = [jnp.asarray(file.get_tensor(name)) for name in self.names]
             self.state = [
                 jnp.asarray(file.get_tensor(f"optimizer.{i}")) for i in range(len(self.state))
             ]
-            return int(file.metadata()["step"])
+            return int(metadata["step"])
 
 
 def _initial(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
@@ -176,6 +185,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("build/storyteller/int4"))
     options = parser.parse_args()
 
+    ensure_free(options.output)
     tokenizer_path = options.work / "tokenizer.model"
     if not tokenizer_path.exists():
         write_atomically(tokenizer_path, corpus.train_tokenizer(seed=options.seed))
@@ -221,8 +231,7 @@ def pack(trainer: Trainer, work: Path, output: Path) -> Path:
         generation=GENERATION,
         path=work,  # where the tokenizer is
     )
-    for directory in (work / "float32", output):
-        shutil.rmtree(directory, ignore_errors=True)
+    shutil.rmtree(work / "float32", ignore_errors=True)
     quantize(checkpoint.save(work / "float32"), output)
     return output
 

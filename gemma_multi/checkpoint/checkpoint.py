@@ -23,10 +23,10 @@ from safetensors.numpy import save_file
 
 from gemma_multi.checkpoint import directory
 from gemma_multi.checkpoint.provenance import Provenance
-from gemma_multi.config import ModelConfig
+from gemma_multi.config import EMBEDDING, ModelConfig
 from gemma_multi.errors import CheckpointError, OptionError
 from gemma_multi.files import new_directory
-from gemma_multi.quantization.tensor import GROUP_SIZE, QuantizedTensor
+from gemma_multi.quantization.tensor import QuantizedTensor
 from gemma_multi.tokenizer import Tokenizer
 
 Tensor = np.ndarray | QuantizedTensor
@@ -61,7 +61,7 @@ class Checkpoint:
             config=config,
             tensors=directory.read_tensors(path, config),
             provenance=Provenance.read(path, source or str(path.name), revision),
-            generation=directory.read_optional_json(path / "generation_config.json"),
+            generation=directory.read_generation_config(path / "generation_config.json"),
             path=path,
         )
 
@@ -69,13 +69,21 @@ class Checkpoint:
     def tokenizer(self) -> Tokenizer:
         if self.path is None:
             raise CheckpointError("this checkpoint was made in memory and has no tokenizer")
-        return Tokenizer.from_directory(self.path)
+        return Tokenizer.from_directory(self.path, self.config.vocab_size)
 
     @property
     def precision(self) -> str:
-        """`int4` or `int8` when the linear layers are quantised, else their type's name."""
-        linear = self.tensors["model.layers.0.mlp.gate_proj.weight"]
-        return f"int{linear.bits}" if isinstance(linear, QuantizedTensor) else linear.dtype.name
+        """What the linear layers are stored as: `int4`, a type's name, or `mixed`."""
+        kinds = {
+            f"int{tensor.bits}" if isinstance(tensor, QuantizedTensor) else tensor.dtype.name
+            for name, tensor in self.tensors.items()
+            if len(tensor.shape) == 2 and name != EMBEDDING
+        }
+        return kinds.pop() if len(kinds) == 1 else "mixed"
+
+    @property
+    def is_quantized(self) -> bool:
+        return any(isinstance(tensor, QuantizedTensor) for tensor in self.tensors.values())
 
     @property
     def grid(self) -> str:
@@ -111,7 +119,8 @@ class Checkpoint:
         return replace(self, **changes)
 
     def save(self, path: str | Path) -> Path:
-        """Writes a directory that this package, transformers and mlx-lm load as it is.
+        """Writes a directory that this package and mlx-lm load as it is, and transformers too
+        where no tensor is quantised.
 
         Raises OptionError when `path` is in use, CheckpointError when it cannot be written;
         then nothing is left behind.
@@ -159,7 +168,7 @@ def ensure_free(path: Path) -> None:
 
 def _quantization_entry(quantized: Mapping[str, QuantizedTensor]) -> dict[str, Any]:
     """mlx-lm's `quantization`: the linear layers' bits, and the tensors that differ by name."""
-    linear = next(t for name, t in quantized.items() if name != "model.embed_tokens")
+    linear = list(quantized.values())[-1]  # the embedding comes first, where it is quantised
     entry: dict[str, Any] = {"group_size": linear.group_size, "bits": linear.bits, "mode": "affine"}
     for name, tensor in quantized.items():
         if (tensor.bits, tensor.group_size) != (linear.bits, linear.group_size):
@@ -178,6 +187,3 @@ def _write_safetensors(tensors: dict[str, np.ndarray], path: Path) -> None:
 
 def _write_json(path: Path, data: Any) -> None:
     path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-
-
-__all__ = ["GROUP_SIZE", "WEIGHTS_FILE", "Checkpoint", "Tensor", "ensure_free"]

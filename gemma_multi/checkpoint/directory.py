@@ -38,6 +38,8 @@ def read_tensors(path: Path, config: ModelConfig) -> dict[str, np.ndarray | Quan
         for name, array in found.items():
             if name.startswith(_NOT_TEXT) or name.endswith("rotary_emb.inv_freq"):
                 continue
+            if _text_name(name) in flat:
+                raise CheckpointError(f"{file}: tensor {name!r} is there twice")
             flat[_text_name(name)] = (file, array)
     _drop_tied_head(flat)
     quantization = read_optional_json(path / "config.json").get("quantization")
@@ -77,6 +79,17 @@ def read_optional_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(data, dict):
         raise CheckpointError(f"{path}: expected a JSON object, received {type(data).__name__}")
+    return data
+
+
+def read_generation_config(path: Path) -> dict[str, Any]:
+    """The options a checkpoint brings along; its stop ids are checked here, the rest on use."""
+    data = read_optional_json(path)
+    eos = data.get("eos_token_id", [])
+    if not all(type(i) is int for i in (eos if isinstance(eos, list) else [eos])):
+        raise CheckpointError(
+            f"{path}: eos_token_id is {eos!r}, expected a token id or a list of them"
+        )
     return data
 
 
@@ -143,16 +156,16 @@ def _read_quantized(
     where = f"{file}: tensor '{stem}.weight'"
     if not isinstance(quantization, dict):
         raise CheckpointError(f"{where} is packed, but config.json has no quantization entry")
-    own = quantization.get(stem)
+    own = quantization.get(stem, quantization.get(f"language_model.{stem}"))
     settings = {**quantization, **own} if isinstance(own, dict) else quantization
     bits, group = settings.get("bits"), settings.get("group_size")
-    if settings.get("mode", "affine") != "affine" or bits not in (4, 8):
+    if settings.get("mode", "affine") != "affine" or type(bits) is not int or bits not in (4, 8):
         raise CheckpointError(
             f"{where} is quantised as {settings.get('mode', 'affine')} with {bits} bits, "
             "expected affine with 4 or 8"
         )
     rows, width = shape
-    if not isinstance(group, int) or group < 1 or width % group or (width * bits) % 32:
+    if type(group) is not int or group < 1 or width % group or (width * bits) % 32:
         raise CheckpointError(f"{where} has group_size {group!r}, which does not divide {width}")
     parts = []
     for part in ("scales", "biases"):

@@ -34,6 +34,7 @@ class Provenance:
     source: str = "unknown"
     revision: str = ""
     modifications: tuple[str, ...] = ()
+    received_notice: str = ""  # the NOTICE of a source that is not ours, passed on whole
 
     def modified(self, how: str) -> Provenance:
         return replace(self, modifications=(*self.modifications, how))
@@ -41,7 +42,13 @@ class Provenance:
     def notice(self) -> str:
         changes = "\n".join(f"- {how}" for how in self.modifications) or "- none"
         revision = f" (revision {self.revision})" if self.revision else ""
-        return f"{_TERMS[self.license]}\n\nSource: {self.source}{revision}\nModified:\n{changes}\n"
+        received = f"\nReceived with this notice:\n{self.received_notice}\n" * bool(
+            self.received_notice
+        )
+        return (
+            f"{_TERMS[self.license]}\n\nSource: {self.source}{revision}\nModified:\n{changes}\n"
+            + received
+        )
 
     def save(self, directory: Path) -> None:
         text = json.dumps(asdict(self), indent=2) + "\n"
@@ -58,6 +65,14 @@ class Provenance:
                 source=str(data["source"]),
                 revision=str(data["revision"]),
                 modifications=tuple(str(how) for how in data["modifications"]),
+                received_notice=str(data.get("received_notice", "")),
             )
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            return cls(source=source, revision=revision)
+            return cls(source=source, revision=revision, received_notice=_text(directory))
+
+
+def _text(directory: Path) -> str:
+    try:
+        return (directory / "NOTICE").read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""

@@ -101,8 +101,8 @@ def _read_entry(
             f"{where} has dtype {entry['dtype']!r}, expected one of {', '.join(DTYPES)}"
         )
     shape, offsets = entry["shape"], entry["data_offsets"]
-    if not _sizes(shape) or len(shape) > 8:
-        raise CheckpointError(f"{where} has shape {shape!r}, expected a list of sizes")
+    if not _sizes(shape) or len(shape) > 8 or 0 in shape:
+        raise CheckpointError(f"{where} has shape {shape!r}, expected a list of sizes above 0")
     if not _sizes(offsets) or len(offsets) != 2 or not offsets[0] <= offsets[1] <= available:
         raise CheckpointError(
             f"{where} has data_offsets {offsets!r}, outside the {available} bytes of data"

@@ -10,7 +10,7 @@ import sys
 
 from gemma_multi.checkpoint import Checkpoint
 from gemma_multi.engines.base import Engine
-from gemma_multi.errors import BackendError, OptionError
+from gemma_multi.errors import BackendError, GemmaError, OptionError
 
 BACKENDS = ("mlx", "keras", "litert")
 PRECISIONS = ("auto", "float32", "bfloat16", "int4")
@@ -38,9 +38,15 @@ def create_engine(checkpoint: Checkpoint, backend: str = "auto", precision: str 
         )
     try:
         return importlib.import_module(_MODULES[backend]).create(checkpoint, precision)
+    except GemmaError:
+        raise
     except ImportError as error:
         raise BackendError(
             f"backend {backend!r} is installed but cannot be imported ({error}): {INSTALL[backend]}"
+        ) from error
+    except Exception as error:  # drivers, platforms, memory: frameworks fail in many ways
+        raise BackendError(
+            f"backend {backend!r} could not start: {type(error).__name__}: {error}"
         ) from error
 
 

@@ -40,30 +40,34 @@ class Engine(ABC):
         """An empty conversation of `batch` rows that advance together."""
         limit = self.config.max_position_embeddings
         length = limit if context_length is None else context_length
-        if not 1 <= length <= limit:
-            raise OptionError(f"context_length is {length}, expected 1 to {limit}")
-        if batch < 1:
-            raise OptionError(f"batch is {batch}, expected at least 1")
+        if type(length) is not int or not 1 <= length <= limit:
+            raise OptionError(f"context_length is {length!r}, expected 1 to {limit}")
+        if type(batch) is not int or batch < 1:
+            raise OptionError(f"batch is {batch!r}, expected at least 1")
         return self._session(batch, length)
 
     @abstractmethod
     def _session(self, batch: int, context_length: int) -> Session: ...
 
 
-def choose_precision(checkpoint: Checkpoint, precision: str, fast: str) -> tuple[Checkpoint, str]:
-    """The checkpoint to run and the precision of its weights.
+def choose_precision(
+    checkpoint: Checkpoint, precision: str, fast: str
+) -> tuple[Checkpoint, str, str]:
+    """(the checkpoint to run, the precision of its weights, the type of the activations).
 
     `auto` keeps a quantised checkpoint as it is and gives a dense one the type the device is
     `fast` at. A dense checkpoint asked for as int4 is put on the portable grid.
     """
-    quantised = checkpoint.precision.startswith("int")
     if precision == "auto":
-        precision = "int4" if quantised else fast
-    if precision != "int4":
-        return checkpoint, precision
-    if not quantised:
+        precision = checkpoint.precision if checkpoint.is_quantized else fast
+    elif precision == "int4" and not checkpoint.is_quantized:
         checkpoint, _ = quantize_checkpoint(checkpoint)
-    return checkpoint, checkpoint.precision
+    elif precision == "int4" and checkpoint.precision != "int4":
+        raise OptionError(
+            f"precision is 'int4', but the checkpoint is stored as {checkpoint.precision}; use "
+            "'auto', or quantise the original"
+        )
+    return checkpoint, precision, precision if precision in ("float32", "bfloat16") else fast
 
 
 class Session(ABC):
@@ -85,7 +89,7 @@ class Session(ABC):
 
     def step(self, ids: Ids) -> np.ndarray:
         """Reads one token per row: `i32[B]` (or one int) -> `f32[B, V]`."""
-        return self.prefill(np.asarray(ids).reshape(self.batch, 1))
+        return self.prefill(np.asarray(ids).reshape(-1, 1))
 
     def score(self, ids: Ids) -> np.ndarray:
         """Reads tokens; the logits after each of them: `f32[B, T, V]`."""
@@ -115,20 +119,23 @@ class Session(ABC):
     def _read(self, ids: np.ndarray, every: bool) -> np.ndarray:
         try:
             logits = self._forward(ids, every)
+            self.ids = np.concatenate([self.ids, ids], axis=1)
         except BaseException:  # an interrupt may leave half of it in the cache
             self._rewind(0)
             self.ids = self.ids[:, :0]
             raise
-        self.ids = np.concatenate([self.ids, ids], axis=1)
         return logits
 
     def _checked(self, ids: Ids) -> np.ndarray:
-        array = np.asarray(ids)
+        try:
+            array = np.asarray(ids)
+        except ValueError:
+            raise OptionError("token ids have rows of different lengths") from None
         if array.ndim == 1 and self.batch == 1:
             array = array[None]
         if array.ndim != 2 or array.shape[0] != self.batch or not array.shape[1]:
             raise OptionError(
-                f"token ids have shape {list(np.shape(ids))}, expected [{self.batch}, T] with T "
+                f"token ids have shape {list(array.shape)}, expected [{self.batch}, T] with T "
                 "at least 1"
             )
         if not np.issubdtype(array.dtype, np.integer):

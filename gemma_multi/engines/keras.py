@@ -38,8 +38,7 @@ class KerasEngine(Engine):
         self.runtime = Runtime(import_keras())
         self.device = self.runtime.device
         fast = "float32" if self.device == "cpu" else "bfloat16"
-        checkpoint, self.precision = choose_precision(checkpoint, precision, fast)
-        self.compute = fast if self.precision.startswith("int") else self.precision
+        checkpoint, self.precision, self.compute = choose_precision(checkpoint, precision, fast)
         self.backbone = build_backbone(self.config, self.compute)
         slots = weight_slots(self.backbone, self.config)
         for name, (variable, reshape) in slots.items():

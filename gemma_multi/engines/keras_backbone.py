@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
-from gemma_multi.config import ModelConfig
+from gemma_multi.config import EMBEDDING, ModelConfig
 from gemma_multi.errors import BackendError
 
 
@@ -55,7 +55,7 @@ def _deferred(*names: str) -> Iterator[None]:
 
 
 def import_keras() -> ModuleType:
-    """Keras, on JAX unless the user chose otherwise."""
+    """Keras, on JAX unless KERAS_BACKEND says otherwise."""
     if "keras" not in sys.modules and not os.environ.get("KERAS_BACKEND"):
         os.environ["KERAS_BACKEND"] = "jax"
     import keras
@@ -146,7 +146,7 @@ def weight_slots(backbone: Any, config: ModelConfig) -> dict[str, tuple[Any, Cal
         return w if query_factor == 1.0 else (1 + w.astype("float32")) * query_factor - 1
 
     slots: dict[str, tuple[Any, Callable[..., Any]]] = {
-        "model.embed_tokens.weight": (backbone.token_embedding.embeddings, as_is),
+        EMBEDDING: (backbone.token_embedding.embeddings, as_is),
         "model.norm.weight": (backbone.layer_norm.scale, as_is),
     }
     for i, layer in enumerate(backbone.transformer_layers):

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gemma_multi.files import cache_directory
+from gemma_multi.files import writable_cache
 
 
 class Runtime:
@@ -27,8 +27,9 @@ class Runtime:
 
             self.jax = jax
             self.device = jax.default_backend()
-            if not jax.config.jax_compilation_cache_dir:
-                jax.config.update("jax_compilation_cache_dir", str(cache_directory("jax")))
+            cache = writable_cache("jax")
+            if cache is not None and not jax.config.jax_compilation_cache_dir:
+                jax.config.update("jax_compilation_cache_dir", str(cache))
                 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
         else:
             import tensorflow

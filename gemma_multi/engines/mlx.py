@@ -43,8 +43,7 @@ class MlxEngine(Engine):
             mx.disable_compile()  # on a CPU it runs a C++ compiler for seconds, to fuse one gelu
         self.device = "gpu" if on_gpu else "cpu"
         fast = "bfloat16" if on_gpu else "float32"
-        checkpoint, self.precision = choose_precision(checkpoint, precision, fast)
-        self.compute = fast if self.precision.startswith("int") else self.precision
+        checkpoint, self.precision, self.compute = choose_precision(checkpoint, precision, fast)
         self.architecture = _import_architecture()
         self.model = self._build(checkpoint)
 
@@ -75,8 +74,14 @@ class MlxEngine(Engine):
         quantized = {
             name.removesuffix(".weight"): tensor
             for name, tensor in checkpoint.tensors.items()
-            if self.precision.startswith("int") and isinstance(tensor, QuantizedTensor)
+            if self.precision not in ("float32", "bfloat16") and isinstance(tensor, QuantizedTensor)
         }
+        for stem, tensor in quantized.items():
+            if tensor.group_size not in (32, 64, 128):
+                raise BackendError(
+                    f"backend 'mlx' has groups of 32, 64 or 128, but {stem!r} has groups of "
+                    f"{tensor.group_size}; load it with precision='float32'"
+                )
         if quantized:
             import mlx.nn as nn
 
@@ -92,8 +97,9 @@ class MlxEngine(Engine):
                 tensor = quantized[stem]
                 weights += [
                     (name, mx.array(np.ascontiguousarray(tensor.packed))),
-                    (f"{stem}.scales", self._array(tensor.scales)),
-                    (f"{stem}.biases", self._array(tensor.biases)),
+                    # in bfloat16 compute MLX takes scales as they are stored and loses nothing
+                    (f"{stem}.scales", self._array(tensor.scales, widen_only=True)),
+                    (f"{stem}.biases", self._array(tensor.biases, widen_only=True)),
                 ]
             else:
                 weights.append((name, self._array(checkpoint.weight(name))))
@@ -101,14 +107,15 @@ class MlxEngine(Engine):
         mx.eval(model.parameters())
         return model
 
-    def _array(self, array: np.ndarray) -> Any:
-        """A float array in the type of the activations."""
+    def _array(self, array: np.ndarray, widen_only: bool = False) -> Any:
+        """A float array in the type of the activations (or kept, where that would round it)."""
         mx = self.mx
         if array.dtype == BFLOAT16:
             as_mlx = mx.array(np.ascontiguousarray(array).view(np.uint16)).view(mx.bfloat16)
         else:
             as_mlx = mx.array(np.ascontiguousarray(array))
-        as_mlx = as_mlx.astype(getattr(mx, self.compute))
+        if self.compute == "float32" or not widen_only:
+            as_mlx = as_mlx.astype(getattr(mx, self.compute))
         mx.eval(as_mlx)
         return as_mlx
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from gemma_multi.engines.base import Session
 from gemma_multi.generation.options import GenerationOptions
+from gemma_multi.generation.result import FinishReason
 from gemma_multi.generation.sampler import choose
 
 
@@ -15,7 +16,7 @@ from gemma_multi.generation.sampler import choose
 class Progress:
     """Filled in by the loop as it runs."""
 
-    finish_reason: str = "length"
+    finish_reason: FinishReason = "closed"
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
 
@@ -26,11 +27,13 @@ def generate_tokens(
     options: GenerationOptions,
     stop_ids: Collection[int],
     progress: Progress | None = None,
+    vocabulary: int | None = None,
 ) -> Generator[int]:
     """Yields token ids as they are chosen; a stop token ends the loop and is not yielded.
 
-    `prompt` is what the session has not read yet. The last token yielded has not been read by
-    the session: nobody may need what comes after it.
+    `prompt` is what the session has not read yet. Ids from `vocabulary` on are never chosen: some
+    models pad their embedding past what their tokenizer knows. The last token yielded has not
+    been read by the session: nobody may need what comes after it.
     """
     progress = progress or Progress()
     started = time.perf_counter()
@@ -39,7 +42,7 @@ def generate_tokens(
     decoding = 0.0
     for count in range(1, options.max_tokens + 1):
         started = time.perf_counter()
-        token = choose(logits, session.ids[0], options, session.length)
+        token = choose(logits[:vocabulary], session.ids[0], options, session.length)
         decoding += time.perf_counter() - started
         progress.decode_seconds = decoding
         if token in stop_ids:
@@ -47,6 +50,7 @@ def generate_tokens(
             return
         yield token  # the caller's time is not ours
         if count == options.max_tokens or session.length == session.context_length:
+            progress.finish_reason = "length"
             return
         started = time.perf_counter()
         logits = session.step(token)[0]

@@ -44,10 +44,10 @@ class GenerationOptions:
         _whole("top_k", self.top_k, 0)
         _real("top_p", self.top_p, 0, 1, open_at_least=True)
         _real("min_p", self.min_p, 0, 1)
-        _real("repetition_penalty", self.repetition_penalty, 0, math.inf, open_at_least=True)
+        _real("repetition_penalty", self.repetition_penalty, 0.01, 100)
         if self.seed is None:
             object.__setattr__(self, "seed", secrets.randbits(32))
-        _whole("seed", self.seed, 0)
+        _whole("seed", self.seed, 0, most=(1 << 64) - 1)
         stop: Any = (self.stop,) if isinstance(self.stop, str) else self.stop
         if not isinstance(stop, Sequence) or not all(isinstance(s, str) and s for s in stop):
             raise OptionError(f"stop is {self.stop!r}, expected texts that are not empty")
@@ -63,12 +63,19 @@ class GenerationOptions:
         chosen = {n: defaults[n] for n in _FROM_CHECKPOINT if defaults.get(n) is not None}
         if defaults.get("do_sample") is False:
             chosen["temperature"] = 0.0
+        if defaults.get("max_new_tokens") is not None:
+            chosen["max_tokens"] = defaults["max_new_tokens"]
+        try:
+            cls(**chosen)
+        except OptionError as error:
+            raise OptionError(f"the checkpoint's generation_config.json: {error}") from error
         return cls(**{**chosen, **{n: v for n, v in given.items() if v is not None}})
 
 
-def _whole(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise OptionError(f"{name} is {value!r}, expected a whole number of at least {least}")
+def _whole(name: str, value: Any, least: int, most: float = math.inf) -> None:
+    bounds = f"at least {least}" + (f" and at most {most}" if most < math.inf else "")
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise OptionError(f"{name} is {value!r}, expected a whole number of {bounds}")
 
 
 def _real(name: str, value: Any, least: float, most: float, open_at_least: bool = False) -> None:

@@ -6,14 +6,17 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+FinishReason = Literal["stop", "length", "closed"]
+
 
 @dataclass(frozen=True)
 class GenerationResult:
     """A generated text and how it came to be."""
 
     text: str
-    tokens: tuple[int, ...]  # generated ids, without the stop token
-    finish_reason: Literal["stop", "length"]  # a stop token or text; or max_tokens or context
+    tokens: tuple[int, ...]  # generated ids, without a stop token, but with those of a stop text
+    # "stop": a stop token or text; "length": max_tokens or the context; "closed": by the caller
+    finish_reason: FinishReason
     prompt_tokens: int
     seed: int
     prefill_seconds: float  # to read the prompt
@@ -25,8 +28,9 @@ class GenerationResult:
 
     @property
     def tokens_per_second(self) -> float:
-        """Decoding speed; 0 when nothing was decoded."""
-        return len(self.tokens) / self.decode_seconds if self.decode_seconds else 0.0
+        """Decoding speed: the first token comes from the prompt and is not counted."""
+        decoded = len(self.tokens) - 1
+        return decoded / self.decode_seconds if decoded > 0 and self.decode_seconds else 0.0
 
     def __str__(self) -> str:
         return self.text

@@ -18,6 +18,7 @@ import numpy as np
 
 from gemma_multi.generation.options import GenerationOptions
 
+_COLDEST = 1e-5  # below it, dividing by the temperature overflows; greedy is the limit anyway
 _BLOCK = 256
 _NUCLEUS = 1024  # tokens that nearly always hold all of top-p
 
@@ -27,7 +28,7 @@ def choose(logits: np.ndarray, seen: np.ndarray, options: GenerationOptions, pos
 
     `logits` is `f32[V]`, `seen` the ids read so far, `position` the index the token will have.
     """
-    if options.temperature == 0:
+    if options.temperature < _COLDEST:
         return int(_penalise(logits, seen, options.repetition_penalty).argmax())
     ids, log_probabilities = candidates(logits, seen, options)
     return int(ids[(log_probabilities + gumbel(np, options.seed or 0, position, ids)).argmax()])
@@ -69,20 +70,22 @@ def candidates(
     """The tokens that survive penalty and filters, and their log-probabilities."""
     scores = _penalise(logits, seen, options.repetition_penalty)
     scores = scores / np.float32(options.temperature)
-    ids, total = np.arange(len(scores)), _logsumexp(scores)
     if 0 < options.top_k < len(scores):
         ids = _best(scores, options.top_k)
         total = _logsumexp(scores[ids])
-    elif options.top_p < 1 and len(scores) > _NUCLEUS:
-        best = _best(scores, _NUCLEUS)
-        if np.exp(scores[best] - total).sum() >= options.top_p:
-            ids = best  # the rest of the vocabulary cannot be in it
+    else:
+        ids, total = np.arange(len(scores)), _logsumexp(scores)
+        if options.top_p < 1 and len(scores) > _NUCLEUS:
+            best = _best(scores, _NUCLEUS)
+            if np.exp(scores[best] - total).sum() >= options.top_p:
+                ids = best  # the rest of the vocabulary cannot be in it
     kept = scores[ids] - total
     if options.top_p < 1:
         order = np.lexsort((ids, -kept))  # best first; of equals, the lower id
         ids, kept = ids[order], kept[order]
         probabilities = np.exp(kept)
         inside = np.cumsum(probabilities) - probabilities < options.top_p
+        inside[0] = True  # whatever rounds away, the best token stays
         ids, kept = ids[inside], kept[inside]
     if options.min_p > 0:
         near = kept >= kept.max() + np.log(np.float32(options.min_p))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gemma_multi.config import EMBEDDING
 from gemma_multi.errors import OptionError
 from gemma_multi.quantization.int4 import GROUP_SIZE
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from gemma_multi.checkpoint import Checkpoint
     from gemma_multi.checkpoint.checkpoint import Tensor
 
-EMBEDDING = "model.embed_tokens.weight"
 Progress = Callable[[int, int], None]  # parameters done, parameters in all
 
 
@@ -82,11 +82,10 @@ def quantize_checkpoint(
     """The same in memory: (checkpoint on the grid, report)."""
     from gemma_multi.errors import CheckpointError
 
-    if bits not in (4, 8):
-        raise OptionError(f"bits is {bits!r}, expected 4 or 8")
-    if embedding_bits not in (4, 8):
-        raise OptionError(f"embedding_bits is {embedding_bits!r}, expected 4 or 8")
-    if checkpoint.precision.startswith("int"):
+    for name, value in (("bits", bits), ("embedding_bits", embedding_bits)):
+        if type(value) is not int or value not in (4, 8):
+            raise OptionError(f"{name} is {value!r}, expected 4 or 8")
+    if checkpoint.is_quantized:
         raise CheckpointError(
             f"the checkpoint is {checkpoint.precision} already; quantise the original instead"
         )
