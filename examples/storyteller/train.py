@@ -59,7 +59,7 @@ CONFIG = ModelConfig(
 )
 GENERATION = {  # what `generate` does when not told otherwise
     "do_sample": True,
-    "temperature": 0.5,
+    "temperature": 0.3,
     "top_k": 40,
     "top_p": 0.95,
     "bos_token_id": 2,
