@@ -164,17 +164,16 @@ def _silence_steering_pieces(model: bytes) -> bytes:
     A SentencePiece entry is `0A len | 0A len piece | 15 score(4) | 18 type`; the type byte is
     changed in place, because parsing and writing 262,144 entries would take a second.
     """
-    edited = bytearray(model)
     for piece in STEERING_PIECES:
         name = piece.encode()
         entry = bytes([0x0A, len(name)]) + name + b"\x15"
-        start = edited.find(entry)
+        start = model.find(entry)
         if start < 0:
             continue
         kind = start + len(entry) + 4
-        if edited[kind : kind + 2] == bytes([0x18, _USER_DEFINED]):
-            edited[kind + 1] = _CONTROL
-    return bytes(edited)
+        if model[kind : kind + 2] == bytes([0x18, _USER_DEFINED]):
+            model = b"".join((model[: kind + 1], bytes([_CONTROL]), model[kind + 2 :]))
+    return model
 
 
 def _cached_model(tokenizer_json: bytes) -> bytes:

@@ -94,7 +94,7 @@ class Trainer:
             warmup_target=PEAK_LEARNING_RATE,
             warmup_steps=60,
         )
-        # Muon gets as far as AdamW in four fifths of the steps here
+        # Muon gets as far as AdamW in three quarters of the steps here
         self.optimizer = keras.optimizers.Muon(
             schedule,
             weight_decay=0.05,
