@@ -11,7 +11,8 @@ import numpy as np
 import gemma_multi
 
 name = sys.argv[1] if len(sys.argv) > 1 else "storyteller"
-prompt = "Extract person, company, place and day as JSON.\nText: Emma joined Globex in Oslo."
+prompt = """Extract person, company, place and day as JSON.
+Text: Emma joined Globex in Oslo on Friday."""
 mlx, keras = (gemma_multi.load(name, backend=b, precision="float32") for b in ("mlx", "keras"))
 a, b = (m.generate(prompt, temperature=0, max_tokens=60) for m in (mlx, keras))
 print(f"MLX:   {a.text}\nKeras: {b.text}")

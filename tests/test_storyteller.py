@@ -84,3 +84,34 @@ def test_every_task_has_an_answer_that_its_prompt_supports() -> None:
         assert task.answer.splitlines()[0].removeprefix("customer: ") in task.prompt
         task = tasks.routing(rng)
         assert task.answer in task.prompt
+
+
+def test_training_resumes_to_the_very_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import numpy as np
+    import train
+
+    monkeypatch.setattr(train, "CONFIG", train.CONFIG.replace(
+        num_hidden_layers=2, layer_types=train.CONFIG.layer_types[:2], hidden_size=64,
+        intermediate_size=64))  # fmt: skip
+    tokenizer = gemma_multi.load("storyteller", backend="keras").tokenizer
+    ids, mask = corpus.batch(tokenizer, 0)
+
+    def run(trainer: train.Trainer, first: int, last: int) -> list[float]:
+        return [trainer.step(ids, mask, qat=step >= 3) for step in range(first, last)]
+
+    whole = train.Trainer(steps=100, seed=0)
+    losses = run(whole, 0, 5)
+    assert losses[-1] < losses[0]
+    first = train.Trainer(steps=100, seed=0)
+    run(first, 0, 2)
+    first.save(tmp_path / "state", 2)
+    second = train.Trainer(steps=100, seed=0)
+    assert second.resume(tmp_path / "absent") == 0
+    assert second.resume(tmp_path / "state") == 2
+    assert run(second, 2, 5) == losses[2:]
+    for a, b in zip(whole.values, second.values, strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+    with pytest.raises(SystemExit, match="of a run with seed 0, this one has 1"):
+        train.Trainer(steps=100, seed=1).resume(tmp_path / "state")

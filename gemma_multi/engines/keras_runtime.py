@@ -64,7 +64,8 @@ class Runtime:
     def compile(self, function: Callable[..., Any], variables: list[Any]) -> Callable[..., Any]:
         """`function(ids, caches, start, last, *, every)`, compiled once per shape."""
         if not self.on_jax:
-            compiled = self.tf.function(function, jit_compile=True)
+            # without XLA, which TensorFlow would run anew for every value of `start`
+            compiled = self.tf.function(function)
             integer = partial(self.tf.constant, dtype="int32")
             return lambda ids, caches, start, last, every: compiled(
                 integer(ids), caches, integer(start), integer(last), every=every
