@@ -147,11 +147,12 @@ class TestOptions:
         assert GenerationOptions(seed=first.seed) == first
 
 
-class TestLoop:
-    @pytest.fixture(scope="class")
-    def engine(self) -> Engine:
-        return create_engine(tiny_checkpoint(), "mlx", "float32")
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return create_engine(tiny_checkpoint(), "mlx", "float32")
 
+
+class TestLoop:
     def test_greedy_tokens_are_the_best_of_teacher_forced_logits(self, engine: Engine) -> None:
         prompt = [2, 40, 50, 60]
         greedy = options(max_tokens=40, temperature=0.0)

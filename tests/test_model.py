@@ -57,9 +57,13 @@ class TestGenerate:
         assert mlx.generate(STORY, seed=2).tokens == as_messages.tokens
 
     def test_raw_continues_the_text(self, mlx: gemma_multi.Model) -> None:
-        result = mlx.generate("Once upon a time, in a quiet", raw=True, max_tokens=3, temperature=0)
-        assert result.prompt_tokens == 1 + len(mlx.tokenizer.encode("Once upon a time, in a quiet"))
-        assert result.finish_reason == "length"
+        text = "Tell me a bedtime story.\nHero: Nora the otter\nSetting: a windmill on a"
+        ids = [2, *mlx.tokenizer.encode(text)]
+        result = mlx.generate(text, raw=True, max_tokens=3, temperature=0)
+        assert result.prompt_tokens == len(ids)
+        best = int(mlx.engine.session().prefill(ids)[0].argmax())
+        assert best not in mlx.stop_ids
+        assert result.tokens[0] == best
 
     def test_the_drawn_seed_gives_the_text_again(self, mlx: gemma_multi.Model) -> None:
         first = mlx.generate(STORY, temperature=1.5)
