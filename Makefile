@@ -32,7 +32,7 @@ bench: .venv/test
 
 .venv/demo: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[mlx,keras]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[mlx,keras,litert,litert-lm]'
 	@touch $@
 
 .venv/test: .venv/demo

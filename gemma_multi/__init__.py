@@ -25,6 +25,8 @@ if TYPE_CHECKING:
         OptionError,
         TokenizerError,
     )
+    from gemma_multi.exporters import export
+    from gemma_multi.exporters.report import ExportReport
     from gemma_multi.generation import GenerationOptions, GenerationResult, TextScore
     from gemma_multi.loading import load
     from gemma_multi.model import Chat, Model, TextStream
@@ -40,6 +42,7 @@ _HOME = {
     "CheckpointError": "errors",
     "ConfigError": "errors",
     "ContextError": "errors",
+    "ExportReport": "exporters.report",
     "GemmaError": "errors",
     "GenerationOptions": "generation",
     "GenerationResult": "generation",
@@ -52,6 +55,7 @@ _HOME = {
     "TextStream": "model",
     "Tokenizer": "tokenizer",
     "TokenizerError": "errors",
+    "export": "exporters",
     "load": "loading",
     "quantize": "quantization",
 }
@@ -62,6 +66,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "ContextError",
+    "ExportReport",
     "GemmaError",
     "GenerationOptions",
     "GenerationResult",
@@ -74,6 +79,7 @@ __all__ = [
     "TextStream",
     "Tokenizer",
     "TokenizerError",
+    "export",
     "load",
     "quantize",
 ]

@@ -1,4 +1,4 @@
-"""The command line: `gemma-multi generate | chat | quantize | info | doctor | demo`.
+"""The command line: `gemma-multi generate | chat | quantize | export | info | doctor | demo`.
 
 Errors are one line on standard error and exit status 2. Standard output carries only what was
 asked for; `--json` makes it one JSON object.
@@ -19,11 +19,6 @@ import click
 
 from gemma_multi import __version__
 from gemma_multi.errors import GemmaError, OptionError
-
-STORY = (
-    "Tell me a bedtime story.\nHero: Pip the hedgehog\nSetting: an old lighthouse by the sea\n"
-    "Twist: the monster was a hungry kitten\nTheme: courage\nLength: medium"
-)
 
 Command = Callable[..., Any]
 
@@ -74,12 +69,14 @@ def _model_options(command: Command) -> Command:
     for option in reversed(
         (
             click.option("-m", "--model", default="storyteller", show_default=True,
-                         help="Bundled name, directory or Hugging Face id."),
+                         help="Bundled name, directory, exported file or Hugging Face id."),
             click.option("-b", "--backend", default="auto", show_default=True,
-                         help="mlx, keras or auto."),
+                         help="mlx, keras, litert or auto."),
             click.option("--precision", default="auto", show_default=True,
-                         help="float32, bfloat16, int4 or auto."),
-            click.option("--context-length", type=int, help="Tokens; all the model has if unset."),
+                         help="float32, bfloat16, int4, int8 or auto."),
+            click.option("--context-length", type=int,
+                         help="Tokens; all the model has if unset (LiteRT: at most 4096)."),
+            click.option("--threads", type=int, help="LiteRT only: processor cores to use."),
             click.option("--revision", help="Branch, tag or commit of a hub repository."),
             click.option("--local-files-only", is_flag=True, help="Never ask the hub."),
         )
@@ -108,7 +105,8 @@ def _load(options: dict[str, Any]) -> Any:
     """Takes `load`'s options out of a command's and loads; the others are checked before."""
     from gemma_multi import GenerationOptions, load
 
-    names = ("model", "backend", "precision", "context_length", "revision", "local_files_only")
+    names = ("model", "backend", "precision", "context_length", "threads", "revision",
+             "local_files_only")  # fmt: skip
     chosen = {name: options.pop(name) for name in names}
     GenerationOptions.merge({}, options)
     return load(**chosen)
@@ -244,6 +242,55 @@ def quantize(
 
 
 @cli.command()
+@click.argument("model")
+@click.argument("target", type=click.Path(path_type=Path))
+@click.option("--context-length", type=int, help="Positions it can hold; all the model has.")
+@click.option("--prefill", type=int, multiple=True, metavar="N",
+              help="Tokens read at a time; may be repeated.  [default: 16, 128]")  # fmt: skip
+@click.option("--precision", default="auto", show_default=True, help="int4, int8, float32 or auto.")
+@click.option("--cache", default="auto", show_default=True,
+              help="Type of the global layers' caches: float32, int8 or auto.")  # fmt: skip
+@click.option("--revision", help="Branch, tag or commit of a hub repository.")
+@click.option("--local-files-only", is_flag=True, help="Never ask the hub.")
+@click.option("--json", "as_json", is_flag=True, help="What was written, as JSON.")
+def export(
+    model: str,
+    target: Path,
+    prefill: tuple[int, ...],
+    revision: str | None,
+    local_files_only: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Write MODEL as TARGET, a .tflite or .litertlm file for phones."""
+    from gemma_multi.checkpoint.resolve import resolve
+    from gemma_multi.exporters import check_format
+    from gemma_multi.exporters import export as write
+    from gemma_multi.quantization import QuantizationReport
+    from gemma_multi.terminal import notes
+
+    check_format(target)
+    checkpoint = resolve(model, revision=revision, local_files_only=local_files_only)
+    with notes.status(f"writing {target.name}"):
+        report = write(checkpoint, target, prefill=prefill or None, **options)
+    if as_json:
+        errors = {t.name: t.error for t in report.refitted}
+        _print_json({"path": str(target), "bytes": report.nbytes, "format": report.format,
+                     "precision": report.precision, "context_length": report.context_length,
+                     "refitted": errors})  # fmt: skip
+        return
+    if report.refitted:
+        click.echo(QuantizationReport(report.refitted))
+        notes.print(f"{len(report.refitted)} tensors had scales LiteRT cannot hold and were "
+                    "refitted; see the error of each")  # fmt: skip
+    notes.print(
+        f"{target}: {report.nbytes / 1e6:.1f} MB, {report.precision}, "
+        f"context length {report.context_length:,}",
+        markup=False,
+    )
+
+
+@cli.command()
 @click.argument("model", default="storyteller")
 @click.option("--revision", help="Branch, tag or commit of a hub repository.")
 @click.option("--local-files-only", is_flag=True, help="Never ask the hub.")
@@ -308,40 +355,10 @@ def doctor(as_json: bool) -> None:
 @cli.command()
 @click.option("--seed", type=int, default=7, show_default=True)
 def demo(seed: int) -> None:
-    """Tell the same bedtime story on every installed backend, and compare the tokens."""
-    from gemma_multi import load
-    from gemma_multi.engines import missing_packages
-    from gemma_multi.terminal import notes, show_stream
+    """Tell one bedtime story on every installed backend and from the phone's file; compare."""
+    from gemma_multi.demo import run
 
-    told: dict[str, tuple[int, ...]] = {}
-    for name, title in (("mlx", "MLX"), ("keras", "Keras")):
-        if missing := missing_packages(name):
-            notes.print(f"[dim]{title}: {', '.join(missing)} not installed, passed over[/dim]")
-            continue
-        # float32, so that what differs can only be a bug, on any device
-        model = load("storyteller", backend=name, precision="float32")
-        click.secho(f"\n{title} ({model.engine.device}) tells:\n", bold=True)
-        stream = model.stream(STORY, seed=seed)
-        show_stream(stream, indent="  ")
-        result = stream.result
-        told[title] = result.tokens
-        click.secho(
-            f"\n  {result.generated_tokens} tokens, {result.tokens_per_second:.0f} a second",
-            dim=True,
-        )
-    if not told:
-        raise OptionError("no backend is installed; see gemma-multi doctor")
-    click.echo()
-    if len(told) == 1:
-        click.echo(f"Only {next(iter(told))} is installed here, so there is nothing to compare.")
-        return
-    (first, a), (second, b) = told.items()
-    if a == b:
-        click.secho(f"{first} and {second} gave the same {len(a)} tokens.", fg="green")
-    else:
-        same = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y),
-                    min(len(a), len(b)))  # fmt: skip
-        click.secho(f"{first} and {second} differ from token {same} on.", fg="red")
+    if not run(seed):
         raise click.exceptions.Exit(1)
 
 

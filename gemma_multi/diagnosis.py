@@ -12,7 +12,7 @@ from gemma_multi.errors import GemmaError
 _PACKAGES = {
     "mlx": ("mlx", "mlx-lm"),
     "keras": ("keras", "keras-hub", "jax", "tensorflow"),
-    "litert": ("ai-edge-litert",),
+    "litert": ("ai-edge-litert", "litert-lm-builder"),
 }
 
 
@@ -40,9 +40,6 @@ def _diagnose(backend: str) -> Diagnosis:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    if backend == "litert":
-        advice = "arrives with the next release"
-        return Diagnosis(backend, False, advice=advice, versions=versions)
     if missing := missing_packages(backend):
         advice = f"{', '.join(missing)} missing: {INSTALL[backend]}"
         return Diagnosis(backend, False, advice=advice, versions=versions)

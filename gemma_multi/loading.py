@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from gemma_multi.checkpoint import Checkpoint
+from gemma_multi.checkpoint.litert_file import LitertTensors
 from gemma_multi.checkpoint.resolve import resolve
 from gemma_multi.engines import create_engine
 from gemma_multi.model import Model
@@ -16,17 +17,21 @@ def load(
     backend: str = "auto",
     precision: str = "auto",
     context_length: int | None = None,
+    threads: int | None = None,
     revision: str | None = None,
     local_files_only: bool = False,
 ) -> Model:
     """Loads a Gemma 3 text model.
 
     model: the bundled `"storyteller"`, a directory (Hugging Face's layout, mlx-lm's 4-bit layout
-        or ours), a Hugging Face id such as `"google/gemma-3-270m-it"`, or a Checkpoint.
-    backend: `"mlx"`, `"keras"` or `"auto"` (MLX on Apple silicon, else Keras).
+        or ours), a `.tflite` or `.litertlm` that `export` wrote, a Hugging Face id such as
+        `"google/gemma-3-270m-it"`, or a Checkpoint.
+    backend: `"mlx"`, `"keras"`, `"litert"` or `"auto"`: LiteRT for its own files; else MLX on
+        Apple silicon, Keras where JAX has a GPU or LiteRT is missing, and LiteRT.
     precision: `"float32"`, `"bfloat16"`, `"int4"`, or `"auto"`: as stored where the device is
         fast at it. Asking for int4 puts a dense checkpoint on the portable int4 grid.
-    context_length: tokens; None for all the model has.
+    context_length: tokens; None for all the model has, on LiteRT for at most 4,096.
+    threads: the processor's cores to use; LiteRT only, None for all there are.
     revision: a branch, tag or commit of a hub repository.
     local_files_only: never ask the hub, use its cache only.
 
@@ -35,4 +40,7 @@ def load(
     """
     if not isinstance(model, Checkpoint):
         model = resolve(model, revision=revision, local_files_only=local_files_only)
-    return Model(model, create_engine(model, backend, precision), context_length)
+    if backend == "auto" and isinstance(model.tensors, LitertTensors):
+        backend = "litert"
+    engine = create_engine(model, backend, precision, context_length, threads)
+    return Model(model, engine, context_length)

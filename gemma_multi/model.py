@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from gemma_multi.errors import ContextError, OptionError
 from gemma_multi.generation import GenerationOptions, GenerationResult, TextScore
 from gemma_multi.generation.loop import Progress, generate_tokens
 from gemma_multi.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from gemma_multi.exporters.report import ExportReport
 
 _SCORE_CHUNK = 128  # positions whose logits are looked at together; 134 MB over 262,144 words
 
@@ -118,6 +121,12 @@ class Model:
     def save(self, path: str | Path) -> Path:
         """Writes the checkpoint as it was loaded, in its stored precision, to a new directory."""
         return self.checkpoint.save(path)
+
+    def export(self, path: str | Path, **options: Any) -> ExportReport:
+        """Writes the checkpoint as a `.tflite` or `.litertlm` file; see `gemma_multi.export`."""
+        from gemma_multi.exporters import export
+
+        return export(self.checkpoint, path, **options)
 
     def _session(self) -> Session:
         return self.engine.session(1, self.context_length)

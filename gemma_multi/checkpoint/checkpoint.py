@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from gemma_multi.checkpoint import directory
+from gemma_multi.checkpoint import directory, litert_file
 from gemma_multi.checkpoint.provenance import Provenance
 from gemma_multi.config import EMBEDDING, ModelConfig
 from gemma_multi.errors import CheckpointError, OptionError
@@ -41,20 +41,24 @@ class Checkpoint:
     tensors: Mapping[str, Tensor]
     provenance: Provenance = field(default_factory=Provenance)
     generation: Mapping[str, Any] = field(default_factory=dict)  # generation_config.json
-    path: Path | None = None  # the directory it was read from
+    path: Path | None = None  # the directory or exported file it was read from
 
     @classmethod
     def open(cls, path: str | Path, *, source: str = "", revision: str = "") -> Checkpoint:
-        """Reads a model directory: Hugging Face's layout, mlx-lm's 4-bit layout, or our own.
+        """Reads a model directory (Hugging Face's layout, mlx-lm's 4-bit layout, or our own), or a
+        `.tflite` or `.litertlm` file that our exporters wrote.
 
         Raises CheckpointError, ConfigError or TokenizerError naming the file and the tensor.
         """
         path = Path(path)
         if not path.exists():
             raise CheckpointError(f"{path}: no such directory")
+        if path.suffix in litert_file.SUFFIXES and path.is_file():
+            return cls._open_exported(path)
         if not path.is_dir():
             raise CheckpointError(
-                f"{path}: is a file, expected a directory with config.json and {WEIGHTS_FILE}"
+                f"{path}: is a file, expected a directory with config.json and {WEIGHTS_FILE}, or "
+                "a .tflite or .litertlm"
             )
         config = ModelConfig.from_file(path / "config.json")
         return cls(
@@ -65,10 +69,23 @@ class Checkpoint:
             path=path,
         )
 
+    @classmethod
+    def _open_exported(cls, path: Path) -> Checkpoint:
+        file = litert_file.LitertFile(path)
+        return cls(
+            config=file.config,
+            tensors=litert_file.LitertTensors(file),
+            provenance=file.provenance,
+            generation=file.generation,
+            path=path,
+        )
+
     @cached_property
     def tokenizer(self) -> Tokenizer:
         if self.path is None:
             raise CheckpointError("this checkpoint was made in memory and has no tokenizer")
+        if self.path.is_file():
+            return Tokenizer(litert_file.LitertFile(self.path).tokenizer_model())
         return Tokenizer.from_directory(self.path, self.config.vocab_size)
 
     @property
@@ -114,6 +131,13 @@ class Checkpoint:
                 sha.update(f"{name} {part.dtype} {part.shape}\n".encode())
                 sha.update(np.ascontiguousarray(part).view(np.uint8).data)
         return sha.hexdigest()
+
+    @property
+    def identity(self) -> str:
+        """Changes whenever a tensor does: from the weight files' names, sizes and times where the
+        tensors are still what was read from them, else `digest()`, which reads everything."""
+        stored = getattr(self.tensors, "identity", None)
+        return stored if stored is not None else self.digest()
 
     def replace(self, **changes: Any) -> Checkpoint:
         return replace(self, **changes)

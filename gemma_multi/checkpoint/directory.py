@@ -26,7 +26,13 @@ _NOT_TEXT = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.",
 _HEAD = "lm_head"
 
 
-def read_tensors(path: Path, config: ModelConfig) -> dict[str, np.ndarray | QuantizedTensor]:
+class StoredTensors(dict[str, "np.ndarray | QuantizedTensor"]):
+    """Tensors as their files hold them, and what tells those files from others."""
+
+    identity: str = ""
+
+
+def read_tensors(path: Path, config: ModelConfig) -> StoredTensors:
     """Every tensor of the model by Hugging Face name, checked against the config."""
     files = _weight_files(path)
     flat: dict[str, tuple[Path, np.ndarray]] = {}
@@ -43,7 +49,8 @@ def read_tensors(path: Path, config: ModelConfig) -> dict[str, np.ndarray | Quan
             flat[_text_name(name)] = (file, array)
     _drop_tied_head(flat)
     quantization = read_optional_json(path / "config.json").get("quantization")
-    tensors: dict[str, np.ndarray | QuantizedTensor] = {}
+    tensors = StoredTensors()
+    tensors.identity = " ".join(_stamp(file) for file in sorted(files))
     for name, shape in config.tensor_shapes().items():
         if name not in flat:
             raise CheckpointError(f"{path}: tensor {name!r} is missing")
@@ -91,6 +98,11 @@ def read_generation_config(path: Path) -> dict[str, Any]:
             f"{path}: eos_token_id is {eos!r}, expected a token id or a list of them"
         )
     return data
+
+
+def _stamp(file: Path) -> str:
+    status = file.stat()
+    return f"{file.resolve()}:{status.st_size}:{status.st_mtime_ns}"
 
 
 def _weight_files(path: Path) -> dict[Path, set[str] | None]:

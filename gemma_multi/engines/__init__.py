@@ -13,17 +13,26 @@ from gemma_multi.engines.base import Engine
 from gemma_multi.errors import BackendError, GemmaError, OptionError
 
 BACKENDS = ("mlx", "keras", "litert")
-PRECISIONS = ("auto", "float32", "bfloat16", "int4")
+PRECISIONS = ("auto", "float32", "bfloat16", "int4", "int8")
 INSTALL = {
     "mlx": "pip install 'gemma-multi[mlx]'",
     "keras": "pip install 'gemma-multi[keras]' (or 'gemma-multi[cuda]' for an NVIDIA GPU)",
+    "litert": "pip install 'gemma-multi[litert]'",
 }
-_MODULES = {"mlx": "gemma_multi.engines.mlx", "keras": "gemma_multi.engines.keras"}
 
 
-def create_engine(checkpoint: Checkpoint, backend: str = "auto", precision: str = "auto") -> Engine:
-    """An engine that runs `checkpoint`. Raises BackendError or OptionError."""
-    backend = choose_backend(backend)
+def create_engine(
+    checkpoint: Checkpoint, backend: str = "auto", precision: str = "auto",
+    context_length: int | None = None, threads: int | None = None,
+) -> Engine:  # fmt: skip
+    """An engine that runs `checkpoint`. Raises BackendError or OptionError.
+
+    `context_length` is the most that sessions will ask for, `threads` the processor's cores to
+    use; only LiteRT fixes them beforehand, and `threads` is refused elsewhere.
+    """
+    backend = choose_backend(backend, checkpoint.is_quantized)
+    if threads is not None and backend != "litert":
+        raise OptionError(f"threads is an option of backend 'litert', not of {backend!r}")
     if precision == "float16":
         raise OptionError(
             "precision 'float16' is refused: Gemma 3's activations overflow it; use 'bfloat16'"
@@ -37,7 +46,10 @@ def create_engine(checkpoint: Checkpoint, backend: str = "auto", precision: str 
             f"backend {backend!r} needs {', '.join(missing)}, not installed: {INSTALL[backend]}"
         )
     try:
-        return importlib.import_module(_MODULES[backend]).create(checkpoint, precision)
+        module = importlib.import_module(f"gemma_multi.engines.{backend}")
+        if backend == "litert":
+            return module.create(checkpoint, precision, context_length, threads)
+        return module.create(checkpoint, precision)
     except GemmaError:
         raise
     except ImportError as error:
@@ -50,20 +62,28 @@ def create_engine(checkpoint: Checkpoint, backend: str = "auto", precision: str 
         ) from error
 
 
-def choose_backend(backend: str = "auto") -> str:
-    """The backend to use: as named, or for `auto` MLX on Apple silicon, else Keras."""
+def choose_backend(backend: str = "auto", quantized: bool = False) -> str:
+    """The backend to use: as named, or for `auto` MLX on Apple silicon, Keras beside an NVIDIA
+    GPU, and on other processors LiteRT for quantised weights, Keras for the rest."""
     if backend not in ("auto", *BACKENDS):
         raise BackendError(f"unknown backend {backend!r}, expected auto, {', '.join(BACKENDS)}")
-    if backend == "litert":
-        raise BackendError("backend 'litert' is not part of this release; use 'mlx' or 'keras'")
     if backend != "auto":
         return backend
-    on_apple_silicon = sys.platform == "darwin" and platform.machine() == "arm64"
-    order = ("mlx", "keras") if on_apple_silicon else ("keras", "mlx")
+    if sys.platform == "darwin" and platform.machine() == "arm64":
+        order = ("mlx", "litert", "keras")
+    elif quantized and not _has_nvidia_gpu():
+        order = ("litert", "keras", "mlx")
+    else:
+        order = ("keras", "litert", "mlx")
     for name in order:
         if not missing_packages(name):
             return name
     raise BackendError(f"no backend is installed: {INSTALL[order[0]]}")
+
+
+def _has_nvidia_gpu() -> bool:
+    """Without importing a framework, which takes seconds."""
+    return os.path.exists("/dev/nvidiactl") or os.path.exists("/dev/dxg")  # Linux, and WSL
 
 
 def missing_packages(backend: str) -> list[str]:
@@ -72,6 +92,7 @@ def missing_packages(backend: str) -> list[str]:
     needed = {
         "mlx": ("mlx.core", "mlx_lm"),
         "keras": ("keras", "keras_hub", keras_runs_on),
+        "litert": ("ai_edge_litert",),
     }[backend]
     return [name for name in needed if not _installed(name)]
 

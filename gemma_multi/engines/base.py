@@ -13,6 +13,7 @@ Design choices:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -28,17 +29,18 @@ Ids = Any  # anything NumPy reads as i32[T], or i32[B, T] for a batch
 class Engine(ABC):
     """Weights in a framework's memory. Sessions on one engine share them."""
 
-    name: str  # "mlx", "keras"
-    precision: str  # of the weights: "float32", "bfloat16", "int4"
-    compute: str  # of the activations: "float32", "bfloat16"
+    name: str  # "mlx", "keras", "litert"
+    precision: str  # of the weights: "float32", "bfloat16", "int4", "int8"
+    compute: str  # of the activations: "float32", "bfloat16", "int8"
     device: str  # for people: "cpu", "gpu (Apple M3)"
 
     def __init__(self, config: ModelConfig) -> None:
         self.config = config
+        self.context_length = config.max_position_embeddings  # the most a session can hold
 
     def session(self, batch: int = 1, context_length: int | None = None) -> Session:
         """An empty conversation of `batch` rows that advance together."""
-        limit = self.config.max_position_embeddings
+        limit = self.context_length
         length = limit if context_length is None else context_length
         if type(length) is not int or not 1 <= length <= limit:
             raise OptionError(f"context_length is {length!r}, expected 1 to {limit}")
@@ -60,12 +62,13 @@ def choose_precision(
     """
     if precision == "auto":
         precision = checkpoint.precision if checkpoint.is_quantized else fast
-    elif precision == "int4" and not checkpoint.is_quantized:
-        checkpoint, _ = quantize_checkpoint(checkpoint)
-    elif precision == "int4" and checkpoint.precision != "int4":
+    elif precision in ("int4", "int8") and not checkpoint.is_quantized:
+        bits = int(precision.removeprefix("int"))
+        checkpoint, _ = quantize_checkpoint(checkpoint, bits, embedding_bits=bits)
+    elif precision in ("int4", "int8") and checkpoint.precision != precision:
         raise OptionError(
-            f"precision is 'int4', but the checkpoint is stored as {checkpoint.precision}; use "
-            "'auto', or quantise the original"
+            f"precision is {precision!r}, but the checkpoint is stored as {checkpoint.precision}; "
+            "use 'auto', or quantise the original"
         )
     return checkpoint, precision, precision if precision in ("float32", "bfloat16") else fast
 
@@ -117,14 +120,18 @@ class Session(ABC):
         return copy
 
     def _read(self, ids: np.ndarray, every: bool) -> np.ndarray:
+        return self._reading(ids, lambda: self._forward(ids, every))
+
+    def _reading(self, ids: np.ndarray, forward: Callable[[], np.ndarray]) -> np.ndarray:
+        """Runs what reads `ids`, whole or not at all."""
         try:
-            logits = self._forward(ids, every)
+            result = forward()
             self.ids = np.concatenate([self.ids, ids], axis=1)
         except BaseException:  # an interrupt may leave half of it in the cache
             self._rewind(0)
             self.ids = self.ids[:, :0]
             raise
-        return logits
+        return result
 
     def _checked(self, ids: Ids) -> np.ndarray:
         try:

@@ -1,0 +1,108 @@
+"""`.litertlm`: the bundle that LiteRT-LM loads on Android, iOS, desktops and the web.
+
+Design choices:
+- The model inside is the `.tflite` of `exporters.tflite`, with its trailer; the tokenizer is a
+  section of its own, as the engine wants it.
+- The engine's built-in Gemma 3 template is left as it is (`llm_model_type.gemma3`), with the
+  turn markers spelled out for engines that read them from the file. It adds `<bos>` itself.
+- Sampling defaults are the checkpoint's. The engine has no greedy sampler; top-p over one word is
+  the same thing.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gemma_multi.exporters.report import ExportReport, check_target
+from gemma_multi.exporters.tflite import build
+
+from gemma_multi.checkpoint import Checkpoint
+from gemma_multi.errors import BackendError, CheckpointError
+from gemma_multi.files import renamed_when_whole
+from gemma_multi.generation import GenerationOptions
+
+_TOP_P = 2  # SamplerParameters.Type
+
+
+def export(
+    checkpoint: Checkpoint, path: str | Path, *, context_length: int | None = None,
+    prefill: Sequence[int] | None = None, precision: str = "auto", cache: str = "auto",
+) -> ExportReport:  # fmt: skip
+    """Writes `checkpoint` as a `.litertlm` bundle. Options and errors as for `tflite.export`."""
+    path = Path(path)
+    check_target(path)
+    try:
+        from litert_lm_builder import litertlm_builder
+    except ImportError:
+        raise BackendError(
+            "writing a .litertlm needs litert-lm-builder: pip install 'gemma-multi[litert]'"
+        ) from None
+    parts, info, refitted = build(
+        checkpoint, context_length=context_length, prefill=prefill, precision=precision,
+        cache=cache, with_tokenizer=False,
+    )  # fmt: skip
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as work,
+            renamed_when_whole(path) as target,
+        ):
+            names = ("model.tflite", "tokenizer.model", "metadata.pb", "NOTICE")
+            model, tokenizer, facts, notice = (Path(work, name) for name in names)
+            with model.open("wb") as file:
+                for part in parts:
+                    file.write(part)
+            parts.clear()
+            tokenizer.write_bytes(checkpoint.tokenizer.model)
+            facts.write_bytes(_metadata(checkpoint, info.context_length).SerializeToString())
+            notice.write_text(checkpoint.provenance.notice(), encoding="utf-8")
+            builder = litertlm_builder.LitertLmFileBuilder()
+            text = litertlm_builder.DType.STRING
+            for key, value in (
+                ("Authors", "gemma_multi"),
+                ("Source", checkpoint.provenance.source),
+                ("License", checkpoint.provenance.license),
+            ):
+                builder.add_system_metadata(litertlm_builder.Metadata(key, value, text))
+            builder.add_llm_metadata(str(facts))
+            builder.add_sentencepiece_tokenizer(str(tokenizer))
+            kind = litertlm_builder.TfLiteModelType.PREFILL_DECODE
+            builder.add_tflite_model(str(model), kind)
+            builder.add_generic_binary_data(str(notice))
+            with target.open("wb") as file:
+                builder.build(file, validate_metadata=True)
+                file.flush()
+                os.fsync(file.fileno())
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}") from error
+    return ExportReport(path, path.stat().st_size, "litertlm", info.precision,
+                        info.context_length, refitted)  # fmt: skip
+
+
+def _metadata(checkpoint: Checkpoint, context_length: int) -> Any:
+    """What LiteRT-LM must know besides the graph."""
+    from litert_lm_builder.runtime.proto import llm_metadata_pb2
+
+    facts, tokenizer = llm_metadata_pb2.LlmMetadata(), checkpoint.tokenizer
+    facts.start_token.token_ids.ids.append(tokenizer.bos_id)
+    listed = checkpoint.generation.get("eos_token_id", ())
+    stops = {tokenizer.eos_id, tokenizer.end_of_turn_id, *checkpoint.config.eos_token_ids,
+             *(listed if isinstance(listed, list) else [listed])}  # fmt: skip
+    for token in sorted(stops):
+        facts.stop_tokens.add().token_ids.ids.append(token)
+    facts.max_num_tokens = context_length
+    facts.llm_model_type.gemma3.SetInParent()
+    turns = facts.prompt_templates
+    turns.user.prefix, turns.user.suffix = "<start_of_turn>user\n", "<end_of_turn>\n"
+    turns.model.prefix, turns.model.suffix = "<start_of_turn>model\n", "<end_of_turn>\n"
+    facts.supports_thinking = facts.supports_function_calling = False
+    options, sampler = GenerationOptions.merge(checkpoint.generation, {}), facts.sampler_params
+    greedy = options.temperature == 0
+    sampler.type = _TOP_P
+    sampler.k = 1 if greedy else options.top_k or tokenizer.vocab_size
+    sampler.p, sampler.temperature = options.top_p, 1.0 if greedy else options.temperature
+    return facts

@@ -1,0 +1,133 @@
+"""`.tflite`: Gemma 3 as one TensorFlow Lite file, for Android and for CPUs.
+
+Nothing is traced and nothing is quantised again: `decoder` writes the operators, `weights` hands
+over the checkpoint's own codes and scales, `flatbuffer` packs both. The file names, signatures
+and metadata are in `gemma_multi.checkpoint.litert_format`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from gemma_multi.exporters.report import ExportReport, check_target
+
+from gemma_multi.checkpoint import Checkpoint
+from gemma_multi.checkpoint.litert_file import ExportInfo, metadata_json
+from gemma_multi.checkpoint.litert_format import (
+    CACHE_TYPES,
+    METADATA,
+    NORMS,
+    TOKENIZER,
+    TRAILER_MARK,
+)
+from gemma_multi.errors import BackendError, CheckpointError, OptionError
+from gemma_multi.files import write_atomically
+from gemma_multi.quantization import TensorError
+
+PRECISIONS = ("int4", "int8", "float32")
+PREFILL = (16, 128)  # tokens; the large one for speed, the small one for short turns
+_INT8_CACHES_FROM = 8193  # positions; at 32,768 float32 caches would take 217 MB
+_ALIGNMENT = 16
+
+
+def export(
+    checkpoint: Checkpoint, path: str | Path, *, context_length: int | None = None,
+    prefill: Sequence[int] | None = None, precision: str = "auto", cache: str = "auto",
+) -> ExportReport:  # fmt: skip
+    """Writes `checkpoint` as a `.tflite` file.
+
+    context_length: positions the file can hold; None for all the model has.
+    prefill: how many tokens are read at a time, one signature each; (16, 128) if None.
+    precision: `"int4"`, `"int8"`, `"float32"`, or `"auto"`: as stored, and float32 if dense.
+    cache: type of the global layers' caches, `"float32"`, `"int8"` (a scale per row) or `"auto"`:
+        int8 for quantised weights and more than 8,192 positions.
+
+    Raises OptionError for an option outside the format, CheckpointError for a checkpoint that
+    cannot be exported or a target that cannot be written; then nothing is left behind.
+    """
+    path = Path(path)
+    check_target(path)
+    parts, info, refitted = build(
+        checkpoint, context_length=context_length, prefill=prefill, precision=precision,
+        cache=cache, with_tokenizer=True,
+    )  # fmt: skip
+    try:
+        write_atomically(path, *parts)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}") from error
+    return ExportReport(path, path.stat().st_size, "tflite", info.precision, info.context_length,
+                        refitted)  # fmt: skip
+
+
+def build(
+    checkpoint: Checkpoint, *, context_length: int | None, prefill: Sequence[int] | None,
+    precision: str, cache: str, with_tokenizer: bool,
+) -> tuple[list[memoryview | bytes], ExportInfo, tuple[TensorError, ...]]:  # fmt: skip
+    """The parts of the file, in order: flatbuffer, padding, trailer."""
+    info = _choose(checkpoint, context_length, prefill, precision, cache)
+    try:
+        from gemma_multi.exporters.tflite.decoder import Shape, add_signatures
+        from gemma_multi.exporters.tflite.flatbuffer import ModelWriter
+        from gemma_multi.exporters.tflite.weights import linear_weights, norm_gains, prepare
+    except ImportError as error:
+        raise BackendError(
+            f"exporting needs ai-edge-litert ({error}): pip install 'gemma-multi[litert]'"
+        ) from error
+    tokenizer_model = checkpoint.tokenizer.model
+    checkpoint, refitted = prepare(checkpoint, info.precision)
+    config = checkpoint.config
+    if len(config.layer_types) == 0 or config.head_dim % 2:
+        raise OptionError(f"head_dim is {config.head_dim}, expected an even number")
+    model = ModelWriter(f"Gemma 3, {info.precision}, context {info.context_length}")
+    shape = Shape(info.context_length, info.prefill, info.cache == "int8")
+    weights = linear_weights(checkpoint, info.precision)
+    add_signatures(model, config, shape, weights, norm_gains(checkpoint))
+    norms = {name: checkpoint.weight(name) for name, s in config.tensor_shapes().items()
+             if len(s) == 1}  # fmt: skip
+    how = f"exported for LiteRT as {info.precision}, context length {info.context_length}"
+    provenance = checkpoint.provenance.modified(how)
+    model.add_metadata(METADATA, metadata_json(
+        config, info, checkpoint.generation, provenance,
+        {name: norm.dtype.name for name, norm in norms.items()}, tokenizer_model,
+    ))  # fmt: skip
+    model.add_metadata(NORMS, b"".join(np.ascontiguousarray(n).tobytes() for n in norms.values()))
+    model.add_metadata("NOTICE", provenance.notice().encode())
+    if with_tokenizer:
+        model.add_metadata(TOKENIZER, tokenizer_model)
+    graph = model.pack()
+    padding = bytes(-len(graph) % _ALIGNMENT)
+    sha = hashlib.sha256(graph)
+    sha.update(padding)
+    return [graph, padding, TRAILER_MARK + sha.digest()], info, refitted
+
+
+def _choose(
+    checkpoint: Checkpoint, context_length: int | None, prefill: Sequence[int] | None,
+    precision: str, cache: str,
+) -> ExportInfo:  # fmt: skip
+    """The options, checked, with the automatic ones decided."""
+    longest = checkpoint.config.max_position_embeddings
+    length = longest if context_length is None else context_length
+    if type(length) is not int or not 1 <= length <= longest:
+        raise OptionError(f"context_length is {length!r}, expected 1 to {longest}")
+    if precision == "auto":
+        precision = checkpoint.precision if checkpoint.is_quantized else "float32"
+    if precision not in PRECISIONS:
+        raise OptionError(
+            f"precision is {precision!r}, expected one of auto, {', '.join(PRECISIONS)}"
+        )
+    sizes = tuple(s for s in PREFILL if s <= length) if prefill is None else tuple(prefill)
+    for size in sizes:
+        if type(size) is not int or not 2 <= size <= length:
+            raise OptionError(f"prefill size is {size!r}, expected 2 to {length} tokens")
+    sizes = tuple(sorted(set(sizes))) or (length,) * (length > 1)
+    if not sizes:
+        raise OptionError(f"context_length is {length}, expected at least 2 for an export")
+    if cache == "auto":
+        cache = "int8" if precision != "float32" and length >= _INT8_CACHES_FROM else "float32"
+    if cache not in CACHE_TYPES:
+        raise OptionError(f"cache is {cache!r}, expected auto, {' or '.join(CACHE_TYPES)}")
+    return ExportInfo(precision, length, sizes, cache)

@@ -1,0 +1,311 @@
+"""Gemma 3's decoder as TensorFlow Lite operators.
+
+Design choices:
+- Attention looks at two things side by side: the cache as it was before this call, and the keys
+  and values of this call. Nothing is written until the end, so that the whole network is one
+  piece for the CPU delegate, and a sliding layer needs to keep its window and no more.
+- A sliding layer's cache is a ring: position p lies in slot p % R. What a slot holds is worked
+  out from the position alone (`_ring_ages`): there is nothing to clear and no mask to pass in.
+- Masks are arithmetic, `min((distance + 0.5) * 1e30, 0)`, because the CPU delegate has no
+  comparisons; ones and zeros that select are multiplied for the same reason.
+- Rows of padding come last. They see real tokens only, so they stay finite; no real token sees
+  them, and they are not written to a ring. In a global layer they land behind the real tokens,
+  where nobody looks before they are overwritten.
+- An int8 cache holds each row (one position of one head) as whole numbers of -127..127 and a
+  float32 scale. Attention sees the rounded row from the first moment, so that reading a text in
+  one call or in ten gives the same result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from gemma_multi.exporters.tflite.flatbuffer import ModelWriter, Subgraph, Value, Weight
+
+from gemma_multi.checkpoint.litert_format import (
+    DECODE,
+    HIDDEN,
+    HIDDEN_STATE,
+    LOGITS,
+    POSITIONS,
+    PREFILL,
+    SCORE,
+    SCORE_TOKENS,
+    TOKENS,
+    cache_names,
+    cache_positions,
+    cache_scale_names,
+)
+from gemma_multi.config import EMBEDDING, ModelConfig
+
+_STEEP = np.float32(1e30)  # times half a position: far below any score, far above -inf
+_INT8_MAX = 127
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What an export fixes besides the model."""
+
+    context_length: int
+    prefill: tuple[int, ...]
+    int8_global_caches: bool = False
+
+
+def add_signatures(
+    model: ModelWriter, config: ModelConfig, shape: Shape, weights: Mapping[str, Weight],
+    gains: Mapping[str, np.ndarray],
+) -> None:  # fmt: skip
+    """All signatures of one decoder. `gains` are the norms' factors, 1 + w, by tensor name."""
+    for size in shape.prefill:
+        _Decoder(model.subgraph(PREFILL.format(size)), config, shape, weights, gains, size).build()
+    decode = _Decoder(model.subgraph(DECODE), config, shape, weights, gains, 1)
+    decode.build(LOGITS)
+    _Decoder(model.subgraph(HIDDEN), config, shape, weights, gains, 1).build(HIDDEN_STATE)
+    size = min(SCORE_TOKENS, shape.context_length)
+    _Decoder(model.subgraph(SCORE), config, shape, weights, gains, size).build(LOGITS)
+
+
+@dataclass
+class _Cache:
+    """A layer's keys or values before this call, and what to write after it."""
+
+    name: str
+    old: Value  # f32 or i8 [1, KV, positions, H]
+    scale_name: str = ""
+    old_scales: Value | None = None  # f32[1, KV, 1, positions]
+    new: Value | None = None  # of old's type: [1, KV, T, H]
+    new_scales: Value | None = None  # f32[1, KV, 1, T]
+
+
+class _Decoder:
+    """One signature: T tokens through all layers."""
+
+    def __init__(
+        self, graph: Subgraph, config: ModelConfig, shape: Shape,
+        weights: Mapping[str, Weight], gains: Mapping[str, np.ndarray], tokens: int,
+    ) -> None:  # fmt: skip
+        self.graph, self.config, self.shape = graph, config, shape
+        self.weights, self.gains, self.count = weights, gains, tokens
+        self.window = min(config.sliding_window, shape.context_length)
+        self.ids = graph.input(TOKENS, (1, tokens), np.int32)
+        self.positions = graph.input(POSITIONS, (tokens,), np.int32)
+        # LiteRT-LM takes the context length from the first key cache: a global layer's, if any
+        layers = sorted(range(config.num_hidden_layers), key=config.is_sliding)
+        caches = {i: (self._cache_input(i, 0), self._cache_input(i, 1)) for i in layers}
+        self.caches = [caches[i] for i in range(config.num_hidden_layers)]
+        self.start = graph.slice(self.positions, 0, 0, 1)  # i32[1]
+        self.offsets = np.arange(tokens, dtype=np.float32)[:, None]  # of each row from the start
+        start = graph.reshape(graph.cast(self.start, np.float32), (1, 1))
+        self.global_mask, self.local_mask = self._masks(start)
+        position = graph.add(start, self.offsets)  # f32[T, 1]
+        global_theta = self._rotation(position, config.rope_theta, config.rope_scaling_factor)
+        self.rotations = {False: global_theta,
+                          True: self._rotation(position, config.rope_local_theta, 1.0)}  # fmt: skip
+        if tokens > 1:
+            self.ring_update = self._ring_update()
+
+    def build(self, wanted: str = "") -> None:
+        """`wanted` is the output besides the caches: logits, the hidden state, or nothing."""
+        graph, config = self.graph, self.config
+        ids = graph.reshape(self.ids, (self.count,))
+        x = graph.embedding(ids, self.weights[EMBEDDING])
+        x = graph.multiply(x, config.embedding_scale)
+        for i in range(config.num_hidden_layers):
+            last = i == config.num_hidden_layers - 1
+            x = self._layer(i, x, only_cache=last and not wanted)
+        if wanted:
+            x = self._norm(x, "model.norm.weight")
+            if wanted == LOGITS:
+                x = graph.linear(x, self.weights[EMBEDDING])
+            graph.output(wanted, graph.reshape(x, (1, *x.shape)))
+        for i in range(config.num_hidden_layers):
+            for cache in self.caches[i]:
+                self._write(cache, ring=config.is_sliding(i))
+        graph.finish()
+
+    def _layer(self, i: int, x: Value, only_cache: bool) -> Value:
+        graph, name = self.graph, f"model.layers.{i}.{{}}.weight".format
+        h = self._norm(x, name("input_layernorm"))
+        mixed = self._attention(i, graph.linear(h, self.weights[name("self_attn.qkv")]))
+        if only_cache:
+            return x
+        h = graph.linear(mixed, self.weights[name("self_attn.o")])
+        x = graph.add(x, self._norm(h, name("post_attention_layernorm")))
+        h = self._norm(x, name("pre_feedforward_layernorm"))
+        h = graph.linear(h, self.weights[name("mlp.gate_up")])
+        width = self.config.intermediate_size
+        gate, up = graph.slice(h, 1, 0, width), graph.slice(h, 1, width, width)
+        h = graph.multiply(graph.gelu_tanh(gate), up)
+        h = graph.linear(h, self.weights[name("mlp.down")])
+        return graph.add(x, self._norm(h, name("post_feedforward_layernorm")))
+
+    def _norm(self, x: Value, name: str) -> Value:
+        return self._normalize(x, self.gains[name])
+
+    def _normalize(self, x: Value, gain: np.ndarray) -> Value:
+        """RMS norm over the last axis."""
+        graph = self.graph
+        power = graph.mean_last(graph.multiply(x, x))
+        factor = graph.rsqrt(graph.add(power, self.config.rms_norm_eps))
+        return graph.multiply(graph.multiply(x, factor), gain)
+
+    # attention
+
+    def _attention(self, i: int, qkv: Value) -> Value:
+        """`f32[T, (heads + 2 KV) H]` to the mixed values, `f32[T, heads * H]`."""
+        graph, config = self.graph, self.config
+        heads, kv, width = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        t, sliding = self.count, config.is_sliding(i)
+        qkv = graph.reshape(qkv, (t, heads + 2 * kv, width))
+        # queries and keys are normed and turned together; the query scale is in the gain
+        name = f"model.layers.{i}.self_attn.{{}}_norm.weight".format
+        gain = np.concatenate([np.tile(self.gains[name("q")] * config.query_scale, (heads, 1)),
+                               np.tile(self.gains[name("k")], (kv, 1))])  # fmt: skip
+        qk = self._normalize(graph.slice(qkv, 1, 0, heads + kv), gain.astype(np.float32))
+        qk = self._rotate(qk, sliding)
+        by_head = (1, 0, 2)
+        q = graph.transpose(graph.slice(qk, 1, 0, heads), by_head)
+        k = graph.transpose(graph.slice(qk, 1, heads, kv), by_head)
+        v = graph.transpose(graph.slice(qkv, 1, heads + kv, kv), by_head)
+        q = graph.reshape(q, (1, kv, heads // kv * t, width))
+        keys, values = self.caches[i]
+        k = self._remember(keys, graph.reshape(k, (1, kv, t, width)))
+        v = self._remember(values, graph.reshape(v, (1, kv, t, width)))
+
+        old = graph.matmul(q, self._plain(keys), transpose_b=True)
+        if keys.old_scales is not None:
+            old = graph.multiply(old, keys.old_scales)
+        scores = graph.concatenate([old, graph.matmul(q, k, transpose_b=True)], -1)
+        kept = keys.old.shape[2]
+        scores = graph.reshape(scores, (heads, t, kept + t))
+        scores = graph.add(scores, self.local_mask if sliding else self.global_mask)
+        shares = graph.reshape(graph.softmax(scores), (1, kv, heads // kv * t, kept + t))
+        before, here = graph.slice(shares, 3, 0, kept), graph.slice(shares, 3, kept, t)
+        if values.old_scales is not None:
+            before = graph.multiply(before, values.old_scales)
+        mixed = graph.matmul(before, self._plain(values))
+        mixed = graph.add(mixed, graph.matmul(here, v) if t > 1 else graph.multiply(here, v))
+        mixed = graph.transpose(graph.reshape(mixed, (heads, t, width)), by_head)
+        return graph.reshape(mixed, (t, heads * width))
+
+    def _masks(self, start: Value) -> tuple[Value, Value]:
+        """What is added to scores, over (cache, this call): global `[T, C+T]`, local `[T, R+T]`."""
+        graph, t = self.graph, self.count
+        ahead = self.offsets.T - self.offsets  # of a key before a query: positive is the future
+        causal = np.where(ahead <= 0, 0, -_STEEP).astype(np.float32)
+        near = np.where((ahead <= 0) & (ahead > -self.window), 0, -_STEEP).astype(np.float32)
+        slots = np.arange(self.shape.context_length, dtype=np.float32)[None]
+        written = self._steps_below(graph.subtract(start, slots))
+        written = graph.add(written, np.zeros((t, 1), np.float32))  # the same for every row
+        # a slot of age a holds position start - 1 - a, which is offset + 1 + a behind the query
+        ages = self._ring_ages()
+        filled = self._steps_below(graph.subtract(start, ages))
+        reached = self._steps_below(graph.subtract(self.window - 1 - self.offsets, ages))
+        return (
+            graph.concatenate([written, graph.constant(causal)], 1),
+            graph.concatenate([graph.minimum(filled, reached), graph.constant(near)], 1),
+        )
+
+    def _steps_below(self, distance: Value) -> Value:
+        """0 where the whole number `distance` is at least 1, else about -1e30 a step."""
+        graph = self.graph
+        return graph.minimum(graph.multiply(graph.subtract(distance, 0.5), _STEEP), 0.0)
+
+    def _ring_ages(self) -> Value:
+        """How many positions before the last one read each slot's position is: `f32[1, R]`."""
+        graph, slots = self.graph, self.window
+        ages = graph.add(self.start, -1 - np.arange(slots, dtype=np.int32))
+        ages = graph.floor_mod(ages, np.int32(slots))
+        return graph.reshape(graph.cast(ages, np.float32), (1, slots))
+
+    def _rotation(self, position: Value, theta: float, factor: float) -> tuple[Value, Value]:
+        """Cosines, and sines with the sign of the half they multiply: `f32[T, 1, H]` each."""
+        graph, width = self.graph, self.config.head_dim
+        frequencies = theta ** (-np.arange(0, width, 2) / width) / factor
+        angles = graph.multiply(position, frequencies[None].astype(np.float32))
+        cos, sin = graph.cos(angles), graph.sin(angles)
+        shape = (self.count, 1, width)
+        return (
+            graph.reshape(graph.concatenate([cos, cos], 1), shape),
+            graph.reshape(graph.concatenate([graph.negative(sin), sin], 1), shape),
+        )
+
+    def _rotate(self, x: Value, sliding: bool) -> Value:
+        graph, half = self.graph, self.config.head_dim // 2
+        cos, sin = self.rotations[sliding]
+        turned = graph.concatenate([graph.slice(x, 2, half, half), graph.slice(x, 2, 0, half)], 2)
+        return graph.add(graph.multiply(x, cos), graph.multiply(turned, sin))
+
+    # caches
+
+    def _cache_input(self, layer: int, which: int) -> _Cache:
+        graph, config = self.graph, self.config
+        positions = cache_positions(config, layer, self.shape.context_length)
+        shape = (1, config.num_key_value_heads, positions, config.head_dim)
+        name = cache_names(layer)[which]
+        if not self.shape.int8_global_caches or config.is_sliding(layer):
+            return _Cache(name, graph.input(name, shape))
+        scale = cache_scale_names(layer)[which]
+        old = graph.input(name, shape, np.int8)
+        scales = graph.input(scale, (1, config.num_key_value_heads, 1, positions))
+        return _Cache(name, old, scale, scales)
+
+    def _plain(self, cache: _Cache) -> Value:
+        """The cache as numbers; an int8 one without its scales, which are multiplied in later."""
+        return cache.old if cache.old_scales is None else self.graph.cast(cache.old, np.float32)
+
+    def _remember(self, cache: _Cache, new: Value) -> Value:
+        """Sets what will be written; returns it as later calls will see it."""
+        if cache.old_scales is None:
+            cache.new = new
+            return new
+        graph = self.graph
+        largest = graph.maximum(graph.max_last(graph.absolute(new)), 1e-6)
+        scales = graph.multiply(largest, 1 / _INT8_MAX)
+        cache.new = graph.to_int8(graph.divide(new, scales))
+        cache.new_scales = graph.transpose(scales, (0, 1, 3, 2))
+        return graph.multiply(graph.from_int8(cache.new), scales)
+
+    def _write(self, cache: _Cache, ring: bool) -> None:
+        """The cache with this call's rows in it, as an output."""
+        assert cache.new is not None
+        slot = self.graph.floor_mod(self.start, np.int32(self.window)) if ring else self.start
+        if ring and self.count > 1:
+            self.graph.output(cache.name, self._write_ring(cache.old, cache.new))
+            return
+        for name, old, new, axis in (
+            (cache.name, cache.old, cache.new, 2),
+            (cache.scale_name, cache.old_scales, cache.new_scales, 3),
+        ):
+            if old is not None and new is not None:
+                at = self.graph.multiply(slot, np.eye(4, dtype=np.int32)[axis])
+                self.graph.output(name, self.graph.update_slice(old, new, at))
+
+    def _write_ring(self, old: Value, new: Value) -> Value:
+        """Many rows at once: each slot takes the last real row that belongs to it, if any.
+
+        Rows are moved by a matrix of zeros and ones, which is exact, and which the CPU delegate
+        can do, as it cannot gather.
+        """
+        graph = self.graph
+        takes, keeps = self.ring_update
+        rows = graph.matmul(takes, new)
+        # what depends on inputs alone runs first, for all layers at once, and takes 16 MB: wait
+        wait = graph.multiply(graph.slice(rows, 3, 0, 1), 0.0)
+        return graph.add(rows, graph.multiply(graph.add(keeps, wait), old))
+
+    def _ring_update(self) -> tuple[Value, Value]:
+        """Which row each slot takes, `f32[1, KV, R, T]`, and which slots keep theirs, `[R, 1]`."""
+        graph, slots = self.graph, self.window
+        last = graph.max_last(self.positions)  # padding has position 0
+        behind = graph.floor_mod(
+            graph.subtract(last, np.arange(slots, dtype=np.int32)), np.int32(slots)
+        )
+        row = graph.subtract(graph.subtract(last, self.start), behind)  # i32[R], < 0: keep
+        row = graph.reshape(graph.cast(row, np.float32), (1, 1, slots, 1))
+        distance = graph.absolute(graph.subtract(row, self.offsets.reshape(1, 1, 1, -1)))
+        takes = graph.maximum(graph.subtract(np.float32(1), distance), 0.0)
+        keeps = graph.minimum(graph.maximum(graph.negative(row), 0.0), 1.0)
+        return graph.concatenate([takes] * self.config.num_key_value_heads, 1), keeps

@@ -1,0 +1,134 @@
+"""A checkpoint's tensors in LiteRT's clothes: the same codes and scales, another arrangement.
+
+int4 codes are offset by 8 in our layout and two's complement in LiteRT's, which is one bit of
+each code: `u ^ 8`. Scales are exact in float16 by the grid's definition. Nothing is quantised
+again, except groups whose scale LiteRT cannot hold (`refit`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+from gemma_multi.exporters.tflite.flatbuffer import Weight
+
+from gemma_multi.checkpoint import Checkpoint
+from gemma_multi.checkpoint.checkpoint import Tensor
+from gemma_multi.checkpoint.litert_format import fused_tensors
+from gemma_multi.errors import CheckpointError
+from gemma_multi.quantization import TensorError, quantize_checkpoint
+from gemma_multi.quantization.tensor import QuantizedTensor, quantize_tensor
+
+_SIGN_BITS = 0x88  # the highest bit of both codes in a byte
+
+
+def prepare(checkpoint: Checkpoint, precision: str) -> tuple[Checkpoint, tuple[TensorError, ...]]:
+    """The checkpoint with every tensor in a form LiteRT holds, and what was refitted to get there.
+
+    Raises CheckpointError where the stored form cannot become `precision`.
+    """
+    if precision == "float32":
+        return checkpoint, ()
+    bits = 4 if precision == "int4" else 8
+    if not checkpoint.is_quantized:
+        checkpoint, _ = quantize_checkpoint(checkpoint, bits, embedding_bits=bits)
+        return checkpoint, ()
+    if checkpoint.precision != precision:
+        raise CheckpointError(
+            f"precision is {precision!r}, but the checkpoint is stored as {checkpoint.precision}; "
+            "export it as it is, as 'float32', or from the original"
+        )
+    tensors: dict[str, Tensor] = {}
+    errors = []
+    for name, tensor in checkpoint.tensors.items():
+        if isinstance(tensor, QuantizedTensor) and not _fits(tensor):
+            refitted, error = quantize_tensor(tensor.dequantize(), tensor.bits)
+            errors.append(TensorError(name, tensor.shape, tensor.bits, error))
+            tensors[name] = refitted
+        else:
+            tensors[name] = tensor
+    if not errors:
+        return checkpoint, ()
+    how = f"{len(errors)} tensors refitted to positive scales for LiteRT"
+    provenance = checkpoint.provenance.modified(how)
+    return checkpoint.replace(tensors=tensors, provenance=provenance), tuple(errors)
+
+
+def _fits(tensor: QuantizedTensor) -> bool:
+    """Whether LiteRT holds these codes and scales as they are."""
+    if tensor.grid != "portable":
+        return False
+    scales = tensor.scales.astype(np.float32)
+    if tensor.bits == 8:  # one scale per row
+        return bool(np.all(scales == scales[:, :1]))
+    with np.errstate(over="ignore"):
+        held = scales.astype(np.float16).astype(np.float32)
+    return bool(np.all(held == scales))
+
+
+def linear_weights(checkpoint: Checkpoint, precision: str) -> dict[str, Weight]:
+    """Every linear tensor of the file, by its name there."""
+    shapes = checkpoint.config.tensor_shapes()
+    weights = {}
+    for fused, names in fused_tensors(checkpoint.config).items():
+        shape = (sum(shapes[name][0] for name in names), shapes[names[0]][1])
+        tensors = [partial(checkpoint.tensors.__getitem__, name) for name in names]
+        first = tensors[0]()
+        bits = first.bits if precision != "float32" and isinstance(first, QuantizedTensor) else 32
+        size = shape[0] * shape[1]
+        if bits == 4 and isinstance(first, QuantizedTensor):
+            group = first.group_size
+            weights[fused] = Weight(
+                fused, shape, 4, partial(_rows, tensors, _int4_codes), size // 2,
+                partial(_rows, tensors, _int4_scales), group,
+            )  # fmt: skip
+        elif bits == 8:
+            weights[fused] = Weight(
+                fused, shape, 8, partial(_rows, tensors, _int8_codes), size,
+                partial(_rows, tensors, _row_scales),
+            )  # fmt: skip
+        else:
+            weights[fused] = Weight(fused, shape, 32, partial(_rows, tensors, _dense), size * 4)
+    return weights
+
+
+def norm_gains(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
+    """The factors of the norms, 1 + w, by tensor name."""
+    return {
+        name: 1 + checkpoint.weight(name).astype(np.float32)
+        for name, shape in checkpoint.config.tensor_shapes().items()
+        if len(shape) == 1
+    }
+
+
+def _rows(
+    tensors: Sequence[Callable[[], Tensor]], convert: Callable[[Tensor], np.ndarray]
+) -> np.ndarray:
+    parts = [convert(tensor()) for tensor in tensors]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _int4_codes(tensor: Tensor) -> np.ndarray:
+    assert isinstance(tensor, QuantizedTensor)
+    return np.ascontiguousarray(tensor.packed).view(np.uint8) ^ np.uint8(_SIGN_BITS)
+
+
+def _int4_scales(tensor: Tensor) -> np.ndarray:
+    assert isinstance(tensor, QuantizedTensor)
+    return tensor.scales.astype(np.float32).astype(np.float16)
+
+
+def _int8_codes(tensor: Tensor) -> np.ndarray:
+    assert isinstance(tensor, QuantizedTensor)
+    return np.ascontiguousarray(tensor.packed).view(np.uint8) ^ np.uint8(0x80)
+
+
+def _row_scales(tensor: Tensor) -> np.ndarray:
+    assert isinstance(tensor, QuantizedTensor)
+    return tensor.scales[:, 0].astype(np.float32)
+
+
+def _dense(tensor: Tensor) -> np.ndarray:
+    dense = tensor.dequantize() if isinstance(tensor, QuantizedTensor) else tensor
+    return dense.astype(np.float32)

@@ -1,0 +1,69 @@
+"""Names and constants of the LiteRT files we write and read. One place; exporters import them.
+
+A `.tflite` of ours is one decoder with these signatures, each of which updates the caches:
+
+- `prefill_N`: reads N tokens, gives nothing else. Several sizes.
+- `decode`: reads one token, gives `logits` `f32[1, 1, V]`.
+- `hidden`: reads one token, gives the last hidden state `hidden` `f32[1, 1, D]`, without the head.
+- `score`: reads `SCORE_TOKENS` tokens, gives the `logits` after each of them.
+
+Inputs are `tokens` `i32[1, N]`, `input_pos` `i32[N]` and the caches. Rows of padding come last
+and have position 0. These are the names and rules of the LiteRT-LM engine, which needs the first
+two kinds of signature and passes over the others.
+"""
+
+from __future__ import annotations
+
+from gemma_multi.config import ModelConfig
+
+FORMAT = 1  # of the metadata and of what the signatures mean
+PREFILL, DECODE, HIDDEN, SCORE = "prefill_{}", "decode", "hidden", "score"
+TOKENS, POSITIONS, LOGITS, HIDDEN_STATE = "tokens", "input_pos", "logits", "hidden"
+SCORE_TOKENS = 16
+
+# metadata of the flatbuffer
+METADATA, NORMS, TOKENIZER = "gemma_multi", "gemma_multi.norms", "gemma_multi.tokenizer"
+# after the flatbuffer: this mark, and the SHA-256 of all before the mark
+TRAILER_MARK = b"gemma_multi sha256 "
+TRAILER_SIZE = len(TRAILER_MARK) + 32
+
+CACHE_TYPES = ("float32", "int8")
+
+
+def cache_names(layer: int) -> tuple[str, str]:
+    """The key and the value cache of a layer."""
+    return f"kv_cache_k_{layer}", f"kv_cache_v_{layer}"
+
+
+def cache_scale_names(layer: int) -> tuple[str, str]:
+    """Where a layer's caches are int8: the scale of each row, `f32[1, KV, 1, positions]`."""
+    return f"kv_cache_k_scale_{layer}", f"kv_cache_v_scale_{layer}"
+
+
+def cache_positions(config: ModelConfig, layer: int, context_length: int) -> int:
+    """Positions a layer keeps: a sliding layer its window, as a ring; a global one all."""
+    if config.is_sliding(layer):
+        return min(config.sliding_window, context_length)
+    return context_length
+
+
+# How the file groups the linear layers: weights that read the same input lie in one tensor, row
+# after row, which is one multiplication instead of two or three.
+FUSED = {
+    "self_attn.qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "self_attn.o": ("self_attn.o_proj",),
+    "mlp.gate_up": ("mlp.gate_proj", "mlp.up_proj"),
+    "mlp.down": ("mlp.down_proj",),
+}
+
+
+def fused_tensors(config: ModelConfig) -> dict[str, tuple[str, ...]]:
+    """Every linear tensor of the file: its name -> the names of the model's tensors in it."""
+    from gemma_multi.config import EMBEDDING
+
+    tensors: dict[str, tuple[str, ...]] = {EMBEDDING: (EMBEDDING,)}
+    for i in range(config.num_hidden_layers):
+        for fused, parts in FUSED.items():
+            names = tuple(f"model.layers.{i}.{part}.weight" for part in parts)
+            tensors[f"model.layers.{i}.{fused}.weight"] = names
+    return tensors
