@@ -24,8 +24,32 @@ from gemma_multi.checkpoint import Checkpoint
 from gemma_multi.errors import BackendError, CheckpointError
 from gemma_multi.files import renamed_when_whole
 from gemma_multi.generation import GenerationOptions
+from gemma_multi.tokenizer import with_spoken_steering_pieces
 
 _TOP_P = 2  # SamplerParameters.Type
+# The engine reads what a turn adds to the text before it. The line break between turns is at the
+# beginning of the later one, because after an answer it has read `<end_of_turn>` and no more; with
+# its built-in template the break is lost from the second turn on.
+_TEMPLATE = """\
+{%- macro text(content) -%}
+{%- if content is string -%}{{ content | trim }}
+{%- else -%}{%- for part in content -%}{{ part.text | trim }}{%- endfor -%}
+{%- endif -%}
+{%- endmacro -%}
+{%- set ns = namespace(system="", first=true) -%}
+{%- for message in messages -%}
+{%- if message.role == "system" -%}
+{%- set ns.system = text(message.content) + "\n\n" -%}
+{%- else -%}
+{%- if not ns.first -%}{{ "\n" }}{%- endif -%}
+{{ "<start_of_turn>" + ("user" if message.role == "user" else "model") + "\n" }}
+{{- ns.system + text(message.content) + "<end_of_turn>" -}}
+{%- set ns.system = "" -%}
+{%- set ns.first = false -%}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ "\n<start_of_turn>model\n" }}{%- endif -%}
+"""
 
 
 def export(
@@ -41,9 +65,10 @@ def export(
         raise BackendError(
             "writing a .litertlm needs litert-lm-builder: pip install 'gemma-multi[litert]'"
         ) from None
+    sentencepiece = with_spoken_steering_pieces(checkpoint.tokenizer.model)
     parts, info, refitted = build(
         checkpoint, context_length=context_length, prefill=prefill, precision=precision,
-        cache=cache, with_tokenizer=False,
+        cache=cache, tokenizer=sentencepiece,
     )  # fmt: skip
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,7 +82,7 @@ def export(
                 for part in parts:
                     file.write(part)
             parts.clear()
-            tokenizer.write_bytes(checkpoint.tokenizer.model)
+            tokenizer.write_bytes(sentencepiece)
             facts.write_bytes(_metadata(checkpoint, info.context_length).SerializeToString())
             notice.write_text(checkpoint.provenance.notice(), encoding="utf-8")
             builder = litertlm_builder.LitertLmFileBuilder()
@@ -89,16 +114,14 @@ def _metadata(checkpoint: Checkpoint, context_length: int) -> Any:
 
     facts, tokenizer = llm_metadata_pb2.LlmMetadata(), checkpoint.tokenizer
     facts.start_token.token_ids.ids.append(tokenizer.bos_id)
-    listed = checkpoint.generation.get("eos_token_id", ())
-    stops = {tokenizer.eos_id, tokenizer.end_of_turn_id, *checkpoint.config.eos_token_ids,
-             *(listed if isinstance(listed, list) else [listed])}  # fmt: skip
-    for token in sorted(stops):
+    for token in sorted(checkpoint.stop_ids):
         facts.stop_tokens.add().token_ids.ids.append(token)
     facts.max_num_tokens = context_length
     facts.llm_model_type.gemma3.SetInParent()
     turns = facts.prompt_templates
     turns.user.prefix, turns.user.suffix = "<start_of_turn>user\n", "<end_of_turn>\n"
     turns.model.prefix, turns.model.suffix = "<start_of_turn>model\n", "<end_of_turn>\n"
+    facts.jinja_prompt_template = _TEMPLATE
     facts.supports_thinking = facts.supports_function_calling = False
     options, sampler = GenerationOptions.merge(checkpoint.generation, {}), facts.sampler_params
     greedy = options.temperature == 0

@@ -42,10 +42,7 @@ class Model:
             raise OptionError(
                 f"the tokenizer has {vocabulary} pieces, but the model {self.config.vocab_size}"
             )
-        # 1 and 106 always stop, whatever an older config leaves out
-        stops = {self.tokenizer.eos_id, self.tokenizer.end_of_turn_id, *self.config.eos_token_ids}
-        listed = checkpoint.generation.get("eos_token_id", ())
-        self.stop_ids = frozenset(stops | set(listed if isinstance(listed, list) else [listed]))
+        self.stop_ids = checkpoint.stop_ids
 
     @property
     def tokenizer(self) -> Tokenizer:

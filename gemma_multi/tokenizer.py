@@ -46,7 +46,8 @@ class Tokenizer:
         self.model = model
         self._processor = sentencepiece.SentencePieceProcessor()
         try:
-            self._processor.load_from_serialized_proto(_silence_steering_pieces(model))
+            silent = _change_steering_pieces(model, _USER_DEFINED, _CONTROL)
+            self._processor.load_from_serialized_proto(silent)
         except Exception as error:  # the binding raises RuntimeError and its kin
             raise TokenizerError(f"not a SentencePiece model: {error}") from error
         self.vocab_size: int = self._processor.get_piece_size()
@@ -158,8 +159,17 @@ class TextStream:
         return self._decoder.decode(b"", final=True)
 
 
-def _silence_steering_pieces(model: bytes) -> bytes:
-    """The model with its steering pieces as control pieces.
+def with_spoken_steering_pieces(model: bytes) -> bytes:
+    """A serialised model in which text can spell the steering pieces.
+
+    Engines that write a conversation's markers as text, such as LiteRT-LM, need it so; a model
+    built from `tokenizer.json` has them as control pieces.
+    """
+    return _change_steering_pieces(model, _CONTROL, _USER_DEFINED)
+
+
+def _change_steering_pieces(model: bytes, old: int, new: int) -> bytes:
+    """The model with its steering pieces of kind `old` made `new`.
 
     A SentencePiece entry is `0A len | 0A len piece | 15 score(4) | 18 type`; the type byte is
     changed in place, because parsing and writing 262,144 entries would take a second.
@@ -171,8 +181,8 @@ def _silence_steering_pieces(model: bytes) -> bytes:
         if start < 0:
             continue
         kind = start + len(entry) + 4
-        if model[kind : kind + 2] == bytes([0x18, _USER_DEFINED]):
-            model = b"".join((model[: kind + 1], bytes([_CONTROL]), model[kind + 2 :]))
+        if model[kind : kind + 2] == bytes([0x18, old]):
+            model = b"".join((model[: kind + 1], bytes([new]), model[kind + 2 :]))
     return model
 
 

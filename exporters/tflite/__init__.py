@@ -26,6 +26,7 @@ from gemma_multi.checkpoint.litert_format import (
 from gemma_multi.errors import BackendError, CheckpointError, OptionError
 from gemma_multi.files import write_atomically
 from gemma_multi.quantization import TensorError
+from gemma_multi.tokenizer import with_spoken_steering_pieces
 
 PRECISIONS = ("int4", "int8", "float32")
 PREFILL = (16, 128)  # tokens; the large one for speed, the small one for short turns
@@ -52,7 +53,8 @@ def export(
     check_target(path)
     parts, info, refitted = build(
         checkpoint, context_length=context_length, prefill=prefill, precision=precision,
-        cache=cache, with_tokenizer=True,
+        cache=cache, tokenizer=with_spoken_steering_pieces(checkpoint.tokenizer.model),
+        embed_tokenizer=True,
     )  # fmt: skip
     try:
         write_atomically(path, *parts)
@@ -63,10 +65,14 @@ def export(
 
 
 def build(
-    checkpoint: Checkpoint, *, context_length: int | None, prefill: Sequence[int] | None,
-    precision: str, cache: str, with_tokenizer: bool,
+    checkpoint: Checkpoint, *, context_length: int | None = None,
+    prefill: Sequence[int] | None = None, precision: str = "auto", cache: str = "auto",
+    tokenizer: bytes = b"", embed_tokenizer: bool = False,
 ) -> tuple[list[memoryview | bytes], ExportInfo, tuple[TensorError, ...]]:  # fmt: skip
-    """The parts of the file, in order: flatbuffer, padding, trailer."""
+    """The parts of the file, in order: flatbuffer, padding, trailer.
+
+    `tokenizer` is the SentencePiece model that goes along, inside or in a section of its own.
+    """
     info = _choose(checkpoint, context_length, prefill, precision, cache)
     try:
         from gemma_multi.exporters.tflite.decoder import Shape, add_signatures
@@ -76,7 +82,6 @@ def build(
         raise BackendError(
             f"exporting needs ai-edge-litert ({error}): pip install 'gemma-multi[litert]'"
         ) from error
-    tokenizer_model = checkpoint.tokenizer.model
     checkpoint, refitted = prepare(checkpoint, info.precision)
     config = checkpoint.config
     if len(config.layer_types) == 0 or config.head_dim % 2:
@@ -91,12 +96,12 @@ def build(
     provenance = checkpoint.provenance.modified(how)
     model.add_metadata(METADATA, metadata_json(
         config, info, checkpoint.generation, provenance,
-        {name: norm.dtype.name for name, norm in norms.items()}, tokenizer_model,
+        {name: norm.dtype.name for name, norm in norms.items()}, tokenizer,
     ))  # fmt: skip
     model.add_metadata(NORMS, b"".join(np.ascontiguousarray(n).tobytes() for n in norms.values()))
     model.add_metadata("NOTICE", provenance.notice().encode())
-    if with_tokenizer:
-        model.add_metadata(TOKENIZER, tokenizer_model)
+    if embed_tokenizer:
+        model.add_metadata(TOKENIZER, tokenizer)
     graph = model.pack()
     padding = bytes(-len(graph) % _ALIGNMENT)
     sha = hashlib.sha256(graph)

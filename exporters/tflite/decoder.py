@@ -1,9 +1,10 @@
 """Gemma 3's decoder as TensorFlow Lite operators.
 
 Design choices:
-- Attention looks at two things side by side: the cache as it was before this call, and the keys
-  and values of this call. Nothing is written until the end, so that the whole network is one
-  piece for the CPU delegate, and a sliding layer needs to keep its window and no more.
+- A sliding layer keeps its window and a few positions more (`litert_format.RING_SPARE`). A call
+  with one token writes first: its slot holds a position that has left the window. A call with
+  many tokens looks at two things side by side, the cache as it was before and its own keys and
+  values, and writes at the end.
 - A sliding layer's cache is a ring: position p lies in slot p % R. What a slot holds is worked
   out from the position alone (`_ring_ages`): there is nothing to clear and no mask to pass in.
 - Masks are arithmetic, `min((distance + 0.5) * 1e30, 0)`, because the CPU delegate has no
@@ -37,6 +38,7 @@ from gemma_multi.checkpoint.litert_format import (
     cache_names,
     cache_positions,
     cache_scale_names,
+    ring_positions,
 )
 from gemma_multi.config import EMBEDDING, ModelConfig
 
@@ -69,13 +71,13 @@ def add_signatures(
 
 @dataclass
 class _Cache:
-    """A layer's keys or values before this call, and what to write after it."""
+    """A layer's keys or values: as they came in, or with this call's rows once written."""
 
     name: str
-    old: Value  # f32 or i8 [1, KV, positions, H]
+    rows: Value  # f32 or i8 [1, KV, positions, H]
     scale_name: str = ""
-    old_scales: Value | None = None  # f32[1, KV, 1, positions]
-    new: Value | None = None  # of old's type: [1, KV, T, H]
+    scales: Value | None = None  # f32[1, KV, 1, positions], of an int8 cache
+    new: Value | None = None  # of the type of `rows`: [1, KV, T, H]
     new_scales: Value | None = None  # f32[1, KV, 1, T]
 
 
@@ -88,7 +90,9 @@ class _Decoder:
     ) -> None:  # fmt: skip
         self.graph, self.config, self.shape = graph, config, shape
         self.weights, self.gains, self.count = weights, gains, tokens
-        self.window = min(config.sliding_window, shape.context_length)
+        self.writes_first = tokens == 1
+        self.window = config.sliding_window
+        self.ring = ring_positions(config, shape.context_length)
         self.ids = graph.input(TOKENS, (1, tokens), np.int32)
         self.positions = graph.input(POSITIONS, (tokens,), np.int32)
         # LiteRT-LM takes the context length from the first key cache: a global layer's, if any
@@ -122,7 +126,11 @@ class _Decoder:
             graph.output(wanted, graph.reshape(x, (1, *x.shape)))
         for i in range(config.num_hidden_layers):
             for cache in self.caches[i]:
-                self._write(cache, ring=config.is_sliding(i))
+                if not self.writes_first:
+                    self._write(cache, ring=config.is_sliding(i))
+                graph.output(cache.name, cache.rows)
+                if cache.scales is not None:
+                    graph.output(cache.scale_name, cache.scales)
         graph.finish()
 
     def _layer(self, i: int, x: Value, only_cache: bool) -> Value:
@@ -174,38 +182,52 @@ class _Decoder:
         k = self._remember(keys, graph.reshape(k, (1, kv, t, width)))
         v = self._remember(values, graph.reshape(v, (1, kv, t, width)))
 
-        old = graph.matmul(q, self._plain(keys), transpose_b=True)
-        if keys.old_scales is not None:
-            old = graph.multiply(old, keys.old_scales)
-        scores = graph.concatenate([old, graph.matmul(q, k, transpose_b=True)], -1)
-        kept = keys.old.shape[2]
-        scores = graph.reshape(scores, (heads, t, kept + t))
+        if self.writes_first:
+            self._write(keys, sliding)
+            self._write(values, sliding)
+        scores = graph.matmul(q, self._plain(keys), transpose_b=True)
+        if keys.scales is not None:
+            scores = graph.multiply(scores, keys.scales)
+        kept = keys.rows.shape[2]
+        if not self.writes_first:
+            scores = graph.concatenate([scores, graph.matmul(q, k, transpose_b=True)], -1)
+        scores = graph.reshape(scores, (heads, t, scores.shape[-1]))
         scores = graph.add(scores, self.local_mask if sliding else self.global_mask)
-        shares = graph.reshape(graph.softmax(scores), (1, kv, heads // kv * t, kept + t))
-        before, here = graph.slice(shares, 3, 0, kept), graph.slice(shares, 3, kept, t)
-        if values.old_scales is not None:
-            before = graph.multiply(before, values.old_scales)
+        shares = graph.softmax(scores)
+        shares = graph.reshape(shares, (1, kv, heads // kv * t, shares.shape[-1]))
+        before = graph.slice(shares, 3, 0, kept)
+        if values.scales is not None:
+            before = graph.multiply(before, values.scales)
         mixed = graph.matmul(before, self._plain(values))
-        mixed = graph.add(mixed, graph.matmul(here, v) if t > 1 else graph.multiply(here, v))
+        if not self.writes_first:
+            mixed = graph.add(mixed, graph.matmul(graph.slice(shares, 3, kept, t), v))
         mixed = graph.transpose(graph.reshape(mixed, (heads, t, width)), by_head)
         return graph.reshape(mixed, (t, heads * width))
 
     def _masks(self, start: Value) -> tuple[Value, Value]:
-        """What is added to scores, over (cache, this call): global `[T, C+T]`, local `[T, R+T]`."""
+        """What is added to scores: global `[T, C (+ T)]` and local `[T, R (+ T)]`.
+
+        The columns are the cache's slots and, unless it was written first, this call's tokens.
+        """
         graph, t = self.graph, self.count
+        known = graph.add(start, 1.0) if self.writes_first else start  # positions in the cache
+        slots = np.arange(self.shape.context_length, dtype=np.float32)[None]
+        written = self._steps_below(graph.subtract(known, slots))
+        # a slot of age a holds position known - 1 - a
+        ages = self._ring_ages()
+        filled = self._steps_below(graph.subtract(known, ages))
+        behind = self.offsets if self.writes_first else self.offsets + 1  # of a query, at age 0
+        reached = self._steps_below(graph.subtract(self.window - behind, ages))
+        local = graph.minimum(filled, reached)
+        if self.writes_first:
+            return written, local
         ahead = self.offsets.T - self.offsets  # of a key before a query: positive is the future
         causal = np.where(ahead <= 0, 0, -_STEEP).astype(np.float32)
         near = np.where((ahead <= 0) & (ahead > -self.window), 0, -_STEEP).astype(np.float32)
-        slots = np.arange(self.shape.context_length, dtype=np.float32)[None]
-        written = self._steps_below(graph.subtract(start, slots))
         written = graph.add(written, np.zeros((t, 1), np.float32))  # the same for every row
-        # a slot of age a holds position start - 1 - a, which is offset + 1 + a behind the query
-        ages = self._ring_ages()
-        filled = self._steps_below(graph.subtract(start, ages))
-        reached = self._steps_below(graph.subtract(self.window - 1 - self.offsets, ages))
         return (
             graph.concatenate([written, graph.constant(causal)], 1),
-            graph.concatenate([graph.minimum(filled, reached), graph.constant(near)], 1),
+            graph.concatenate([local, graph.constant(near)], 1),
         )
 
     def _steps_below(self, distance: Value) -> Value:
@@ -214,9 +236,10 @@ class _Decoder:
         return graph.minimum(graph.multiply(graph.subtract(distance, 0.5), _STEEP), 0.0)
 
     def _ring_ages(self) -> Value:
-        """How many positions before the last one read each slot's position is: `f32[1, R]`."""
-        graph, slots = self.graph, self.window
-        ages = graph.add(self.start, -1 - np.arange(slots, dtype=np.int32))
+        """How far behind the newest position in the cache each slot's is: `f32[1, R]`."""
+        graph, slots = self.graph, self.ring
+        newest = 0 if self.writes_first else -1  # from the start of this call
+        ages = graph.add(self.start, newest - np.arange(slots, dtype=np.int32))
         ages = graph.floor_mod(ages, np.int32(slots))
         return graph.reshape(graph.cast(ages, np.float32), (1, slots))
 
@@ -253,12 +276,18 @@ class _Decoder:
         return _Cache(name, old, scale, scales)
 
     def _plain(self, cache: _Cache) -> Value:
-        """The cache as numbers; an int8 one without its scales, which are multiplied in later."""
-        return cache.old if cache.old_scales is None else self.graph.cast(cache.old, np.float32)
+        """The cache as numbers; an int8 one without its scales, which are multiplied in later.
+
+        A cast, because the CPU delegate takes DEQUANTIZE in front of a matrix product for
+        something else and asks for positions squared of memory.
+        """
+        if cache.scales is None:
+            return cache.rows
+        return self.graph.cast(cache.rows, np.float32)
 
     def _remember(self, cache: _Cache, new: Value) -> Value:
         """Sets what will be written; returns it as later calls will see it."""
-        if cache.old_scales is None:
+        if cache.scales is None:
             cache.new = new
             return new
         graph = self.graph
@@ -266,22 +295,21 @@ class _Decoder:
         scales = graph.multiply(largest, 1 / _INT8_MAX)
         cache.new = graph.to_int8(graph.divide(new, scales))
         cache.new_scales = graph.transpose(scales, (0, 1, 3, 2))
-        return graph.multiply(graph.from_int8(cache.new), scales)
+        return graph.multiply(graph.cast(cache.new, np.float32), scales)
 
     def _write(self, cache: _Cache, ring: bool) -> None:
-        """The cache with this call's rows in it, as an output."""
+        """Puts this call's rows into the cache."""
         assert cache.new is not None
-        slot = self.graph.floor_mod(self.start, np.int32(self.window)) if ring else self.start
-        if ring and self.count > 1:
-            self.graph.output(cache.name, self._write_ring(cache.old, cache.new))
+        graph = self.graph
+        if ring and not self.writes_first:
+            cache.rows = self._write_ring(cache.rows, cache.new)
             return
-        for name, old, new, axis in (
-            (cache.name, cache.old, cache.new, 2),
-            (cache.scale_name, cache.old_scales, cache.new_scales, 3),
-        ):
-            if old is not None and new is not None:
-                at = self.graph.multiply(slot, np.eye(4, dtype=np.int32)[axis])
-                self.graph.output(name, self.graph.update_slice(old, new, at))
+        slot = graph.floor_mod(self.start, np.int32(self.ring)) if ring else self.start
+        row_axis, scale_axis = np.eye(4, dtype=np.int32)[2:]
+        cache.rows = graph.update_slice(cache.rows, cache.new, graph.multiply(slot, row_axis))
+        if cache.scales is not None and cache.new_scales is not None:
+            at = graph.multiply(slot, scale_axis)
+            cache.scales = graph.update_slice(cache.scales, cache.new_scales, at)
 
     def _write_ring(self, old: Value, new: Value) -> Value:
         """Many rows at once: each slot takes the last real row that belongs to it, if any.
@@ -298,7 +326,7 @@ class _Decoder:
 
     def _ring_update(self) -> tuple[Value, Value]:
         """Which row each slot takes, `f32[1, KV, R, T]`, and which slots keep theirs, `[R, 1]`."""
-        graph, slots = self.graph, self.window
+        graph, slots = self.graph, self.ring
         last = graph.max_last(self.positions)  # padding has position 0
         behind = graph.floor_mod(
             graph.subtract(last, np.arange(slots, dtype=np.int32)), np.int32(slots)

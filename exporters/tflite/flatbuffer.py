@@ -282,9 +282,6 @@ class Subgraph:
         """Rounds to the nearest whole number in -128..127."""
         return self._operator("QUANTIZE", [a], a.shape, np.int8, schema.QuantizeOptionsT())
 
-    def from_int8(self, a: Value) -> Value:
-        return self._operator("DEQUANTIZE", [a], a.shape, np.float32, schema.DequantizeOptionsT())
-
     # shapes
 
     def reshape(self, a: Value, shape: Sequence[int]) -> Value:

@@ -89,6 +89,13 @@ class Checkpoint:
         return Tokenizer.from_directory(self.path, self.config.vocab_size)
 
     @property
+    def stop_ids(self) -> frozenset[int]:
+        """What ends an answer: 1 and 106 always, whatever an older config leaves out."""
+        tokenizer, listed = self.tokenizer, self.generation.get("eos_token_id", [])
+        stops = {tokenizer.eos_id, tokenizer.end_of_turn_id, *self.config.eos_token_ids}
+        return frozenset(stops | set(listed if isinstance(listed, list) else [listed]))
+
+    @property
     def precision(self) -> str:
         """What the linear layers are stored as: `int4`, a type's name, or `mixed`."""
         kinds = {

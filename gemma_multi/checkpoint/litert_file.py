@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".tflite", ".litertlm")
 _READ = 1 << 22
 _CHECKED = 64  # files whose check is remembered
+_STAMPS = "checked.json"
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,15 @@ class LitertFile:
         if path.suffix == ".litertlm":
             self._sections = _sections(path, size)
             begin, end = self._sections["model"]
-        _check(path, self._file, begin, end)
         self.begin, self.end = begin, end - TRAILER_SIZE  # of the flatbuffer
+        stamp = _stamp(path, self._file, begin, end)
+        known = _known_stamps()
+        if stamp not in known:
+            _check_digest(path, self._file, begin, self.end, self.digest)
         self._read_metadata()
+        if stamp not in known:
+            self._check_scales()
+            _remember([*known[-_CHECKED:], stamp])
 
     def _read_metadata(self) -> None:
         data = self.metadata(METADATA)
@@ -132,7 +139,7 @@ class LitertFile:
         else:
             model = self.metadata(TOKENIZER)
         if model is None:
-            raise CheckpointError(f"{self.path}: has no tokenizer; export it again, with one")
+            raise CheckpointError(f"{self.path}: has no tokenizer; export it again")
         if hashlib.sha256(model).hexdigest() != self._tokenizer_sha256:
             raise CheckpointError(
                 f"{self.path}: its tokenizer is not the one the model was exported with; export it "
@@ -151,22 +158,36 @@ class LitertFile:
     # tensors
 
     @cached_property
-    def _tensors(self) -> dict[str, Any]:
-        """Tensor -> its entry, of all weights, from the first subgraph: all share the buffers."""
+    def _tensors(self) -> dict[str, tuple[Any, Any]]:
+        """Linear tensor -> (its entry, its subgraph), wherever it comes first: all share the
+        buffers, but a prefill signature lacks the last layer's."""
         wanted = {name.encode() for name in fused_tensors(self.config)}
-        graph = self._model.Subgraphs(0)
-        entries = (graph.Tensors(i) for i in range(graph.TensorsLength()))
-        found = {entry.Name().decode(): entry for entry in entries if entry.Name() in wanted}
-        # a prefill signature has no last layer: the rest is in another
-        for s in range(1, self._model.SubgraphsLength()):
-            graph = self._model.Subgraphs(s)
-            for i in range(graph.TensorsLength()):
-                entry = graph.Tensors(i)
+        found: dict[str, tuple[Any, Any]] = {}
+        for graph in map(self._model.Subgraphs, range(self._model.SubgraphsLength())):
+            for entry in map(graph.Tensors, range(graph.TensorsLength())):
                 if entry.Name() in wanted:
-                    found.setdefault(entry.Name().decode(), entry)
+                    found.setdefault(entry.Name().decode(), (entry, graph))
             if len(found) == len(wanted):
                 break
         return found
+
+    def _group_scales(self, fused: str) -> np.ndarray:
+        """The scales of an int4 tensor, flat: `f16`."""
+        entry, graph = self._tensors[fused]
+        details, table = _schema().BlockwiseQuantization(), entry.Quantization().Details()
+        details.Init(table.Bytes, table.Pos)
+        return self._buffer(graph.Tensors(details.Scales()).Buffer()).view(np.float16)
+
+    def _check_scales(self) -> None:
+        """What the runtime would refuse, or take and compute nonsense with."""
+        for name, (entry, _) in self._tensors.items():
+            if entry.Type() == _schema().TensorType.INT4:
+                scales = self._group_scales(name)
+                if not (np.all(scales > 0) and np.all(np.isfinite(scales))):
+                    raise CheckpointError(
+                        f"{self.path}: tensor {name!r} has a scale that is not above zero; "
+                        "export it again"
+                    )
 
     def read(self, name: str) -> Tensor:
         """A tensor by its Hugging Face name, as the checkpoint held it."""
@@ -179,7 +200,7 @@ class LitertFile:
         shapes = self.config.tensor_shapes()
         first = sum(shapes[part][0] for part in parts[: parts.index(name)])
         rows = slice(first, first + shapes[name][0])
-        entry, width = self._tensors[fused], shapes[name][1]
+        (entry, _), width = self._tensors[fused], shapes[name][1]
         data = self._buffer(entry.Buffer())
         kind = _schema().TensorType
         if entry.Type() == kind.FLOAT32:
@@ -189,20 +210,8 @@ class LitertFile:
             scales = entry.Quantization().ScaleAsNumpy()[rows]
             return _quantized(packed, np.repeat(scales[:, None], width // GROUP_SIZE, 1), 8)
         packed = (data.reshape(-1, width // 2)[rows] ^ np.uint8(0x88)).view("<u4")
-        details = _schema().BlockwiseQuantization()
-        table = entry.Quantization().Details()
-        details.Init(table.Bytes, table.Pos)
-        scales_at = self._subgraph_of(entry).Tensors(details.Scales()).Buffer()
-        scales = self._buffer(scales_at).view(np.float16).reshape(-1, width // GROUP_SIZE)[rows]
+        scales = self._group_scales(fused).reshape(-1, width // GROUP_SIZE)[rows]
         return _quantized(packed, scales, 4)
-
-    def _subgraph_of(self, tensor: Any) -> Any:
-        for s in range(self._model.SubgraphsLength()):
-            graph = self._model.Subgraphs(s)
-            for i in range(graph.TensorsLength()):
-                if graph.Tensors(i)._tab.Pos == tensor._tab.Pos:
-                    return graph
-        raise CheckpointError(f"{self.path}: tensor {tensor.Name()!r} is in no subgraph")
 
     def _read_norm(self, name: str) -> np.ndarray:
         data = np.frombuffer(self.metadata(NORMS) or b"", np.uint8)
@@ -311,39 +320,42 @@ def _sections(path: Path, size: int) -> dict[str, tuple[int, int]]:
     return found
 
 
-def _check(path: Path, file: Any, begin: int, end: int) -> None:
-    """Compares the trailer with the bytes before it."""
-    not_ours = (
-        f"{path}: was not written by gemma_multi, or was cut short; export one with gemma-multi "
-        "export"
-    )
-    if end - begin <= TRAILER_SIZE:
-        raise CheckpointError(not_ours)
-    file.seek(end - TRAILER_SIZE)
-    trailer = file.read(TRAILER_SIZE)
+def _stamp(path: Path, file: Any, begin: int, end: int) -> str:
+    """What tells this file from others without reading it all. Refuses one without our trailer."""
+    trailer = b""
+    if end - begin > TRAILER_SIZE:
+        file.seek(end - TRAILER_SIZE)
+        trailer = file.read(TRAILER_SIZE)
     if not trailer.startswith(TRAILER_MARK):
-        raise CheckpointError(not_ours)
+        raise CheckpointError(
+            f"{path}: was not written by gemma_multi, or was cut short; write one with "
+            "gemma-multi export"
+        )
     status = path.stat()
-    remembered = f"{path.resolve()} {status.st_size} {status.st_mtime_ns} {trailer.hex()}"
-    note = writable_cache("litert")
-    known: list[str] = []
-    if note is not None and (note / "checked.json").is_file():
-        try:
-            known = list(json.loads((note / "checked.json").read_text()))
-        except (OSError, ValueError, TypeError):
-            known = []
-    if remembered in known:
-        return
+    return f"{path.resolve()} {status.st_size} {status.st_mtime_ns} {trailer.hex()}"
+
+
+def _check_digest(path: Path, file: Any, begin: int, end: int, digest: str) -> None:
     file.seek(begin)
-    sha, left = hashlib.sha256(), end - TRAILER_SIZE - begin
-    while left:
-        part = file.read(min(_READ, left))
-        if not part:
-            raise CheckpointError(not_ours)
+    sha, left = hashlib.sha256(), end - begin
+    while left and (part := file.read(min(_READ, left))):
         sha.update(part)
         left -= len(part)
-    if sha.digest() != trailer[len(TRAILER_MARK) :]:
+    if sha.hexdigest() != digest:
         raise CheckpointError(f"{path}: was damaged after it was written; export it again")
+
+
+def _known_stamps() -> list[str]:
+    note = writable_cache("litert")
+    if note is None:
+        return []
+    try:
+        return [str(stamp) for stamp in json.loads((note / _STAMPS).read_text())]
+    except (OSError, ValueError, TypeError):
+        return []
+
+
+def _remember(stamps: list[str]) -> None:
+    note = writable_cache("litert")
     if note is not None:
-        kept = [*known[-_CHECKED:], remembered]
-        write_atomically(note / "checked.json", json.dumps(kept).encode())
+        write_atomically(note / _STAMPS, json.dumps(stamps).encode())

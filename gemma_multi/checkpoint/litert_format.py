@@ -21,6 +21,10 @@ PREFILL, DECODE, HIDDEN, SCORE = "prefill_{}", "decode", "hidden", "score"
 TOKENS, POSITIONS, LOGITS, HIDDEN_STATE = "tokens", "input_pos", "logits", "hidden"
 SCORE_TOKENS = 16
 
+# Positions of a ring beyond the window: so many tokens can be taken back when the ring is full,
+# as an engine does that cancels an answer or guesses tokens ahead.
+RING_SPARE = 16
+
 # metadata of the flatbuffer
 METADATA, NORMS, TOKENIZER = "gemma_multi", "gemma_multi.norms", "gemma_multi.tokenizer"
 # after the flatbuffer: this mark, and the SHA-256 of all before the mark
@@ -41,10 +45,13 @@ def cache_scale_names(layer: int) -> tuple[str, str]:
 
 
 def cache_positions(config: ModelConfig, layer: int, context_length: int) -> int:
-    """Positions a layer keeps: a sliding layer its window, as a ring; a global one all."""
-    if config.is_sliding(layer):
-        return min(config.sliding_window, context_length)
-    return context_length
+    """Positions a layer keeps: a global layer all, a sliding one a ring."""
+    return ring_positions(config, context_length) if config.is_sliding(layer) else context_length
+
+
+def ring_positions(config: ModelConfig, context_length: int) -> int:
+    """A sliding layer's window and a little more, where the context is longer."""
+    return min(config.sliding_window + RING_SPARE, context_length)
 
 
 # How the file groups the linear layers: weights that read the same input lie in one tensor, row

@@ -6,16 +6,19 @@ Design choices:
   the runtime can map it.
 - A cache is bound as input and output of the same call, so the runtime writes it in place. Rows
   of a batch are conversations of their own.
-- A ring cannot go back further than one token once it is full: what it overwrote is gone. The
-  session says so (`_rewind`), and the tokens that stay are read again.
+- A ring that is full cannot go back further than its spare positions: what it overwrote is gone.
+  The session says so (`_rewind`), and the tokens that stay are read again.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import json
 import logging
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +33,16 @@ from gemma_multi.checkpoint.litert_format import (
     LOGITS,
     POSITIONS,
     PREFILL,
+    RING_SPARE,
     SCORE,
     SCORE_TOKENS,
     TOKENS,
     cache_names,
     cache_positions,
     cache_scale_names,
+    ring_positions,
 )
+from gemma_multi.config import SLIDING
 from gemma_multi.engines.base import Engine, Session
 from gemma_multi.engines.litert_runtime import Runtime
 from gemma_multi.errors import OptionError
@@ -91,27 +97,21 @@ class LitertSession(Session):
         With it, the logits of a few words cost a few dot products instead of 262,144.
         """
         checked = self._checked(ids)
-        return self._reading(
-            checked, lambda: np.stack([
-                row.read(line, self.length, HIDDEN_STATE)
-                for row, line in zip(self._rows, checked, strict=True)
-            ])
-        )  # fmt: skip
+        states = self._reading(checked, lambda: self._each(_Row.hidden, checked))
+        return states[:, -1]
 
     def _forward(self, ids: np.ndarray, every: bool) -> np.ndarray:
-        read = _Row.score if every else _Row.last_logits
-        return np.stack(
-            [read(row, line, self.length) for row, line in zip(self._rows, ids, strict=True)]
-        )
+        return self._each(_Row.score if every else _Row.last_logits, ids)
+
+    def _each(self, read: Callable[..., np.ndarray], ids: np.ndarray) -> np.ndarray:
+        parts = [read(row, line, self.length) for row, line in zip(self._rows, ids, strict=True)]
+        return parts[0][None] if len(parts) == 1 else np.stack(parts)
 
     def _rewind(self, length: int) -> bool:
-        layers = range(self.config.num_hidden_layers)
-        limit = self._engine.context_length
-        rings = [cache_positions(self.config, i, limit) for i in layers if
-                 self.config.is_sliding(i)]  # fmt: skip
-        if not length or not rings or self.length <= rings[0]:
+        ring = ring_positions(self.config, self._engine.context_length)
+        if not length or SLIDING not in self.config.layer_types or self.length <= ring:
             return True
-        return length == self.length - 1  # its slot held what has just left the window
+        return self.length - length <= RING_SPARE + 1  # what else was overwritten is in the window
 
     def _copy(self) -> Session:
         copy = LitertSession(self._engine, self.batch, self.context_length)
@@ -145,11 +145,15 @@ class _Row:
             self._caches[name].write(cache.read())
 
     def last_logits(self, ids: np.ndarray, start: int) -> np.ndarray:
-        """Logits after the last token: `f32[1, V]`."""
-        return self.read(ids, start, LOGITS)[None]
+        """Reads `i32[T]`; the logits after the last token: `f32[1, V]`."""
+        return self._read(ids, start, DECODE)
 
-    def read(self, ids: np.ndarray, start: int, wanted: str) -> np.ndarray:
-        """Reads `i32[T]`; the logits or the hidden state after the last one."""
+    def hidden(self, ids: np.ndarray, start: int) -> np.ndarray:
+        """Reads `i32[T]`; the hidden state after the last token: `f32[1, D]`."""
+        return self._read(ids, start, HIDDEN)
+
+    def _read(self, ids: np.ndarray, start: int, last: str) -> np.ndarray:
+        """All tokens but one in chunks, and the last by the signature `last`."""
         done = 0
         while (left := len(ids) - 1 - done) > 0:
             size = self._chunk(left, start + done)
@@ -157,8 +161,7 @@ class _Row:
             signature = PREFILL.format(size) if size > 1 else DECODE
             self._run(signature, ids[done : done + count], start + done, size)
             done += count
-        signature = DECODE if wanted == LOGITS else HIDDEN
-        return self._run(signature, ids[done:], start + done, 1)[0]
+        return self._run(last, ids[done:], start + done, 1)
 
     def score(self, ids: np.ndarray, start: int) -> np.ndarray:
         """Reads `i32[T]`; the logits after each: `f32[T, V]`."""
@@ -251,46 +254,51 @@ def _ready_file(checkpoint: Checkpoint, precision: str, context_length: int | No
                 f"{info.context_length}; export it with more"
             )
         return _unpacked(tensors.file)
-    from gemma_multi.exporters.tflite import export
+    from gemma_multi.exporters.tflite import build
 
     longest = checkpoint.config.max_position_embeddings
     length = min(DEFAULT_CONTEXT, longest) if context_length is None else context_length
     if type(length) is not int or not 1 <= length <= longest:
         raise OptionError(f"context_length is {length!r}, expected 1 to {longest}")
-    target = _cached_export(checkpoint, precision, max(length, 2))
+    length = max(length, 2)  # the least that has room for a prefill signature
+    target = _cached_export(checkpoint, precision, length)
     if not target.exists():
         _log.warning("exporting for LiteRT, once, to %s", target)
-        try:
-            export(checkpoint, target, context_length=max(length, 2), precision=precision)
-        except OptionError:
-            if not target.exists():  # another process may have finished first
-                raise
+        parts, _, _ = build(checkpoint, context_length=length, precision=precision)
+        write_atomically(target, *parts)
     return LitertFile(target)
 
 
 def _cached_export(checkpoint: Checkpoint, precision: str, context_length: int) -> Path:
     """Where this export lives: the name says all that the file depends on."""
-    from gemma_multi import __version__
+    facts = (
+        _exporter_revision(), checkpoint.identity, json.dumps(checkpoint.config.to_dict()),
+        checkpoint.provenance, precision, context_length,
+    )  # fmt: skip
+    name = hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
+    return _cache_directory() / f"{name}.tflite"
 
-    facts = repr((
-        __version__, checkpoint.identity, sorted(checkpoint.config.to_dict().items(), key=str),
-        checkpoint.generation, checkpoint.provenance, precision, context_length,
-    ))  # fmt: skip
-    name = hashlib.sha256(facts.encode()).hexdigest()[:32]
-    return _cache() / f"{name}.tflite"
+
+@functools.cache
+def _exporter_revision() -> str:
+    """Changes with the code that writes the files."""
+    import gemma_multi.exporters.tflite as exporter
+
+    sources = sorted(Path(exporter.__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
 
 
 def _unpacked(file: LitertFile) -> LitertFile:
     """A bundle's model as a file of its own."""
     if file.path.suffix != ".litertlm":
         return file
-    target = _cache() / f"{file.digest}.tflite"
+    target = _cache_directory() / f"{file.digest}.tflite"
     if not target.exists():
         write_atomically(target, file.model_bytes)
     return LitertFile(target)
 
 
-def _cache() -> Path:
+def _cache_directory() -> Path:
     return writable_cache("litert") or Path(tempfile.mkdtemp(prefix="gemma_multi."))
 
 

@@ -9,8 +9,12 @@ from tiny import tiny_checkpoint
 from gemma_multi.engines import create_engine
 from gemma_multi.engines.base import Engine
 
-BACKENDS = ("mlx", "keras")
-PRECISIONS = ("float32", "bfloat16", "int4")
+BACKENDS = ("mlx", "keras", "litert")
+ENGINES = [
+    *((backend, precision) for backend in ("mlx", "keras")
+      for precision in ("float32", "bfloat16", "int4")),
+    *(("litert", precision) for precision in ("float32", "int4", "int8")),
+]  # fmt: skip
 
 
 @pytest.fixture(scope="session", params=BACKENDS)
@@ -18,6 +22,6 @@ def backend(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture(scope="session", params=PRECISIONS)
-def engine(request: pytest.FixtureRequest, backend: str) -> Engine:
-    return create_engine(tiny_checkpoint(), backend, request.param)
+@pytest.fixture(scope="session", params=ENGINES, ids="-".join)
+def engine(request: pytest.FixtureRequest) -> Engine:
+    return create_engine(tiny_checkpoint(), *request.param)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from engines.conftest import BACKENDS
 from goldens.make import CASES, FILE, token_ids
 from tiny import random_tensors
 
@@ -40,7 +41,7 @@ def test_models_with_fewer_layers_than_the_pattern_run_alike(layers: int) -> Non
 
     checkpoint = tiny_checkpoint(num_hidden_layers=layers)
     ids = np.random.default_rng(0).integers(4, 320, (1, 30))
-    mlx, keras = (create_engine(checkpoint, b, "float32") for b in ("mlx", "keras"))
-    np.testing.assert_allclose(
-        mlx.session().score(ids), keras.session().score(ids), rtol=0, atol=2e-4
-    )
+    mlx, *others = (create_engine(checkpoint, b, "float32") for b in BACKENDS)
+    expected = mlx.session().score(ids)
+    for other in others:
+        np.testing.assert_allclose(other.session().score(ids), expected, rtol=0, atol=2e-4)
