@@ -114,7 +114,6 @@ class TestBadInput:
         ("given", "error", "message"),
         [
             ({"backend": "torch"}, BackendError, "unknown backend 'torch', expected auto, mlx"),
-            ({"backend": "litert"}, BackendError, "not part of this release"),
             ({"precision": "float16"}, OptionError, "overflow"),
             ({"precision": "int3"}, OptionError, "unknown precision 'int3'"),
             ({"context_length": 0}, OptionError, "context_length is 0, expected 1 to 2048"),

@@ -31,7 +31,8 @@ def test_importing_the_package_imports_no_framework() -> None:
 @pytest.mark.parametrize(
     ("backend", "others"),
     [("mlx", ("keras", "jax", "tensorflow", "torch", "transformers")),
-     ("keras", ("mlx", "tensorflow", "torch", "transformers"))],
+     ("keras", ("mlx", "tensorflow", "torch", "transformers")),
+     ("litert", ("mlx", "keras", "jax", "tensorflow", "torch", "transformers"))],
 )  # fmt: skip
 def test_a_backend_imports_no_other_framework(backend: str, others: tuple[str, ...]) -> None:
     run = f"import gemma_multi; gemma_multi.load(backend={backend!r}).generate('hi', max_tokens=2)"
@@ -76,7 +77,8 @@ def test_the_wheel_carries_the_model_the_types_and_the_exporters(tmp_path: Path)
     } <= names
     packaged = {n for n in names if n.endswith(".py")}
     sources = {str(p.relative_to(ROOT)) for p in (ROOT / "gemma_multi").rglob("*.py")}
-    assert packaged == sources | {"gemma_multi/exporters/__init__.py"}
+    sources |= {f"gemma_multi/{p.relative_to(ROOT)}" for p in (ROOT / "exporters").rglob("*.py")}
+    assert packaged == sources
     assert not any(name.startswith(("tests", "benchmarks", "exporters/")) for name in names)
 
 

@@ -30,7 +30,9 @@ def create_engine(
     `context_length` is the most that sessions will ask for, `threads` the processor's cores to
     use; only LiteRT fixes them beforehand, and `threads` is refused elsewhere.
     """
-    backend = choose_backend(backend, checkpoint.is_quantized)
+    if backend == "auto":  # asking a file of 151 MB whether it is quantised takes time
+        backend = choose_backend(backend, checkpoint.is_quantized)
+    backend = choose_backend(backend)
     if threads is not None and backend != "litert":
         raise OptionError(f"threads is an option of backend 'litert', not of {backend!r}")
     if precision == "float16":

@@ -49,6 +49,7 @@ from gemma_multi.errors import OptionError
 from gemma_multi.files import writable_cache, write_atomically
 
 DEFAULT_CONTEXT = 4096  # a graph's attention costs its whole context, so not all the model has
+_SMALLEST = 1024  # context of an export in the cache; the others are powers of two
 _log = logging.getLogger("gemma_multi")
 
 
@@ -260,7 +261,8 @@ def _ready_file(checkpoint: Checkpoint, precision: str, context_length: int | No
     length = min(DEFAULT_CONTEXT, longest) if context_length is None else context_length
     if type(length) is not int or not 1 <= length <= longest:
         raise OptionError(f"context_length is {length!r}, expected 1 to {longest}")
-    length = max(length, 2)  # the least that has room for a prefill signature
+    # a few sizes, so that a cache full of exports that differ by little is not built up
+    length = min(1 << (max(length, _SMALLEST) - 1).bit_length(), longest)
     target = _cached_export(checkpoint, precision, length)
     if not target.exists():
         _log.warning("exporting for LiteRT, once, to %s", target)
