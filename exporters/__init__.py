@@ -31,7 +31,9 @@ def export(
 
     suffix = check_format(path)
     writer = importlib.import_module(f"gemma_multi.exporters.{FORMATS[suffix]}").export
-    if not isinstance(model, Checkpoint | str | Path):
+    from gemma_multi.model import Model
+
+    if isinstance(model, Model):
         model = model.checkpoint
     checkpoint = model if isinstance(model, Checkpoint) else resolve(model)
     try:

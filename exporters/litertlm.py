@@ -66,7 +66,7 @@ def export(
             "writing a .litertlm needs litert-lm-builder: pip install 'gemma-multi[litert]'"
         ) from None
     sentencepiece = with_spoken_steering_pieces(checkpoint.tokenizer.model)
-    parts, info, refitted = build(
+    built = build(
         checkpoint, context_length=context_length, prefill=prefill, precision=precision,
         cache=cache, tokenizer=sentencepiece,
     )  # fmt: skip
@@ -79,18 +79,18 @@ def export(
             names = ("model.tflite", "tokenizer.model", "metadata.pb", "NOTICE")
             model, tokenizer, facts, notice = (Path(work, name) for name in names)
             with model.open("wb") as file:
-                for part in parts:
+                for part in built.parts:
                     file.write(part)
-            parts.clear()
+            built.parts.clear()
             tokenizer.write_bytes(sentencepiece)
-            facts.write_bytes(_metadata(checkpoint, info.context_length).SerializeToString())
-            notice.write_text(checkpoint.provenance.notice(), encoding="utf-8")
+            facts.write_bytes(_metadata(checkpoint, built.info.context_length).SerializeToString())
+            notice.write_text(built.provenance.notice(), encoding="utf-8")
             builder = litertlm_builder.LitertLmFileBuilder()
             text = litertlm_builder.DType.STRING
             for key, value in (
                 ("Authors", "gemma_multi"),
-                ("Source", checkpoint.provenance.source),
-                ("License", checkpoint.provenance.license),
+                ("Source", built.provenance.source),
+                ("License", built.provenance.license),
             ):
                 builder.add_system_metadata(litertlm_builder.Metadata(key, value, text))
             builder.add_llm_metadata(str(facts))
@@ -104,8 +104,7 @@ def export(
                 os.fsync(file.fileno())
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}") from error
-    return ExportReport(path, path.stat().st_size, "litertlm", info.precision,
-                        info.context_length, refitted)  # fmt: skip
+    return built.report(path, "litertlm")
 
 
 def _metadata(checkpoint: Checkpoint, context_length: int) -> Any:

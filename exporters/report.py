@@ -24,10 +24,13 @@ class ExportReport:
 
 def check_target(path: Path) -> None:
     """Refuses, before any work, a target that is in use or cannot be written."""
-    if path.exists():
-        raise OptionError(f"{path}: exists already; choose another name or remove it first")
-    parent = path.parent
-    while not parent.exists():
-        parent = parent.parent
+    try:
+        if path.exists():
+            raise OptionError(f"{path}: exists already; choose another name or remove it first")
+        parent = path.parent
+        while not parent.exists():
+            parent = parent.parent
+    except OSError as error:  # a name too long, a directory that may not be entered
+        raise CheckpointError(f"{path}: cannot be written: {error.strerror}") from error
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise CheckpointError(f"{path}: cannot be written: no permission in {parent}")

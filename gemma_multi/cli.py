@@ -13,12 +13,15 @@ import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from gemma_multi import __version__
 from gemma_multi.errors import GemmaError, OptionError
+
+if TYPE_CHECKING:
+    from gemma_multi.checkpoint import Checkpoint
 
 Command = Callable[..., Any]
 
@@ -319,6 +322,7 @@ def info(model: str, revision: str | None, local_files_only: bool, as_json: bool
         f"{config.head_dim} wide",
         "sliding_window": config.sliding_window,
         "context_length": config.max_position_embeddings,
+        **_exported_facts(checkpoint),
         "embedding_scale": config.embedding_scale,
         "vocabulary": checkpoint.tokenizer.vocab_size,
         "stored_as": checkpoint.precision,
@@ -330,6 +334,20 @@ def info(model: str, revision: str | None, local_files_only: bool, as_json: bool
         _print_json(facts)
     else:
         Console(highlight=False).print(facts_table(facts))
+
+
+def _exported_facts(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What an exporter fixed in the file that was opened, if it is one."""
+    from gemma_multi.checkpoint.litert_file import LitertTensors
+
+    if not isinstance(checkpoint.tensors, LitertTensors):
+        return {}
+    info = checkpoint.tensors.file.info
+    return {
+        "exported_context": info.context_length,
+        "exported_prefill": list(info.prefill),
+        "exported_cache": info.cache,
+    }
 
 
 @cli.command()

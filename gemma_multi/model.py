@@ -36,7 +36,7 @@ class Model:
     ) -> None:
         self.checkpoint = checkpoint
         self.engine = engine
-        self.context_length = engine.session(1, context_length).context_length
+        self.context_length = engine.check_context(context_length)
         vocabulary = self.tokenizer.vocab_size
         if vocabulary < self.config.vocab_size - 64:  # models pad their vocabulary a little
             raise OptionError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from gemma_multi.checkpoint.litert_format import (
     TOKENIZER,
     TRAILER_MARK,
 )
+from gemma_multi.checkpoint.provenance import Provenance
 from gemma_multi.errors import BackendError, CheckpointError, OptionError
 from gemma_multi.files import write_atomically
 from gemma_multi.quantization import TensorError
@@ -32,6 +34,7 @@ PRECISIONS = ("int4", "int8", "float32")
 PREFILL = (16, 128)  # tokens; the large one for speed, the small one for short turns
 _INT8_CACHES_FROM = 8193  # positions; at 32,768 float32 caches would take 217 MB
 _ALIGNMENT = 16
+_LARGEST = (1 << 31) - (1 << 24)  # bytes; offsets in a flatbuffer have 31 bits
 
 
 def export(
@@ -41,7 +44,8 @@ def export(
     """Writes `checkpoint` as a `.tflite` file.
 
     context_length: positions the file can hold; None for all the model has.
-    prefill: how many tokens are read at a time, one signature each; (16, 128) if None.
+    prefill: how many tokens are read at a time, one signature each; (16, 128) if None. LiteRT-LM
+        cannot use the last positions of a context that the smallest of them does not fit into.
     precision: `"int4"`, `"int8"`, `"float32"`, or `"auto"`: as stored, and float32 if dense.
     cache: type of the global layers' caches, `"float32"`, `"int8"` (a scale per row) or `"auto"`:
         int8 for quantised weights and more than 8,192 positions.
@@ -51,25 +55,38 @@ def export(
     """
     path = Path(path)
     check_target(path)
-    parts, info, refitted = build(
+    built = build(
         checkpoint, context_length=context_length, prefill=prefill, precision=precision,
         cache=cache, tokenizer=with_spoken_steering_pieces(checkpoint.tokenizer.model),
         embed_tokenizer=True,
     )  # fmt: skip
     try:
-        write_atomically(path, *parts)
+        write_atomically(path, *built.parts)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}") from error
-    return ExportReport(path, path.stat().st_size, "tflite", info.precision, info.context_length,
-                        refitted)  # fmt: skip
+    return built.report(path, "tflite")
+
+
+@dataclass(frozen=True)
+class Built:
+    """A file in memory, and what went into it."""
+
+    parts: list[memoryview | bytes]  # flatbuffer, padding, trailer, in this order
+    info: ExportInfo
+    provenance: Provenance
+    refitted: tuple[TensorError, ...]  # tensors whose scales LiteRT cannot hold
+
+    def report(self, path: Path, kind: str) -> ExportReport:
+        size, info = path.stat().st_size, self.info
+        return ExportReport(path, size, kind, info.precision, info.context_length, self.refitted)
 
 
 def build(
     checkpoint: Checkpoint, *, context_length: int | None = None,
     prefill: Sequence[int] | None = None, precision: str = "auto", cache: str = "auto",
     tokenizer: bytes = b"", embed_tokenizer: bool = False,
-) -> tuple[list[memoryview | bytes], ExportInfo, tuple[TensorError, ...]]:  # fmt: skip
-    """The parts of the file, in order: flatbuffer, padding, trailer.
+) -> Built:  # fmt: skip
+    """The file, not yet written.
 
     `tokenizer` is the SentencePiece model that goes along, inside or in a section of its own.
     """
@@ -84,8 +101,6 @@ def build(
         ) from error
     checkpoint, refitted = prepare(checkpoint, info.precision)
     config = checkpoint.config
-    if len(config.layer_types) == 0 or config.head_dim % 2:
-        raise OptionError(f"head_dim is {config.head_dim}, expected an even number")
     model = ModelWriter(f"Gemma 3, {info.precision}, context {info.context_length}")
     shape = Shape(info.context_length, info.prefill, info.cache == "int8")
     weights = linear_weights(checkpoint, info.precision)
@@ -106,7 +121,7 @@ def build(
     padding = bytes(-len(graph) % _ALIGNMENT)
     sha = hashlib.sha256(graph)
     sha.update(padding)
-    return [graph, padding, TRAILER_MARK + sha.digest()], info, refitted
+    return Built([graph, padding, TRAILER_MARK + sha.digest()], info, provenance, refitted)
 
 
 def _choose(
@@ -118,12 +133,14 @@ def _choose(
     length = longest if context_length is None else context_length
     if type(length) is not int or not 1 <= length <= longest:
         raise OptionError(f"context_length is {length!r}, expected 1 to {longest}")
-    if precision == "auto":
-        precision = checkpoint.precision if checkpoint.is_quantized else "float32"
+    if precision == "auto":  # float32 holds whatever is stored, mixtures too
+        precision = checkpoint.precision if checkpoint.precision in PRECISIONS else "float32"
     if precision not in PRECISIONS:
         raise OptionError(
             f"precision is {precision!r}, expected one of auto, {', '.join(PRECISIONS)}"
         )
+    if prefill is not None and (isinstance(prefill, str) or not isinstance(prefill, Sequence)):
+        raise OptionError(f"prefill is {prefill!r}, expected a list of sizes, such as [16, 128]")
     sizes = tuple(s for s in PREFILL if s <= length) if prefill is None else tuple(prefill)
     for size in sizes:
         if type(size) is not int or not 2 <= size <= length:
@@ -135,4 +152,11 @@ def _choose(
         cache = "int8" if precision != "float32" and length >= _INT8_CACHES_FROM else "float32"
     if cache not in CACHE_TYPES:
         raise OptionError(f"cache is {cache!r}, expected auto, {' or '.join(CACHE_TYPES)}")
+    bits = {"int4": 4.5, "int8": 8, "float32": 32}[precision]
+    nbytes = int(checkpoint.config.num_parameters * bits / 8)
+    if nbytes >= _LARGEST:
+        raise OptionError(
+            f"as {precision} the model takes {nbytes / 1e9:.1f} GB, but a .tflite file holds less "
+            "than 2; use a smaller precision"
+        )
     return ExportInfo(precision, length, sizes, cache)

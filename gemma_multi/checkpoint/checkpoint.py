@@ -52,7 +52,7 @@ class Checkpoint:
         """
         path = Path(path)
         if not path.exists():
-            raise CheckpointError(f"{path}: no such directory")
+            raise CheckpointError(f"{path}: no such directory or file")
         if path.suffix in litert_file.SUFFIXES and path.is_file():
             return cls._open_exported(path)
         if not path.is_dir():
@@ -84,7 +84,9 @@ class Checkpoint:
     def tokenizer(self) -> Tokenizer:
         if self.path is None:
             raise CheckpointError("this checkpoint was made in memory and has no tokenizer")
-        if self.path.is_file():
+        if isinstance(self.tensors, litert_file.LitertTensors):
+            return Tokenizer(self.tensors.file.tokenizer_model())
+        if self.path.suffix in litert_file.SUFFIXES:  # its tensors have been replaced
             return Tokenizer(litert_file.LitertFile(self.path).tokenizer_model())
         return Tokenizer.from_directory(self.path, self.config.vocab_size)
 

@@ -27,9 +27,14 @@ _HEAD = "lm_head"
 
 
 class StoredTensors(dict[str, "np.ndarray | QuantizedTensor"]):
-    """Tensors as their files hold them, and what tells those files from others."""
+    """Tensors as their files hold them, and what tells those files from others: None once a
+    tensor was put in by hand."""
 
-    identity: str = ""
+    identity: str | None = None
+
+    def __setitem__(self, name: str, tensor: np.ndarray | QuantizedTensor) -> None:
+        self.identity = None
+        super().__setitem__(name, tensor)
 
 
 def read_tensors(path: Path, config: ModelConfig) -> StoredTensors:
@@ -50,7 +55,6 @@ def read_tensors(path: Path, config: ModelConfig) -> StoredTensors:
     _drop_tied_head(flat)
     quantization = read_optional_json(path / "config.json").get("quantization")
     tensors = StoredTensors()
-    tensors.identity = " ".join(_stamp(file) for file in sorted(files))
     for name, shape in config.tensor_shapes().items():
         if name not in flat:
             raise CheckpointError(f"{path}: tensor {name!r} is missing")
@@ -71,6 +75,7 @@ def read_tensors(path: Path, config: ModelConfig) -> StoredTensors:
     if flat:
         name, (file, _) = next(iter(flat.items()))
         raise CheckpointError(f"{file}: tensor {name!r} does not belong to a Gemma 3 text model")
+    tensors.identity = " ".join(_stamp(file) for file in sorted(files))
     return tensors
 
 
@@ -102,7 +107,8 @@ def read_generation_config(path: Path) -> dict[str, Any]:
 
 def _stamp(file: Path) -> str:
     status = file.stat()
-    return f"{file.resolve()}:{status.st_size}:{status.st_mtime_ns}"
+    times = f"{status.st_mtime_ns}:{status.st_ctime_ns}"
+    return f"{file.resolve()}:{status.st_ino}:{status.st_size}:{times}"
 
 
 def _weight_files(path: Path) -> dict[Path, set[str] | None]:

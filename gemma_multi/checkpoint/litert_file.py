@@ -13,6 +13,7 @@ Design choices:
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import mmap
@@ -64,7 +65,7 @@ class LitertFile:
 
     def __init__(self, path: Path) -> None:
         """Raises CheckpointError for a file that is not ours, cut short or changed."""
-        self.path = path
+        self.path = path = path.absolute()
         try:
             self._file = path.open("rb")
             size = path.stat().st_size
@@ -358,4 +359,5 @@ def _known_stamps() -> list[str]:
 def _remember(stamps: list[str]) -> None:
     note = writable_cache("litert")
     if note is not None:
-        write_atomically(note / _STAMPS, json.dumps(stamps).encode())
+        with contextlib.suppress(OSError):  # without it, the next start only takes longer
+            write_atomically(note / _STAMPS, json.dumps(stamps).encode())

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from gemma_multi.config import ModelConfig
 
-FORMAT = 1  # of the metadata and of what the signatures mean
+FORMAT = 1  # of all that follows; a released file of another number is refused
 PREFILL, DECODE, HIDDEN, SCORE = "prefill_{}", "decode", "hidden", "score"
 TOKENS, POSITIONS, LOGITS, HIDDEN_STATE = "tokens", "input_pos", "logits", "hidden"
 SCORE_TOKENS = 16

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from gemma_multi.checkpoint import hub
 from gemma_multi.checkpoint.checkpoint import Checkpoint
+from gemma_multi.checkpoint.litert_file import SUFFIXES
 from gemma_multi.errors import CheckpointError, OptionError
 
 BUNDLED = {"storyteller": Path(__file__).parent.parent / "models" / "storyteller"}
@@ -27,6 +28,8 @@ def resolve(
                 f"revision is {revision!r}, but {model} is not on the hub and has no revisions"
             )
         return Checkpoint.open(local)
+    if Path(model).suffix.lower() in SUFFIXES:
+        raise CheckpointError(f"{model}: no such file")
     if isinstance(model, Path) or not hub.is_repository_id(model):
         raise CheckpointError(
             f"{model}: no such directory, and not a Hugging Face id such as "

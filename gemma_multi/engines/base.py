@@ -40,13 +40,18 @@ class Engine(ABC):
 
     def session(self, batch: int = 1, context_length: int | None = None) -> Session:
         """An empty conversation of `batch` rows that advance together."""
+        length = self.check_context(context_length)
+        if type(batch) is not int or batch < 1:
+            raise OptionError(f"batch is {batch!r}, expected at least 1")
+        return self._session(batch, length)
+
+    def check_context(self, context_length: int | None) -> int:
+        """The length a session may have: as asked for, or all the engine can hold."""
         limit = self.context_length
         length = limit if context_length is None else context_length
         if type(length) is not int or not 1 <= length <= limit:
             raise OptionError(f"context_length is {length!r}, expected 1 to {limit}")
-        if type(batch) is not int or batch < 1:
-            raise OptionError(f"batch is {batch!r}, expected at least 1")
-        return self._session(batch, length)
+        return length
 
     @abstractmethod
     def _session(self, batch: int, context_length: int) -> Session: ...

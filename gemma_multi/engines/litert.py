@@ -12,11 +12,14 @@ Design choices:
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import functools
 import hashlib
 import json
 import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -45,10 +48,11 @@ from gemma_multi.checkpoint.litert_format import (
 from gemma_multi.config import SLIDING
 from gemma_multi.engines.base import Engine, Session
 from gemma_multi.engines.litert_runtime import Runtime
-from gemma_multi.errors import OptionError
+from gemma_multi.errors import BackendError, CheckpointError, OptionError
 from gemma_multi.files import writable_cache, write_atomically
 
 DEFAULT_CONTEXT = 4096  # a graph's attention costs its whole context, so not all the model has
+_MOST_THREADS = 1024
 _SMALLEST = 1024  # context of an export in the cache; the others are powers of two
 _log = logging.getLogger("gemma_multi")
 
@@ -69,8 +73,8 @@ class LitertEngine(Engine):
         threads: int | None,
     ) -> None:  # fmt: skip
         super().__init__(checkpoint.config)
-        if threads is not None and (type(threads) is not int or threads < 1):
-            raise OptionError(f"threads is {threads!r}, expected at least 1")
+        if threads is not None and (type(threads) is not int or not 1 <= threads <= _MOST_THREADS):
+            raise OptionError(f"threads is {threads!r}, expected 1 to {_MOST_THREADS}")
         if precision == "bfloat16":
             raise OptionError("backend 'litert' computes in float32; use 'float32' or 'int4'")
         self.threads = threads or _available_cores()
@@ -90,7 +94,12 @@ class LitertSession(Session):
     def __init__(self, engine: LitertEngine, batch: int, context_length: int) -> None:
         super().__init__(engine.config, batch, context_length)
         self._engine = engine
-        self._rows = [_Row(engine) for _ in range(batch)]
+        self._written = 0  # positions ever written since the session was empty: what rings lost
+
+    @functools.cached_property
+    def _rows(self) -> list[_Row]:
+        """Made on first use: a session that reads nothing holds no caches."""
+        return [_Row(self._engine) for _ in range(self.batch)]
 
     def hidden(self, ids: Any) -> np.ndarray:
         """Reads tokens; the last hidden state after them, `f32[B, D]`, without the head.
@@ -105,17 +114,23 @@ class LitertSession(Session):
         return self._each(_Row.score if every else _Row.last_logits, ids)
 
     def _each(self, read: Callable[..., np.ndarray], ids: np.ndarray) -> np.ndarray:
+        self._written = max(self._written, self.length + ids.shape[1])
         parts = [read(row, line, self.length) for row, line in zip(self._rows, ids, strict=True)]
         return parts[0][None] if len(parts) == 1 else np.stack(parts)
 
     def _rewind(self, length: int) -> bool:
-        ring = ring_positions(self.config, self._engine.context_length)
-        if not length or SLIDING not in self.config.layer_types or self.length <= ring:
+        if not length:
+            self._written = 0
             return True
-        return self.length - length <= RING_SPARE + 1  # what else was overwritten is in the window
+        ring = ring_positions(self.config, self._engine.context_length)
+        if SLIDING not in self.config.layer_types or self._written <= ring:
+            return True
+        # what else was overwritten would be in the window
+        return self._written - length <= RING_SPARE + 1
 
     def _copy(self) -> Session:
         copy = LitertSession(self._engine, self.batch, self.context_length)
+        copy._written = self._written
         for mine, theirs in zip(self._rows, copy._rows, strict=True):
             theirs.copy_from(mine)
         return copy
@@ -214,7 +229,8 @@ class _Call:
     def __init__(
         self, engine: LitertEngine, signature: str, size: int, caches: dict[str, Any]
     ) -> None:
-        self._runner, self._signature, self._size = engine.runtime.model, signature, size
+        self._runtime, self._signature, self._size = engine.runtime, signature, size
+        self._ran = False
         config, make = engine.config, engine.runtime.model.create_input_buffer_by_name
         self._tokens, self._positions = make(signature, TOKENS), make(signature, POSITIONS)
         self._inputs = {TOKENS: self._tokens, POSITIONS: self._positions, **caches}
@@ -233,7 +249,10 @@ class _Call:
         positions[: len(ids)] = np.arange(start, start + len(ids))  # 0 is how padding is told
         self._tokens.write(tokens)
         self._positions.write(positions)
-        self._runner.run_by_name(self._signature, self._inputs, self._outputs)
+        self._runtime.model.run_by_name(self._signature, self._inputs, self._outputs)
+        if not self._ran:
+            self._ran = True
+            self._runtime.note_packed_weights()
         if not self._width:
             return np.zeros((self._size, 0), np.float32)
         return self._result.read(self._size * self._width, np.float32).reshape(-1, self._width)
@@ -242,6 +261,11 @@ class _Call:
 def _ready_file(checkpoint: Checkpoint, precision: str, context_length: int | None) -> LitertFile:
     """The file to run: the one that was opened, or an export of the checkpoint in the cache."""
     tensors = checkpoint.tensors
+    longest = checkpoint.config.max_position_embeddings
+    if context_length is not None and (
+        type(context_length) is not int or not 1 <= context_length <= longest
+    ):
+        raise OptionError(f"context_length is {context_length!r}, expected 1 to {longest}")
     if isinstance(tensors, LitertTensors):
         info = tensors.file.info
         if precision not in ("auto", info.precision):
@@ -257,51 +281,70 @@ def _ready_file(checkpoint: Checkpoint, precision: str, context_length: int | No
         return _unpacked(tensors.file)
     from gemma_multi.exporters.tflite import build
 
-    longest = checkpoint.config.max_position_embeddings
     length = min(DEFAULT_CONTEXT, longest) if context_length is None else context_length
-    if type(length) is not int or not 1 <= length <= longest:
-        raise OptionError(f"context_length is {length!r}, expected 1 to {longest}")
     # a few sizes, so that a cache full of exports that differ by little is not built up
     length = min(1 << (max(length, _SMALLEST) - 1).bit_length(), longest)
-    target = _cached_export(checkpoint, precision, length)
-    if not target.exists():
+
+    def write(target: Path) -> None:
         _log.warning("exporting for LiteRT, once, to %s", target)
-        parts, _, _ = build(checkpoint, context_length=length, precision=precision)
-        write_atomically(target, *parts)
-    return LitertFile(target)
+        built = build(checkpoint, context_length=length, precision=precision)
+        write_atomically(target, *built.parts)
 
-
-def _cached_export(checkpoint: Checkpoint, precision: str, context_length: int) -> Path:
-    """Where this export lives: the name says all that the file depends on."""
-    facts = (
-        _exporter_revision(), checkpoint.identity, json.dumps(checkpoint.config.to_dict()),
-        checkpoint.provenance, precision, context_length,
-    )  # fmt: skip
-    name = hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
-    return _cache_directory() / f"{name}.tflite"
-
-
-@functools.cache
-def _exporter_revision() -> str:
-    """Changes with the code that writes the files."""
-    import gemma_multi.exporters.tflite as exporter
-
-    sources = sorted(Path(exporter.__file__).parent.glob("*.py"))
-    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
+    return _cached(_export_name(checkpoint, precision, length), write)
 
 
 def _unpacked(file: LitertFile) -> LitertFile:
     """A bundle's model as a file of its own."""
     if file.path.suffix != ".litertlm":
         return file
-    target = _cache_directory() / f"{file.digest}.tflite"
-    if not target.exists():
-        write_atomically(target, file.model_bytes)
+    return _cached(file.digest, lambda target: write_atomically(target, file.model_bytes))
+
+
+def _export_name(checkpoint: Checkpoint, precision: str, context_length: int) -> str:
+    """Says all that an export depends on."""
+    facts = (
+        _exporter_revision(), checkpoint.identity, json.dumps(checkpoint.config.to_dict()),
+        checkpoint.provenance, precision, context_length,
+    )  # fmt: skip
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
+
+
+@functools.cache
+def _exporter_revision() -> str:
+    """Changes with the code that writes the files."""
+    import gemma_multi.exporters.tflite as exporter
+    from gemma_multi.checkpoint import litert_file, litert_format
+
+    sources = [*sorted(Path(exporter.__file__).parent.glob("*.py")),
+               Path(litert_file.__file__), Path(litert_format.__file__)]  # fmt: skip
+    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
+
+
+def _cached(name: str, write: Callable[[Path], None]) -> LitertFile:
+    """A file of the cache, written if it is missing or damaged; a passing one where there is no
+    cache, or no room in it."""
+    kept = writable_cache("litert")
+    if kept is not None:
+        target = kept / f"{name}.tflite"
+        try:
+            if target.exists():
+                return LitertFile(target)
+        except CheckpointError:
+            target.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            write(target)
+            return LitertFile(target)
+    directory = tempfile.mkdtemp(prefix="gemma_multi.")
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    target = Path(directory) / f"{name}.tflite"
+    try:
+        write(target)
+    except OSError as error:
+        raise BackendError(
+            f"backend 'litert' needs room for the model's file, but {target} cannot be written: "
+            f"{error.strerror or error}; set GEMMA_MULTI_CACHE to another place"
+        ) from error
     return LitertFile(target)
-
-
-def _cache_directory() -> Path:
-    return writable_cache("litert") or Path(tempfile.mkdtemp(prefix="gemma_multi."))
 
 
 def _available_cores() -> int:

@@ -6,7 +6,7 @@ Design choices:
   depends on.
 - The runtime reports a page to file descriptor 2 when it starts and when it ends, and has no
   switch for that. What it says is kept for error messages; at exit, where nobody can catch it,
-  descriptor 2 is closed to it.
+  descriptor 2 leads nowhere for the whole process, after Python has written what it had to say.
 - What loading needed once is given back: the heap is trimmed, and the pages of the weights that
   were read to be packed are dropped from the mapping. They are 45 MB of 270M's memory.
 """
@@ -16,9 +16,11 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
+import gc
 import hashlib
 import os
 import platform
+import shutil
 import sys
 import tempfile
 import threading
@@ -33,8 +35,9 @@ import numpy as np
 from gemma_multi.errors import BackendError
 from gemma_multi.files import writable_cache
 
-_descriptor = threading.Lock()
+_descriptor = threading.RLock()  # a collection inside may end another runtime
 _MADV_DONTNEED = 4
+_ROOM = 3  # times the model's size: packed weights, and something to spare
 
 
 class Runtime:
@@ -50,10 +53,10 @@ class Runtime:
 
         options = Options.create()
         options.cpu_options.num_threads = threads
-        cache = writable_cache("litert")
-        if cache is not None:
-            packed = cache / f"{digest[:32]}.{_processor()}.xnnpack"
-            options.cpu_options.xnnpack_weight_cache_path = str(packed)
+        self._packed = _place_for_packed_weights(path, digest)
+        if self._packed is not None:
+            options.cpu_options.xnnpack_weight_cache_path = str(self._packed)
+        problem = ""
         with _captured_stderr() as said:
             try:
                 self.model = CompiledModel.from_file(str(path), options=options)
@@ -61,15 +64,51 @@ class Runtime:
                 first.write(np.zeros(1, np.int32))  # starts a second environment, as loudly
             except Exception as error:
                 problems = [line for line in said().splitlines() if line.startswith("ERROR")]
-                raise BackendError(
-                    f"{path}: the LiteRT runtime refuses it: {'; '.join(problems[-2:]) or error}"
-                ) from error
+                problem = "; ".join(problems[-2:]) or str(error).splitlines()[0][:200]
+                del error
+                gc.collect()  # what was half made says goodbye on the descriptor, too
+        if problem:
+            raise BackendError(f"{path}: the LiteRT runtime refuses it: {problem}")
         _give_back(path)
+
+    def note_packed_weights(self) -> None:
+        """Remembers the packed weights' file as the runtime has just left it."""
+        if self._packed is not None and self._packed.is_file():
+            with contextlib.suppress(OSError):
+                _stamp_file(self._packed).write_text(_stamp(self._packed))
 
     def __del__(self) -> None:
         if getattr(self, "model", None) is not None and not sys.is_finalizing():
             with contextlib.suppress(OSError), _captured_stderr():
                 self.model = None
+
+
+def _place_for_packed_weights(path: Path, digest: str) -> Path | None:
+    """Where XNNPACK may keep what it packs: nowhere, if the disk could be too full for it, since
+    it ends the process when a write fails. A file that changed since it was left goes: XNNPACK
+    would believe it."""
+    cache = writable_cache("litert")
+    if cache is None:
+        return None
+    packed = cache / f"{digest[:32]}.{_processor()}.xnnpack"
+    try:
+        if packed.exists():
+            stamp = _stamp_file(packed)
+            if stamp.exists() and stamp.read_text() == _stamp(packed):
+                return packed
+            packed.unlink()
+        return packed if shutil.disk_usage(cache).free > _ROOM * path.stat().st_size else None
+    except (OSError, ValueError):
+        return None
+
+
+def _stamp_file(packed: Path) -> Path:
+    return packed.with_suffix(".stamp")
+
+
+def _stamp(packed: Path) -> str:
+    status = packed.stat()
+    return f"{status.st_size} {status.st_mtime_ns}"
 
 
 @contextmanager
@@ -116,9 +155,9 @@ def _give_back(path: Path) -> None:
         library = ctypes.CDLL(None)
         library.malloc_trim(0)
         library.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-        for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines():
+        for line in Path("/proc/self/maps").read_text(errors="replace").splitlines():
             if line.endswith(f" {path.resolve()}") and line.split()[1].startswith("r--"):
                 begin, end = (int(part, 16) for part in line.split()[0].split("-"))
                 library.madvise(begin, end - begin, _MADV_DONTNEED)  # clean pages of a file
-    except (OSError, AttributeError):
-        pass
+    except (OSError, AttributeError, ValueError):
+        pass  # another platform

@@ -71,6 +71,18 @@ def test_truncate_then_read_on(engine: Engine, length: int) -> None:
     assert_close(engine, session.prefill(ids[:, length:]), engine.session().prefill(ids))
 
 
+@pytest.mark.parametrize("cuts", [(88, 76), (60, 30, 5), (99, 98, 70)])
+def test_truncate_again_and_again(engine: Engine, cuts: tuple[int, ...]) -> None:
+    """What a ring has lost it has lost, however the length changed since; forks inherit that."""
+    ids = tokens(1, 120)
+    session = engine.session()
+    session.prefill(ids[:, :100])
+    for cut in cuts:
+        session.truncate(cut)
+        session = session.fork()
+    assert_close(engine, session.step(ids[0, cut]), engine.session().prefill(ids[:, : cut + 1]))
+
+
 def test_truncate_to_more_than_was_read_is_refused(engine: Engine) -> None:
     session = engine.session()
     session.prefill([5, 6, 7])

@@ -122,6 +122,41 @@ def test_a_broken_cache_of_packed_weights_is_made_again(tmp_path: Path) -> None:
     expected = run()
     (packed,) = (tmp_path / "litert").glob("*.xnnpack")
     whole = packed.read_bytes()
-    for broken in (b"", whole[:100], whole[: len(whole) // 2], whole[:-1], b"x" * len(whole)):
+    middle = len(whole) // 2
+    zeros = whole[:middle] + bytes(200_000) + whole[middle + 200_000 :]
+    for broken in (b"", whole[:100], whole[:middle], whole[:-1], b"x" * len(whole), zeros):
         packed.write_bytes(broken)
         assert run() == expected
+
+
+def test_a_damaged_export_in_the_cache_is_made_again(tmp_path: Path) -> None:
+    environment = {**os.environ, "GEMMA_MULTI_CACHE": str(tmp_path)}
+    command = [sys.executable, "-m", "gemma_multi", "generate", "Good night.", "-b", "litert",
+               "--temperature", "0", "--max-tokens", "20"]  # fmt: skip
+
+    def run() -> str:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    expected = run()
+    (kept,) = (tmp_path / "litert").glob("*.tflite")
+    data = bytearray(kept.read_bytes())
+    data[len(data) // 2] ^= 1
+    for broken in (bytes(data), bytes(data[:1000]), b""):
+        kept.write_bytes(broken)
+        assert run() == expected
+
+
+def test_without_a_cache_it_runs_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "tmp").mkdir()
+    (tmp_path / "file").write_text("no directory")
+    done = subprocess.run(
+        [sys.executable, "-m", "gemma_multi", "generate", "Good night.", "-b", "litert"],
+        env={**os.environ, "GEMMA_MULTI_CACHE": str(tmp_path / "file"),
+             "TMPDIR": str(tmp_path / "tmp")},
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+    assert not list((tmp_path / "tmp").iterdir())

@@ -18,7 +18,7 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.compiled_model import CompiledModel
 from ai_edge_litert.interpreter import Interpreter
 from gemma_multi.exporters.tflite.flatbuffer import ModelWriter
-from tiny import tiny_checkpoint
+from tiny import TOKENIZER_PATH, tiny_checkpoint, tiny_config
 
 import gemma_multi
 from gemma_multi import Checkpoint, CheckpointError, OptionError
@@ -262,6 +262,7 @@ def test_scales_that_litert_refuses_are_refitted_and_reported(tmp_path: Path) ->
      ({"prefill": ["16"]}, "prefill size is '16'"),
      ({"precision": "float16"}, "precision is 'float16', expected one of"),
      ({"cache": "int4"}, "cache is 'int4'"),
+     ({"prefill": 16}, "prefill is 16, expected a list"),
      ({"colour": "red"}, "takes no option 'colour'")],
 )  # fmt: skip
 def test_options_outside_the_format_are_refused(
@@ -290,6 +291,31 @@ def test_a_target_in_use_or_out_of_reach_is_refused_before_any_work(tmp_path: Pa
     assert (tmp_path / "model.tflite").read_text() == "mine"
     with pytest.raises(CheckpointError, match="cannot be written"):
         gemma_multi.export(tiny_checkpoint(), tmp_path / "model.tflite" / "inside.tflite")
+
+
+def test_a_model_past_two_gigabytes_is_refused_before_any_work(tmp_path: Path) -> None:
+    dense = Checkpoint(tiny_config(vocab_size=1 << 20, hidden_size=1024), {},
+                       path=TOKENIZER_PATH)  # fmt: skip
+    with pytest.raises(OptionError, match="holds less than 2; use a smaller precision"):
+        gemma_multi.export(dense, tmp_path / "model.tflite", precision="float32")
+
+
+def test_mixed_precisions_are_exported_in_float32(tmp_path: Path) -> None:
+    mixed, eight = int4(), quantize_checkpoint(tiny_checkpoint(), 8, embedding_bits=8)[0]
+    name = "model.layers.0.self_attn.v_proj.weight"
+    mixed = mixed.replace(tensors={**mixed.tensors, name: eight.tensors[name]})
+    opened = export(mixed, tmp_path / "model.tflite")
+    assert opened.precision == "float32"
+    for name in mixed.tensors:
+        np.testing.assert_array_equal(opened.weight(name), mixed.weight(name))
+
+
+def test_tensors_put_in_by_hand_are_not_taken_for_those_of_the_file(tiny_copy: Path) -> None:
+    checkpoint = Checkpoint.open(tiny_copy)
+    before = create_engine(checkpoint, "litert", "float32").session().prefill([5, 6, 7])
+    checkpoint.tensors["model.norm.weight"] = checkpoint.weight("model.norm.weight") + 1  # type: ignore[index]
+    after = create_engine(checkpoint, "litert", "float32").session().prefill([5, 6, 7])
+    assert np.abs(after - before).max() > 0.1
 
 
 def test_a_file_exported_with_less_context_says_so(tmp_path: Path) -> None:
