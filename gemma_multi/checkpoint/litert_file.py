@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 import json
 import mmap
 from collections.abc import Iterator, Mapping
@@ -26,6 +27,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gemma_multi.checkpoint.litert_format import (
+    BUNDLE_HEADER,
+    BUNDLE_HEADER_END,
+    BUNDLE_MARK,
     FORMAT,
     METADATA,
     NORMS,
@@ -279,24 +283,35 @@ def _schema() -> Any:
     return schema_py_generated
 
 
-def _sections(path: Path, size: int) -> dict[str, tuple[int, int]]:
-    """Where a bundle's model and tokenizer begin and end."""
-    try:
-        from litert_lm_builder import litertlm_core
-        from litert_lm_builder import litertlm_header_schema_py_generated as header
-    except ImportError:
+def _header_schema() -> Any:
+    """The schema of a bundle's header, without the rest of its package, which takes 50 ms."""
+    package = importlib.util.find_spec("litert_lm_builder")
+    if package is None or not package.submodule_search_locations:
         raise BackendError(
             "reading a .litertlm needs litert-lm-builder: pip install 'gemma-multi[litert]'"
-        ) from None
+        )
+    name = "litertlm_header_schema_py_generated"
+    file = Path(package.submodule_search_locations[0]) / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _sections(path: Path, size: int) -> dict[str, tuple[int, int]]:
+    """Where a bundle's model and tokenizer begin and end."""
+    header = _header_schema()
     kind = header.AnySectionDataType
     names = {kind.TFLiteModel: "model", kind.SP_Tokenizer: "tokenizer"}
     found: dict[str, tuple[int, int]] = {}
     try:
         with path.open("rb") as file:
-            start = file.read(litertlm_core.HEADER_BEGIN_BYTE_OFFSET)
-            if not start.startswith(litertlm_core.HEADER_MAGIC_BYTES):
+            start = file.read(BUNDLE_HEADER)
+            if not start.startswith(BUNDLE_MARK):
                 raise CheckpointError(f"{path}: is not a .litertlm file: it does not begin as one")
-            end = int.from_bytes(start[litertlm_core.HEADER_END_LOCATION_BYTE_OFFSET :], "little")
+            end = int.from_bytes(start[BUNDLE_HEADER_END:], "little")
             if not len(start) < end <= min(size, 1 << 24):
                 raise CheckpointError(f"{path}: its header ends at {end}, outside the file")
             metadata = header.LiteRTLMMetaData.GetRootAs(file.read(end - len(start)), 0)

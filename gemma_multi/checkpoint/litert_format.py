@@ -31,6 +31,9 @@ METADATA, NORMS, TOKENIZER = "gemma_multi", "gemma_multi.norms", "gemma_multi.to
 TRAILER_MARK = b"gemma_multi sha256 "
 TRAILER_SIZE = len(TRAILER_MARK) + 32
 
+# A .litertlm begins with this mark; where its header begins, and where the header's end is written
+BUNDLE_MARK, BUNDLE_HEADER, BUNDLE_HEADER_END = b"LITERTLM", 32, 24
+
 CACHE_TYPES = ("float32", "int8")
 
 
