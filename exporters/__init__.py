@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 from gemma_multi.errors import OptionError
 
 if TYPE_CHECKING:
-    from gemma_multi.exporters.report import ExportReport
-
     from gemma_multi.checkpoint import Checkpoint
+    from gemma_multi.exporters.report import ExportReport
     from gemma_multi.model import Model
 
 FORMATS = {".tflite": "tflite", ".litertlm": "litertlm"}

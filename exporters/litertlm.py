@@ -17,11 +17,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gemma_multi.exporters.report import ExportReport, check_target
-from gemma_multi.exporters.tflite import build
-
 from gemma_multi.checkpoint import Checkpoint
 from gemma_multi.errors import BackendError, CheckpointError
+from gemma_multi.exporters.report import ExportReport, check_target
+from gemma_multi.exporters.tflite import build
 from gemma_multi.files import renamed_when_whole
 from gemma_multi.generation import GenerationOptions
 from gemma_multi.tokenizer import with_spoken_steering_pieces

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from gemma_multi.exporters.report import ExportReport, check_target
 
 from gemma_multi.checkpoint import Checkpoint
 from gemma_multi.checkpoint.litert_file import ExportInfo, metadata_json
@@ -26,6 +25,7 @@ from gemma_multi.checkpoint.litert_format import (
 )
 from gemma_multi.checkpoint.provenance import Provenance
 from gemma_multi.errors import BackendError, CheckpointError, OptionError
+from gemma_multi.exporters.report import ExportReport, check_target
 from gemma_multi.files import write_atomically
 from gemma_multi.quantization import TensorError
 from gemma_multi.tokenizer import with_spoken_steering_pieces

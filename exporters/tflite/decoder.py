@@ -7,7 +7,7 @@ Design choices:
   values, and writes at the end.
 - A sliding layer's cache is a ring: position p lies in slot p % R. What a slot holds is worked
   out from the position alone (`_ring_ages`): there is nothing to clear and no mask to pass in.
-- Masks are arithmetic, `min((distance + 0.5) * 1e30, 0)`, because the CPU delegate has no
+- Masks are arithmetic, `min((distance - 0.5) * 1e30, 0)`, because the CPU delegate has no
   comparisons; ones and zeros that select are multiplied for the same reason.
 - Rows of padding come last. They see real tokens only, so they stay finite; no real token sees
   them, and they are not written to a ring. In a global layer they land behind the real tokens,
@@ -23,7 +23,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from gemma_multi.exporters.tflite.flatbuffer import ModelWriter, Subgraph, Value, Weight
 
 from gemma_multi.checkpoint.litert_format import (
     DECODE,
@@ -41,6 +40,7 @@ from gemma_multi.checkpoint.litert_format import (
     ring_positions,
 )
 from gemma_multi.config import EMBEDDING, ModelConfig
+from gemma_multi.exporters.tflite.flatbuffer import ModelWriter, Subgraph, Value, Weight
 
 _STEEP = np.float32(1e30)  # times half a position: far below any score, far above -inf
 _INT8_MAX = 127
@@ -104,9 +104,10 @@ class _Decoder:
         start = graph.reshape(graph.cast(self.start, np.float32), (1, 1))
         self.global_mask, self.local_mask = self._masks(start)
         position = graph.add(start, self.offsets)  # f32[T, 1]
-        global_theta = self._rotation(position, config.rope_theta, config.rope_scaling_factor)
-        self.rotations = {False: global_theta,
-                          True: self._rotation(position, config.rope_local_theta, 1.0)}  # fmt: skip
+        self.rotations = {  # by whether the layer is a sliding one
+            False: self._rotation(position, config.rope_theta, config.rope_scaling_factor),
+            True: self._rotation(position, config.rope_local_theta, 1.0),
+        }
         if tokens > 1:
             self.ring_update = self._ring_update()
 

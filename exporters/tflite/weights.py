@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
-from gemma_multi.exporters.tflite.flatbuffer import Weight
 
 from gemma_multi.checkpoint import Checkpoint
 from gemma_multi.checkpoint.checkpoint import Tensor
 from gemma_multi.checkpoint.litert_format import fused_tensors
 from gemma_multi.errors import CheckpointError
+from gemma_multi.exporters.tflite.flatbuffer import Weight
 from gemma_multi.quantization import TensorError, quantize_checkpoint
 from gemma_multi.quantization.tensor import QuantizedTensor, quantize_tensor
 

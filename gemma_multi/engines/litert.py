@@ -174,7 +174,7 @@ class _Row:
         while (left := len(ids) - 1 - done) > 0:
             size = self._chunk(left, start + done)
             count = min(left, size)
-            signature = PREFILL.format(size) if size > 1 else DECODE
+            signature = PREFILL.format(size) if size > 1 else HIDDEN  # the head is not needed
             self._run(signature, ids[done : done + count], start + done, size)
             done += count
         return self._run(last, ids[done:], start + done, 1)

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
-from gemma_multi.exporters.tflite.flatbuffer import ModelWriter
 
 import gemma_multi
 from gemma_multi import CheckpointError
 from gemma_multi.checkpoint.litert_format import METADATA, TRAILER_MARK
+from gemma_multi.exporters.tflite.flatbuffer import ModelWriter
 
 ROOT = Path(__file__).parents[1]
 

@@ -17,7 +17,6 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.compiled_model import CompiledModel
 from ai_edge_litert.interpreter import Interpreter
-from gemma_multi.exporters.tflite.flatbuffer import ModelWriter
 from tiny import TOKENIZER_PATH, tiny_checkpoint, tiny_config
 
 import gemma_multi
@@ -32,6 +31,7 @@ from gemma_multi.checkpoint.litert_format import (
     fused_tensors,
 )
 from gemma_multi.engines import create_engine
+from gemma_multi.exporters.tflite.flatbuffer import ModelWriter
 from gemma_multi.quantization import quantize_checkpoint
 from gemma_multi.quantization.tensor import QuantizedTensor
 
