@@ -4,7 +4,7 @@
 
 Random weights in the true 270M shape, int4. Every figure comes from a process of its own; the
 engines take turns, round by round, so that a machine that slows down slows all. Needs
-`pip install gguf 'gemma-multi[litert,litert-lm,reference]'`, cmake and a C++ compiler for the
+`pip install 'gemma-multi[litert,litert-lm,reference]'`, cmake and a C++ compiler for the
 peers; `--without` leaves some of them out.
 """
 
