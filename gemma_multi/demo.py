@@ -84,16 +84,12 @@ def _from_the_bundle() -> bool:
         click.echo(f"\nExported {path.name}: {report.nbytes / 1e6:.1f} MB of {report.precision}.")
         ours = load(path).generate(STORY, temperature=0).text.strip()
         try:
-            from gemma_multi.terminal import WordWrap
-
             theirs = ask_litert_lm(path, STORY).strip()
         except ImportError:
             notes.print("[dim]LiteRT-LM: litert-lm-api not installed, passed over[/dim]")
             return True
         click.secho("\nLiteRT-LM, which runs it on Android, tells:\n", bold=True)
-        wrap = WordWrap(indent="  ")
-        wrap.write(theirs)
-        wrap.finish()
+        show_stream([theirs], indent="  ")
     click.echo()
     if ours == theirs:
         click.secho("Our LiteRT engine and LiteRT-LM told the same story from it.", fg="green")

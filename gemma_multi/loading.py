@@ -27,7 +27,8 @@ def load(
         or ours), a `.tflite` or `.litertlm` that `export` wrote, a Hugging Face id such as
         `"google/gemma-3-270m-it"`, or a Checkpoint.
     backend: `"mlx"`, `"keras"`, `"litert"` or `"auto"`: LiteRT for its own files; else MLX on
-        Apple silicon, Keras where JAX has a GPU or LiteRT is missing, and LiteRT.
+        Apple silicon, Keras beside an NVIDIA GPU, and on other processors LiteRT for quantised
+        weights and Keras for the rest.
     precision: `"float32"`, `"bfloat16"`, `"int4"`, or `"auto"`: as stored where the device is
         fast at it. Asking for int4 puts a dense checkpoint on the portable int4 grid.
     context_length: tokens; None for all the model has, on LiteRT for at most 4,096.

@@ -94,7 +94,7 @@ def build(
     try:
         from gemma_multi.exporters.tflite.decoder import Shape, add_signatures
         from gemma_multi.exporters.tflite.flatbuffer import ModelWriter
-        from gemma_multi.exporters.tflite.weights import linear_weights, norm_gains, prepare
+        from gemma_multi.exporters.tflite.weights import linear_weights, prepare
     except ImportError as error:
         raise BackendError(
             f"exporting needs ai-edge-litert ({error}): pip install 'gemma-multi[litert]'"
@@ -104,9 +104,10 @@ def build(
     model = ModelWriter(f"Gemma 3, {info.precision}, context {info.context_length}")
     shape = Shape(info.context_length, info.prefill, info.cache == "int8")
     weights = linear_weights(checkpoint, info.precision)
-    add_signatures(model, config, shape, weights, norm_gains(checkpoint))
     norms = {name: checkpoint.weight(name) for name, s in config.tensor_shapes().items()
              if len(s) == 1}  # fmt: skip
+    gains = {name: 1 + norm.astype(np.float32) for name, norm in norms.items()}
+    add_signatures(model, config, shape, weights, gains)
     how = f"exported for LiteRT as {info.precision}, context length {info.context_length}"
     provenance = checkpoint.provenance.modified(how)
     model.add_metadata(METADATA, metadata_json(

@@ -14,13 +14,15 @@ import numpy as np
 
 from gemma_multi.checkpoint import Checkpoint
 from gemma_multi.checkpoint.checkpoint import Tensor
-from gemma_multi.checkpoint.litert_format import fused_tensors
+from gemma_multi.checkpoint.litert_format import (
+    INT4_SIGN_BITS,
+    INT8_SIGN_BIT,
+    fused_tensors,
+)
 from gemma_multi.errors import CheckpointError
 from gemma_multi.exporters.tflite.flatbuffer import Weight
 from gemma_multi.quantization import TensorError, quantize_checkpoint
 from gemma_multi.quantization.tensor import QuantizedTensor, quantize_tensor
-
-_SIGN_BITS = 0x88  # the highest bit of both codes in a byte
 
 
 def prepare(checkpoint: Checkpoint, precision: str) -> tuple[Checkpoint, tuple[TensorError, ...]]:
@@ -93,15 +95,6 @@ def linear_weights(checkpoint: Checkpoint, precision: str) -> dict[str, Weight]:
     return weights
 
 
-def norm_gains(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
-    """The factors of the norms, 1 + w, by tensor name."""
-    return {
-        name: 1 + checkpoint.weight(name).astype(np.float32)
-        for name, shape in checkpoint.config.tensor_shapes().items()
-        if len(shape) == 1
-    }
-
-
 def _rows(
     tensors: Sequence[Callable[[], Tensor]], convert: Callable[[Tensor], np.ndarray]
 ) -> np.ndarray:
@@ -111,7 +104,7 @@ def _rows(
 
 def _int4_codes(tensor: Tensor) -> np.ndarray:
     assert isinstance(tensor, QuantizedTensor)
-    return np.ascontiguousarray(tensor.packed).view(np.uint8) ^ np.uint8(_SIGN_BITS)
+    return np.ascontiguousarray(tensor.packed).view(np.uint8) ^ np.uint8(INT4_SIGN_BITS)
 
 
 def _int4_scales(tensor: Tensor) -> np.ndarray:
@@ -121,7 +114,7 @@ def _int4_scales(tensor: Tensor) -> np.ndarray:
 
 def _int8_codes(tensor: Tensor) -> np.ndarray:
     assert isinstance(tensor, QuantizedTensor)
-    return np.ascontiguousarray(tensor.packed).view(np.uint8) ^ np.uint8(0x80)
+    return np.ascontiguousarray(tensor.packed).view(np.uint8) ^ np.uint8(INT8_SIGN_BIT)
 
 
 def _row_scales(tensor: Tensor) -> np.ndarray:

@@ -31,6 +31,8 @@ from gemma_multi.checkpoint.litert_format import (
     BUNDLE_HEADER_END,
     BUNDLE_MARK,
     FORMAT,
+    INT4_SIGN_BITS,
+    INT8_SIGN_BIT,
     METADATA,
     NORMS,
     TOKENIZER,
@@ -211,10 +213,10 @@ class LitertFile:
         if entry.Type() == kind.FLOAT32:
             return data.view(np.float32).reshape(-1, width)[rows]
         if entry.Type() == kind.INT8:
-            packed = (data.reshape(-1, width)[rows] ^ np.uint8(0x80)).view("<u4")
+            packed = (data.reshape(-1, width)[rows] ^ np.uint8(INT8_SIGN_BIT)).view("<u4")
             scales = entry.Quantization().ScaleAsNumpy()[rows]
             return _quantized(packed, np.repeat(scales[:, None], width // GROUP_SIZE, 1), 8)
-        packed = (data.reshape(-1, width // 2)[rows] ^ np.uint8(0x88)).view("<u4")
+        packed = (data.reshape(-1, width // 2)[rows] ^ np.uint8(INT4_SIGN_BITS)).view("<u4")
         scales = self._group_scales(fused).reshape(-1, width // GROUP_SIZE)[rows]
         return _quantized(packed, scales, 4)
 

@@ -34,6 +34,10 @@ TRAILER_SIZE = len(TRAILER_MARK) + 32
 # A .litertlm begins with this mark; where its header begins, and where the header's end is written
 BUNDLE_MARK, BUNDLE_HEADER, BUNDLE_HEADER_END = b"LITERTLM", 32, 24
 
+# Codes are two's complement here and offset in our layout, which is one bit of each code; the
+# masks are for a byte, which holds two int4 codes.
+INT4_SIGN_BITS, INT8_SIGN_BIT = 0x88, 0x80
+
 CACHE_TYPES = ("float32", "int8")
 
 

@@ -230,7 +230,6 @@ class _Call:
         self, engine: LitertEngine, signature: str, size: int, caches: dict[str, Any]
     ) -> None:
         self._runtime, self._signature, self._size = engine.runtime, signature, size
-        self._ran = False
         config, make = engine.config, engine.runtime.model.create_input_buffer_by_name
         self._tokens, self._positions = make(signature, TOKENS), make(signature, POSITIONS)
         self._inputs = {TOKENS: self._tokens, POSITIONS: self._positions, **caches}
@@ -249,10 +248,7 @@ class _Call:
         positions[: len(ids)] = np.arange(start, start + len(ids))  # 0 is how padding is told
         self._tokens.write(tokens)
         self._positions.write(positions)
-        self._runtime.model.run_by_name(self._signature, self._inputs, self._outputs)
-        if not self._ran:
-            self._ran = True
-            self._runtime.note_packed_weights()
+        self._runtime.run(self._signature, self._inputs, self._outputs)
         if not self._width:
             return np.zeros((self._size, 0), np.float32)
         return self._result.read(self._size * self._width, np.float32).reshape(-1, self._width)

@@ -53,6 +53,7 @@ class Runtime:
 
         options = Options.create()
         options.cpu_options.num_threads = threads
+        self._run_before: set[str] = set()
         self._packed = _place_for_packed_weights(path, digest)
         if self._packed is not None:
             options.cpu_options.xnnpack_weight_cache_path = str(self._packed)
@@ -71,11 +72,14 @@ class Runtime:
             raise BackendError(f"{path}: the LiteRT runtime refuses it: {problem}")
         _give_back(path)
 
-    def note_packed_weights(self) -> None:
-        """Remembers the packed weights' file as the runtime has just left it."""
-        if self._packed is not None and self._packed.is_file():
-            with contextlib.suppress(OSError):
-                _stamp_file(self._packed).write_text(_stamp(self._packed))
+    def run(self, signature: str, inputs: dict[str, Any], outputs: dict[str, Any]) -> None:
+        """Runs a signature on TensorBuffers by name."""
+        self.model.run_by_name(signature, inputs, outputs)
+        if signature not in self._run_before:  # the first run may have packed weights
+            self._run_before.add(signature)
+            if self._packed is not None and self._packed.is_file():
+                with contextlib.suppress(OSError):
+                    _stamp_file(self._packed).write_text(_stamp(self._packed))
 
     def __del__(self) -> None:
         if getattr(self, "model", None) is not None and not sys.is_finalizing():
