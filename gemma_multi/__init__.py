@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gemma_multi.checkpoint import Checkpoint
+    from gemma_multi.comparison import ParityReport, parity
     from gemma_multi.config import ModelConfig
     from gemma_multi.errors import (
         BackendError,
@@ -50,6 +51,7 @@ _HOME = {
     "Model": "model",
     "ModelConfig": "config",
     "OptionError": "errors",
+    "ParityReport": "comparison",
     "QuantizationReport": "quantization",
     "TextScore": "generation",
     "TextStream": "model",
@@ -57,6 +59,7 @@ _HOME = {
     "TokenizerError": "errors",
     "export": "exporters",
     "load": "loading",
+    "parity": "comparison",
     "quantize": "quantization",
 }
 __all__ = [
@@ -74,6 +77,7 @@ __all__ = [
     "Model",
     "ModelConfig",
     "OptionError",
+    "ParityReport",
     "QuantizationReport",
     "TextScore",
     "TextStream",
@@ -81,6 +85,7 @@ __all__ = [
     "TokenizerError",
     "export",
     "load",
+    "parity",
     "quantize",
 ]
 

@@ -74,15 +74,44 @@ class Model:
         self, prompt: str | Sequence[chat_format.Message], *, raw: bool = False, **options: Any
     ) -> TextStream:
         """The same, as an iterator of text pieces; closing it stops generation."""
-        return TextStream(self, self._session(), self._encode(prompt, raw), self._options(options))
+        return TextStream(
+            self, self._session(), self.encode(prompt, raw=raw), self._options(options)
+        )
 
     def chat(self, system: str | None = None) -> Chat:
         """A conversation that remembers its turns and keeps their cache."""
         return Chat(self, system)
 
+    def encode(
+        self, prompt: str | Sequence[chat_format.Message], *, raw: bool = False
+    ) -> list[int]:
+        """The token ids that `generate` reads for a prompt.
+
+        Raises OptionError for an empty prompt, ContextError for one longer than the context.
+        """
+        if isinstance(prompt, str):
+            if not prompt.strip() and not (raw and prompt):
+                raise OptionError("the prompt is empty; give it some text")
+            if raw:
+                ids = [self.tokenizer.bos_id, *self.tokenizer.encode(prompt)]
+            else:
+                ids = chat_format.encode_prompt(
+                    self.tokenizer, [{"role": "user", "content": prompt}]
+                )
+        else:
+            if raw:
+                raise OptionError("raw=True takes a text, received messages")
+            ids = chat_format.encode_prompt(self.tokenizer, prompt)
+        if len(ids) > self.context_length:
+            raise ContextError(
+                f"the prompt is {len(ids)} tokens long, but the context holds "
+                f"{self.context_length}; shorten it or raise context_length"
+            )
+        return ids
+
     def score(self, text: str) -> TextScore:
         """The log-probability of each token of a plain text, after `<bos>`."""
-        ids = self._encode(text, raw=True)
+        ids = self.encode(text, raw=True)
         session = self._session()
         logprobs: list[float] = []
         for start in range(0, len(ids) - 1, _SCORE_CHUNK):
@@ -130,27 +159,6 @@ class Model:
 
     def _options(self, given: dict[str, Any]) -> GenerationOptions:
         return GenerationOptions.merge(self.checkpoint.generation, given)
-
-    def _encode(self, prompt: str | Sequence[chat_format.Message], raw: bool) -> list[int]:
-        if isinstance(prompt, str):
-            if not prompt.strip() and not (raw and prompt):
-                raise OptionError("the prompt is empty; give it some text")
-            if raw:
-                ids = [self.tokenizer.bos_id, *self.tokenizer.encode(prompt)]
-            else:
-                ids = chat_format.encode_prompt(
-                    self.tokenizer, [{"role": "user", "content": prompt}]
-                )
-        else:
-            if raw:
-                raise OptionError("raw=True takes a text, received messages")
-            ids = chat_format.encode_prompt(self.tokenizer, prompt)
-        if len(ids) > self.context_length:
-            raise ContextError(
-                f"the prompt is {len(ids)} tokens long, but the context holds "
-                f"{self.context_length}; shorten it or raise context_length"
-            )
-        return ids
 
 
 class TextStream:

@@ -110,8 +110,8 @@ class Trainer:
         backbone = build_backbone(CONFIG, "float32")
         slots = weight_slots(backbone, CONFIG)
         order = {id(v): i for i, v in enumerate(backbone.trainable_variables)}
-        self._places = [order[id(slots[name][0])] for name in self.names]
-        self._reshape = [slots[name][1] for name in self.names]
+        self._places = [order[id(slots[name].variable)] for name in self.names]
+        self._reshape = [slots[name].arrange for name in self.names]
         self._backbone = backbone
         self._step = jax.jit(self._compute_step, static_argnames="qat", donate_argnums=(0, 1))
 

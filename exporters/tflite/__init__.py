@@ -61,7 +61,7 @@ def export(
         embed_tokenizer=True,
     )  # fmt: skip
     try:
-        write_atomically(path, *built.parts)
+        built.write(path)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}") from error
     return built.report(path, "tflite")
@@ -76,6 +76,9 @@ class Built:
     provenance: Provenance
     refitted: tuple[TensorError, ...]  # tensors whose scales LiteRT cannot hold
 
+    def write(self, path: Path) -> None:
+        write_atomically(path, *self.parts)
+
     def report(self, path: Path, kind: str) -> ExportReport:
         size, info = path.stat().st_size, self.info
         return ExportReport(path, size, kind, info.precision, info.context_length, self.refitted)
@@ -84,11 +87,12 @@ class Built:
 def build(
     checkpoint: Checkpoint, *, context_length: int | None = None,
     prefill: Sequence[int] | None = None, precision: str = "auto", cache: str = "auto",
-    tokenizer: bytes = b"", embed_tokenizer: bool = False,
+    tokenizer: bytes = b"", embed_tokenizer: bool = False, trace: bool = False,
 ) -> Built:  # fmt: skip
     """The file, not yet written.
 
     `tokenizer` is the SentencePiece model that goes along, inside or in a section of its own.
+    `trace` adds the signatures with which parity reports look for a fault.
     """
     info = _choose(checkpoint, context_length, prefill, precision, cache)
     try:
@@ -102,7 +106,7 @@ def build(
     checkpoint, refitted = prepare(checkpoint, info.precision)
     config = checkpoint.config
     model = ModelWriter(f"Gemma 3, {info.precision}, context {info.context_length}")
-    shape = Shape(info.context_length, info.prefill, info.cache == "int8")
+    shape = Shape(info.context_length, info.prefill, info.cache == "int8", trace)
     weights = linear_weights(checkpoint, info.precision)
     norms = {name: checkpoint.weight(name) for name, s in config.tensor_shapes().items()
              if len(s) == 1}  # fmt: skip

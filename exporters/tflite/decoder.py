@@ -28,15 +28,19 @@ from gemma_multi.checkpoint.litert_format import (
     DECODE,
     HIDDEN,
     HIDDEN_STATE,
+    HIDDEN_STATES,
     LOGITS,
     POSITIONS,
     PREFILL,
+    QUERY_KEY_NORM,
     SCORE,
     SCORE_TOKENS,
     TOKENS,
+    TRACE,
     cache_names,
     cache_positions,
     cache_scale_names,
+    gain_name,
     ring_positions,
 )
 from gemma_multi.config import EMBEDDING, ModelConfig
@@ -53,6 +57,7 @@ class Shape:
     context_length: int
     prefill: tuple[int, ...]
     int8_global_caches: bool = False
+    trace: bool = False  # adds the signatures that give every layer's hidden states
 
 
 def add_signatures(
@@ -67,6 +72,9 @@ def add_signatures(
     _Decoder(model.subgraph(HIDDEN), config, shape, weights, gains, 1).build(HIDDEN_STATE)
     size = min(SCORE_TOKENS, shape.context_length)
     _Decoder(model.subgraph(SCORE), config, shape, weights, gains, size).build(LOGITS)
+    for count in {1, size} if shape.trace else ():
+        graph = model.subgraph(TRACE.format(count))
+        _Decoder(graph, config, shape, weights, gains, count).build(HIDDEN_STATES)
 
 
 @dataclass
@@ -112,18 +120,23 @@ class _Decoder:
             self.ring_update = self._ring_update()
 
     def build(self, wanted: str = "") -> None:
-        """`wanted` is the output besides the caches: logits, the hidden state, or nothing."""
+        """`wanted` is the output besides the caches: the logits, the last hidden state, all of
+        them, or nothing."""
         graph, config = self.graph, self.config
         ids = graph.reshape(self.ids, (self.count,))
         x = graph.embedding(ids, self.weights[EMBEDDING])
         x = graph.multiply(x, config.embedding_scale)
+        states = [x]
         for i in range(config.num_hidden_layers):
             last = i == config.num_hidden_layers - 1
             x = self._layer(i, x, only_cache=last and not wanted)
+            states.append(x)
         if wanted:
             x = self._norm(x, "model.norm.weight")
             if wanted == LOGITS:
                 x = graph.linear(x, self.weights[EMBEDDING])
+            elif wanted == HIDDEN_STATES:
+                x = graph.concatenate([*states, x], 1)
             graph.output(wanted, graph.reshape(x, (1, *x.shape)))
         for i in range(config.num_hidden_layers):
             for cache in self.caches[i]:
@@ -151,14 +164,14 @@ class _Decoder:
         return graph.add(x, self._norm(h, name("post_feedforward_layernorm")))
 
     def _norm(self, x: Value, name: str) -> Value:
-        return self._normalize(x, self.gains[name])
+        return self._normalize(x, self.gains[name], name)
 
-    def _normalize(self, x: Value, gain: np.ndarray) -> Value:
+    def _normalize(self, x: Value, gain: np.ndarray, name: str) -> Value:
         """RMS norm over the last axis."""
         graph = self.graph
         power = graph.mean_last(graph.multiply(x, x))
         factor = graph.rsqrt(graph.add(power, self.config.rms_norm_eps))
-        return graph.multiply(graph.multiply(x, factor), gain)
+        return graph.multiply(graph.multiply(x, factor), graph.constant(gain, name=gain_name(name)))
 
     # attention
 
@@ -172,7 +185,9 @@ class _Decoder:
         name = f"model.layers.{i}.self_attn.{{}}_norm.weight".format
         gain = np.concatenate([np.tile(self.gains[name("q")] * config.query_scale, (heads, 1)),
                                np.tile(self.gains[name("k")], (kv, 1))])  # fmt: skip
-        qk = self._normalize(graph.slice(qkv, 1, 0, heads + kv), gain.astype(np.float32))
+        both = graph.slice(qkv, 1, 0, heads + kv)
+        norm = f"model.layers.{i}.{QUERY_KEY_NORM}.weight"
+        qk = self._normalize(both, gain.astype(np.float32), norm)
         qk = self._rotate(qk, sliding)
         by_head = (1, 0, 2)
         q = graph.transpose(graph.slice(qk, 1, 0, heads), by_head)

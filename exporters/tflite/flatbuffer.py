@@ -192,12 +192,13 @@ class Subgraph:
     def finish(self) -> None:
         self._model._finish(self._graph, self._signature)
 
-    def constant(self, array: Any, dtype: Any = np.float32) -> Value:
+    def constant(self, array: Any, dtype: Any = np.float32, name: str = "constant") -> Value:
         array = np.asarray(array, dtype)
         buffer = self._model.constant_buffer(array)
-        if buffer not in self._known:
-            self._known[buffer] = self._tensor("constant", array.shape, array.dtype, buffer)
-        return self._known[buffer]
+        if (name, buffer) not in self._known:
+            made = self._tensor(name, array.shape, array.dtype, buffer)
+            self._known[name, buffer] = made
+        return self._known[name, buffer]
 
     def weight(self, weight: Weight) -> Value:
         if weight.name not in self._known:

@@ -35,10 +35,12 @@ from gemma_multi.checkpoint.litert_format import (
     INT8_SIGN_BIT,
     METADATA,
     NORMS,
+    QUERY_KEY_NORM,
     TOKENIZER,
     TRAILER_MARK,
     TRAILER_SIZE,
     fused_tensors,
+    gain_name,
 )
 from gemma_multi.checkpoint.provenance import Provenance
 from gemma_multi.config import ModelConfig
@@ -177,6 +179,25 @@ class LitertFile:
             if len(found) == len(wanted):
                 break
         return found
+
+    def gain(self, name: str) -> np.ndarray:
+        """The factors of a norm, 1 + w, as the graph multiplies by them: `f32`."""
+        layer, attention, part = name.rpartition(".self_attn.")
+        norm = f"{layer}.{QUERY_KEY_NORM}.weight" if attention else name
+        rows = self._gains[gain_name(norm)].reshape(-1, self.config.tensor_shapes()[name][0])
+        if part == "q_norm.weight":
+            return rows[0] / np.float32(self.config.query_scale)
+        return rows[-1]
+
+    @cached_property
+    def _gains(self) -> dict[str, np.ndarray]:
+        graphs = map(self._model.Subgraphs, range(self._model.SubgraphsLength()))
+        entries = (graph.Tensors(i) for graph in graphs for i in range(graph.TensorsLength()))
+        return {
+            entry.Name().decode(): self._buffer(entry.Buffer()).view(np.float32)
+            for entry in entries
+            if entry.Name().endswith(b".gain")
+        }
 
     def _group_scales(self, fused: str) -> np.ndarray:
         """The scales of an int4 tensor, flat: `f16`."""

@@ -6,6 +6,8 @@ A `.tflite` of ours is one decoder with these signatures, each of which updates 
 - `decode`: reads one token, gives `logits` `f32[1, 1, V]`.
 - `hidden`: reads one token, gives the last hidden state `hidden` `f32[1, 1, D]`, without the head.
 - `score`: reads `SCORE_TOKENS` tokens, gives the `logits` after each of them.
+- `trace_N`: reads N tokens, gives the `hidden_states` of each, those of the embedding, of every
+  layer and of the last norm in a row. Only in files made to look for a fault.
 
 Inputs are `tokens` `i32[1, N]`, `input_pos` `i32[N]` and the caches. Rows of padding come last
 and have position 0. These are the names and rules of the LiteRT-LM engine, which needs the first
@@ -18,6 +20,7 @@ from gemma_multi.config import ModelConfig
 
 FORMAT = 1  # of all that follows; a released file of another number is refused
 PREFILL, DECODE, HIDDEN, SCORE = "prefill_{}", "decode", "hidden", "score"
+TRACE, HIDDEN_STATES = "trace_{}", "hidden_states"
 TOKENS, POSITIONS, LOGITS, HIDDEN_STATE = "tokens", "input_pos", "logits", "hidden"
 SCORE_TOKENS = 16
 
@@ -69,6 +72,14 @@ FUSED = {
     "mlp.gate_up": ("mlp.gate_proj", "mlp.up_proj"),
     "mlp.down": ("mlp.down_proj",),
 }
+
+
+QUERY_KEY_NORM = "self_attn.qk_norm"  # the query norm's factors (and scale), then the key norm's
+
+
+def gain_name(norm: str) -> str:
+    """A norm's factors, 1 + w, as a constant of the graph."""
+    return norm.replace(".weight", ".gain")
 
 
 def fused_tensors(config: ModelConfig) -> dict[str, tuple[str, ...]]:

@@ -53,8 +53,26 @@ class Engine(ABC):
             raise OptionError(f"context_length is {length!r}, expected 1 to {limit}")
         return length
 
+    def trace(self, ids: Ids) -> np.ndarray:
+        """The hidden states of one text, `i32[T]` -> `f32[L + 2, T, D]`: the scaled embedding,
+        what each layer gives, and what the last norm makes of it. For finding the layer in which
+        two engines part; see `gemma_multi.comparison`."""
+        return self._trace(self.session()._checked(ids))
+
+    @abstractmethod
+    def weight(self, name: str, rows: slice = slice(None)) -> np.ndarray:
+        """Rows of a tensor as this engine computes with it: `f32`, in Hugging Face's layout.
+
+        Of a norm, what activations are multiplied by: `1 + w`. Nothing here is read back from the
+        checkpoint, so that two engines can be compared.
+        """
+
     @abstractmethod
     def _session(self, batch: int, context_length: int) -> Session: ...
+
+    @abstractmethod
+    def _trace(self, ids: np.ndarray) -> np.ndarray:
+        """`i32[1, T]` -> `f32[L + 2, T, D]`."""
 
 
 def choose_precision(

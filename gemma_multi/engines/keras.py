@@ -13,17 +13,20 @@ Design choices:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from gemma_multi.checkpoint import Checkpoint
+from gemma_multi.config import EMBEDDING
 from gemma_multi.engines.base import Engine, Session, choose_precision
 from gemma_multi.engines.keras_backbone import build_backbone, import_keras, weight_slots
 from gemma_multi.engines.keras_runtime import Runtime
 
-_CHUNKS = (1, 16, 128, 512)  # tokens
+_CHUNKS = {512: 257, 128: 33, 16: 2, 1: 1}  # tokens -> from how many on padding is worth it
 _CAPACITIES = (512, 2048, 8192)  # positions; past these, multiples of the last
+LAST, EVERY, STATES = "last", "every", "states"
 
 
 def create(checkpoint: Checkpoint, precision: str) -> Engine:
@@ -40,25 +43,29 @@ class KerasEngine(Engine):
         fast = "float32" if self.device == "cpu" else "bfloat16"
         checkpoint, self.precision, self.compute = choose_precision(checkpoint, precision, fast)
         self.backbone = build_backbone(self.config, self.compute)
-        slots = weight_slots(self.backbone, self.config)
-        for name, (variable, reshape) in slots.items():
+        self.slots = weight_slots(self.backbone, self.config)
+        for name, slot in self.slots.items():
             value = self.runtime.array(checkpoint.weight(name), self.compute)
-            variable._value = self.runtime.as_value(reshape(value), self.compute)
+            slot.variable._value = self.runtime.as_value(slot.arrange(value), self.compute)
         self.forward = self.runtime.compile(self._forward, self.backbone.variables)
 
-    def _forward(self, ids: Any, caches: Any, start: Any, last: Any, *, every: bool) -> Any:
-        """One chunk through the model: (logits, caches). Traced, so framework arrays only."""
+    def _forward(self, ids: Any, caches: Any, start: Any, last: Any, *, wanted: str) -> Any:
+        """One chunk through the model: (what is wanted, caches). Traced by the framework, so its
+        arrays only. `wanted` is LAST's or EVERY token's logits, or the hidden STATES."""
         from keras import ops
 
         backbone = self.backbone
         x = backbone.token_embedding(ids)
         x = x * ops.cast(self.config.embedding_scale, x.dtype)
-        written = []
+        states, written = [x], []
         for layer, cache in zip(backbone.transformer_layers, caches, strict=True):
             x, cache = layer(x, cache=cache, cache_update_index=start)
             written.append(cache)
+            states.append(x)
         x = backbone.layer_norm(x)
-        if not every:
+        if wanted == STATES:
+            return ops.cast(ops.concatenate([*states, x]), "float32"), written
+        if wanted == LAST:
             x = ops.slice(x, (0, last, 0), (ids.shape[0], 1, self.config.hidden_size))
         logits = backbone.token_embedding(x, reverse=True)
         return ops.cast(logits, "float32"), written
@@ -71,8 +78,20 @@ class KerasEngine(Engine):
             for _ in range(self.config.num_hidden_layers)
         ]
 
+    def weight(self, name: str, rows: slice = slice(None)) -> np.ndarray:
+        slot = self.slots[name]
+        value = slot.variable.value
+        if name == EMBEDDING:  # too large to be copied for a few rows
+            value, rows = value[rows], slice(None)
+        held = slot.restore(np.asarray(value).astype(np.float32))[rows]
+        return 1 + held if held.ndim == 1 else held  # a norm multiplies by 1 + w, in float32
+
     def _session(self, batch: int, context_length: int) -> Session:
         return KerasSession(self, batch, context_length)
+
+    def _trace(self, ids: np.ndarray) -> np.ndarray:
+        session = KerasSession(self, 1, ids.shape[1])
+        return np.concatenate(list(session.read_chunks(ids, STATES)), axis=1)
 
 
 class KerasSession(Session):
@@ -83,21 +102,25 @@ class KerasSession(Session):
         self._capacity = 0
 
     def _forward(self, ids: np.ndarray, every: bool) -> np.ndarray:
-        parts = []
+        if every:
+            return np.concatenate(list(self.read_chunks(ids, EVERY)), axis=1)
+        *_, logits = self.read_chunks(ids, LAST)
+        return logits
+
+    def read_chunks(self, ids: np.ndarray, wanted: str) -> Iterator[np.ndarray]:
+        """What is `wanted` of each chunk, without its padding."""
         total, position = ids.shape[1], 0
         while position < total:
-            width = next((c for c in _CHUNKS if c >= total - position), _CHUNKS[-1])
+            width = next(c for c, least in _CHUNKS.items() if total - position >= least)
             chunk = ids[:, position : position + width]
             start, count = self.length + position, chunk.shape[1]
             self._reserve(start + width)
             padded = np.pad(chunk, ((0, 0), (0, width - count)))
-            logits, self._caches = self._engine.forward(
-                padded, self._caches, np.int32(start), np.int32(count - 1), every=every
+            result, self._caches = self._engine.forward(
+                padded, self._caches, np.int32(start), np.int32(count - 1), wanted=wanted
             )
             position += count
-            if every:
-                parts.append(np.asarray(logits)[:, :count])
-        return np.concatenate(parts, axis=1) if every else np.asarray(logits)
+            yield np.asarray(result)[:, :count]
 
     def _reserve(self, positions: int) -> None:
         """Makes the caches hold at least so many positions."""

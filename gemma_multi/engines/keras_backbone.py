@@ -13,11 +13,11 @@ Design choices:
 from __future__ import annotations
 
 import importlib
-import math
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -111,6 +111,7 @@ def build_backbone(config: ModelConfig, dtype: str) -> Any:
             config.rope_local_theta if sliding else config.rope_theta
         )
         attention.rope_layer.scaling_factor = 1.0 if sliding else config.rope_scaling_factor
+        attention.head_dim = config.query_pre_attn_scalar  # once built, only scales the queries
         for norm in (
             layer.pre_attention_norm, layer.post_attention_norm, layer.pre_ffw_norm,
             layer.post_ffw_norm, attention.query_norm, attention.key_norm,
@@ -119,52 +120,65 @@ def build_backbone(config: ModelConfig, dtype: str) -> Any:
     return backbone
 
 
-def weight_slots(backbone: Any, config: ModelConfig) -> dict[str, tuple[Any, Callable[..., Any]]]:
-    """Hugging Face tensor name -> (Keras variable, function from that tensor to its value).
+Arrange = Callable[[Any], Any]  # works on NumPy's and JAX's arrays
+
+
+@dataclass(frozen=True)
+class WeightSlot:
+    """Where Keras keeps a tensor, and how it arranges it."""
+
+    variable: Any
+    arrange: Arrange  # from Hugging Face's layout to Keras's
+    restore: Arrange  # and back
+
+
+def weight_slots(backbone: Any, config: ModelConfig) -> dict[str, WeightSlot]:
+    """Every tensor's slot by its Hugging Face name.
 
     Keras keeps linear layers as `[in, out]` and splits the heads: query `[heads, hidden, dim]`,
-    output `[heads, dim, hidden]`. It always scales queries by `head_dim ** -0.5`; another
-    `query_pre_attn_scalar` goes into the query norm, which multiplies by `1 + w`.
+    output `[heads, dim, hidden]`.
     """
     h, d = config.hidden_size, config.head_dim
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
-    query_factor = math.sqrt(d) * config.query_scale
 
-    def as_is(w: Any) -> Any:
-        return w
+    def as_is(variable: Any) -> WeightSlot:
+        return WeightSlot(variable, lambda w: w, lambda v: v)
 
-    def transpose(w: Any) -> Any:
-        return w.T
+    def transposed(variable: Any) -> WeightSlot:
+        return WeightSlot(variable, lambda w: w.T, lambda v: v.T)
 
-    def split_in(n: int) -> Callable[..., Any]:
-        return lambda w: w.reshape(n, d, h).transpose(0, 2, 1)
+    def split_in(variable: Any, n: int) -> WeightSlot:
+        return WeightSlot(
+            variable,
+            lambda w: w.reshape(n, d, h).transpose(0, 2, 1),
+            lambda v: v.transpose(0, 2, 1).reshape(n * d, h),
+        )
 
-    def split_out(w: Any) -> Any:
-        return w.T.reshape(heads, d, h)
+    def split_out(variable: Any) -> WeightSlot:
+        return WeightSlot(
+            variable, lambda w: w.T.reshape(heads, d, h), lambda v: v.reshape(heads * d, h).T
+        )
 
-    def scale_query(w: Any) -> Any:
-        return w if query_factor == 1.0 else (1 + w.astype("float32")) * query_factor - 1
-
-    slots: dict[str, tuple[Any, Callable[..., Any]]] = {
-        EMBEDDING: (backbone.token_embedding.embeddings, as_is),
-        "model.norm.weight": (backbone.layer_norm.scale, as_is),
+    slots = {
+        EMBEDDING: as_is(backbone.token_embedding.embeddings),
+        "model.norm.weight": as_is(backbone.layer_norm.scale),
     }
     for i, layer in enumerate(backbone.transformer_layers):
         a = layer.attention
         for name, slot in {
-            "input_layernorm": (layer.pre_attention_norm.scale, as_is),
-            "self_attn.q_proj": (a.query_dense.kernel, split_in(heads)),
-            "self_attn.k_proj": (a.key_dense.kernel, split_in(kv_heads)),
-            "self_attn.v_proj": (a.value_dense.kernel, split_in(kv_heads)),
-            "self_attn.o_proj": (a.output_dense.kernel, split_out),
-            "self_attn.q_norm": (a.query_norm.scale, scale_query),
-            "self_attn.k_norm": (a.key_norm.scale, as_is),
-            "post_attention_layernorm": (layer.post_attention_norm.scale, as_is),
-            "pre_feedforward_layernorm": (layer.pre_ffw_norm.scale, as_is),
-            "mlp.gate_proj": (layer.gating_ffw.kernel, transpose),
-            "mlp.up_proj": (layer.gating_ffw_2.kernel, transpose),
-            "mlp.down_proj": (layer.ffw_linear.kernel, transpose),
-            "post_feedforward_layernorm": (layer.post_ffw_norm.scale, as_is),
+            "input_layernorm": as_is(layer.pre_attention_norm.scale),
+            "self_attn.q_proj": split_in(a.query_dense.kernel, heads),
+            "self_attn.k_proj": split_in(a.key_dense.kernel, kv_heads),
+            "self_attn.v_proj": split_in(a.value_dense.kernel, kv_heads),
+            "self_attn.o_proj": split_out(a.output_dense.kernel),
+            "self_attn.q_norm": as_is(a.query_norm.scale),
+            "self_attn.k_norm": as_is(a.key_norm.scale),
+            "post_attention_layernorm": as_is(layer.post_attention_norm.scale),
+            "pre_feedforward_layernorm": as_is(layer.pre_ffw_norm.scale),
+            "mlp.gate_proj": transposed(layer.gating_ffw.kernel),
+            "mlp.up_proj": transposed(layer.gating_ffw_2.kernel),
+            "mlp.down_proj": transposed(layer.ffw_linear.kernel),
+            "post_feedforward_layernorm": as_is(layer.post_ffw_norm.scale),
         }.items():
             slots[f"model.layers.{i}.{name}.weight"] = slot
     return slots

@@ -62,25 +62,25 @@ class Runtime:
         return self.jax.numpy.pad(cache, pads) if self.on_jax else self.tf.pad(cache, pads)
 
     def compile(self, function: Callable[..., Any], variables: list[Any]) -> Callable[..., Any]:
-        """`function(ids, caches, start, last, *, every)`, compiled once per shape."""
+        """`function(ids, caches, start, last, *, wanted)`, compiled once per shape."""
         if not self.on_jax:
             # without XLA, which TensorFlow would run anew for every value of `start`
             compiled = self.tf.function(function)
             integer = partial(self.tf.constant, dtype="int32")
-            return lambda ids, caches, start, last, every: compiled(
-                integer(ids), caches, integer(start), integer(last), every=every
+            return lambda ids, caches, start, last, wanted: compiled(
+                integer(ids), caches, integer(start), integer(last), wanted=wanted
             )
         stateless_scope = self.keras.src.backend.common.stateless_scope.StatelessScope
         values = [variable.value for variable in variables]
 
         def traced(
-            values: list[Any], caches: Any, ids: Any, start: Any, last: Any, every: bool
+            values: list[Any], caches: Any, ids: Any, start: Any, last: Any, wanted: str
         ) -> Any:
             mapping = list(zip(variables, values, strict=True))
             with stateless_scope(state_mapping=mapping):
-                return function(ids, caches, start, last, every=every)
+                return function(ids, caches, start, last, wanted=wanted)
 
-        compiled = self.jax.jit(traced, static_argnames="every", donate_argnums=1)
-        return lambda ids, caches, start, last, every: compiled(
-            values, caches, ids, start, last, every=every
+        compiled = self.jax.jit(traced, static_argnames="wanted", donate_argnums=1)
+        return lambda ids, caches, start, last, wanted: compiled(
+            values, caches, ids, start, last, wanted=wanted
         )

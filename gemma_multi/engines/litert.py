@@ -33,6 +33,7 @@ from gemma_multi.checkpoint.litert_format import (
     DECODE,
     HIDDEN,
     HIDDEN_STATE,
+    HIDDEN_STATES,
     LOGITS,
     POSITIONS,
     PREFILL,
@@ -40,6 +41,7 @@ from gemma_multi.checkpoint.litert_format import (
     SCORE,
     SCORE_TOKENS,
     TOKENS,
+    TRACE,
     cache_names,
     cache_positions,
     cache_scale_names,
@@ -50,6 +52,7 @@ from gemma_multi.engines.base import Engine, Session
 from gemma_multi.engines.litert_runtime import Runtime
 from gemma_multi.errors import BackendError, CheckpointError, OptionError
 from gemma_multi.files import writable_cache, write_atomically
+from gemma_multi.quantization.tensor import QuantizedTensor
 
 DEFAULT_CONTEXT = 4096  # a graph's attention costs its whole context, so not all the model has
 _MOST_THREADS = 1024
@@ -61,33 +64,55 @@ def create(
     checkpoint: Checkpoint, precision: str, context_length: int | None = None,
     threads: int | None = None,
 ) -> Engine:  # fmt: skip
-    return LitertEngine(checkpoint, precision, context_length, threads)
+    if threads is not None and (type(threads) is not int or not 1 <= threads <= _MOST_THREADS):
+        raise OptionError(f"threads is {threads!r}, expected 1 to {_MOST_THREADS}")
+    if precision == "bfloat16":
+        raise OptionError("backend 'litert' computes in float32; use 'float32' or 'int4'")
+    file = _ready_file(checkpoint, precision, context_length)
+    return LitertEngine(file, threads or _available_cores())
 
 
 class LitertEngine(Engine):
     name = "litert"
     device = "cpu"
 
-    def __init__(
-        self, checkpoint: Checkpoint, precision: str, context_length: int | None,
-        threads: int | None,
-    ) -> None:  # fmt: skip
-        super().__init__(checkpoint.config)
-        if threads is not None and (type(threads) is not int or not 1 <= threads <= _MOST_THREADS):
-            raise OptionError(f"threads is {threads!r}, expected 1 to {_MOST_THREADS}")
-        if precision == "bfloat16":
-            raise OptionError("backend 'litert' computes in float32; use 'float32' or 'int4'")
-        self.threads = threads or _available_cores()
-        self.file = _ready_file(checkpoint, precision, context_length)
-        self.precision = self.file.info.precision
+    def __init__(self, file: LitertFile, threads: int) -> None:
+        super().__init__(file.config)
+        self.threads = threads
+        self.file = file
+        self.precision = file.info.precision
         # XNNPACK rounds each row of activations to int8 in front of an int4 or int8 matrix
         self.compute = "float32" if self.precision == "float32" else "int8"
-        self.context_length = self.file.info.context_length
-        probe = (DECODE, TOKENS)
-        self.runtime = Runtime(self.file.path, self.file.digest, self.threads, probe)
+        self.context_length = file.info.context_length
+        self.runtime = Runtime(file.path, file.digest, threads, (DECODE, TOKENS))
+
+    def weight(self, name: str, rows: slice = slice(None)) -> np.ndarray:
+        if len(self.config.tensor_shapes()[name]) == 1:
+            return self.file.gain(name)
+        held = self.file.read(name)
+        if isinstance(held, QuantizedTensor):
+            return held.rows(rows).dequantize()
+        return held[rows].astype(np.float32)
 
     def _session(self, batch: int, context_length: int) -> Session:
         return LitertSession(self, batch, context_length)
+
+    def _trace(self, ids: np.ndarray) -> np.ndarray:
+        states = _Row(self._tracing).trace(ids[0])
+        layers = self.config.num_hidden_layers + 2
+        return states.reshape(len(states), layers, -1).transpose(1, 0, 2)
+
+    @functools.cached_property
+    def _tracing(self) -> LitertEngine:
+        """This engine over the same tensors in a file that also gives the hidden states."""
+        from gemma_multi.exporters.tflite import build
+
+        info = self.file.info
+        built = build(
+            Checkpoint.open(self.file.path), context_length=info.context_length,
+            precision=info.precision, prefill=info.prefill, cache=info.cache, trace=True,
+        )  # fmt: skip
+        return LitertEngine(_passing(f"{self.file.digest[:32]}.trace", built.write), self.threads)
 
 
 class LitertSession(Session):
@@ -193,6 +218,17 @@ class _Row:
             done += count
         return np.concatenate(parts)
 
+    def trace(self, ids: np.ndarray) -> np.ndarray:
+        """Reads `i32[T]` from the start; the hidden states of each: `f32[T, (L + 2) * D]`."""
+        size = min(SCORE_TOKENS, self._engine.context_length)
+        parts, done = [], 0
+        while done < len(ids):
+            width = size if done + size <= self._engine.context_length else 1
+            part = ids[done : done + width]
+            parts.append(self._run(TRACE.format(width), part, done, width)[: len(part)])
+            done += len(part)
+        return np.concatenate(parts)
+
     def _chunk(self, left: int, start: int) -> int:
         """How many tokens to read next. Padding must not reach past the end of the cache."""
         room = self._engine.context_length - start
@@ -234,10 +270,15 @@ class _Call:
         self._tokens, self._positions = make(signature, TOKENS), make(signature, POSITIONS)
         self._inputs = {TOKENS: self._tokens, POSITIONS: self._positions, **caches}
         self._outputs = dict(caches)
-        self._width = 0
-        if signature in (DECODE, SCORE, HIDDEN):
-            name = HIDDEN_STATE if signature == HIDDEN else LOGITS
-            self._width = config.hidden_size if signature == HIDDEN else config.vocab_size
+        states = (config.num_hidden_layers + 2) * config.hidden_size
+        results = {
+            DECODE: (LOGITS, config.vocab_size),
+            SCORE: (LOGITS, config.vocab_size),
+            HIDDEN: (HIDDEN_STATE, config.hidden_size),
+            TRACE.format(size): (HIDDEN_STATES, states),
+        }
+        name, self._width = results.get(signature, ("", 0))
+        if name:
             self._result = engine.runtime.model.create_output_buffer_by_name(signature, name)
             self._outputs[name] = self._result
 
@@ -283,8 +324,7 @@ def _ready_file(checkpoint: Checkpoint, precision: str, context_length: int | No
 
     def write(target: Path) -> None:
         _log.warning("exporting for LiteRT, once, to %s", target)
-        built = build(checkpoint, context_length=length, precision=precision)
-        write_atomically(target, *built.parts)
+        build(checkpoint, context_length=length, precision=precision).write(target)
 
     return _cached(_export_name(checkpoint, precision, length), write)
 
@@ -330,6 +370,11 @@ def _cached(name: str, write: Callable[[Path], None]) -> LitertFile:
         with contextlib.suppress(OSError):
             write(target)
             return LitertFile(target)
+    return _passing(name, write)
+
+
+def _passing(name: str, write: Callable[[Path], None]) -> LitertFile:
+    """A file that goes when this process does."""
     directory = tempfile.mkdtemp(prefix="gemma_multi.")
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
     target = Path(directory) / f"{name}.tflite"

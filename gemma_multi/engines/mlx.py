@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -119,8 +120,33 @@ class MlxEngine(Engine):
         mx.eval(as_mlx)
         return as_mlx
 
+    def weight(self, name: str, rows: slice = slice(None)) -> np.ndarray:
+        mx, module = self.mx, self.model
+        for part in name.split(".")[:-1]:
+            module = module[int(part)] if part.isdigit() else getattr(module, part)
+        held = module.weight[rows]
+        if "scales" in module:
+            scales, biases = (module[n][rows].astype(mx.float32) for n in ("scales", "biases"))
+            held = mx.dequantize(held, scales, biases, module.group_size, module.bits)
+        elif held.ndim == 1:
+            held = 1.0 + held  # as its RMSNorm does, in the same type
+        return np.array(held.astype(mx.float32))
+
     def _session(self, batch: int, context_length: int) -> Session:
         return MlxSession(self, batch, context_length)
+
+    def _trace(self, ids: np.ndarray) -> np.ndarray:
+        mx, model = self.mx, self.model.model
+        session, layers, parts = MlxSession(self, 1, ids.shape[1]), model.layers, []
+        try:
+            for chunk in _chunks(ids):
+                states: list[Any] = []
+                model.layers = [_recorded(layer, states) for layer in layers]
+                states.append(session.hidden(chunk))
+                parts.append(np.array(mx.concatenate(states).astype(mx.float32)))
+        finally:
+            model.layers = layers
+        return np.concatenate(parts, axis=1)
 
 
 class MlxSession(Session):
@@ -141,20 +167,24 @@ class MlxSession(Session):
     def _forward(self, ids: np.ndarray, every: bool) -> np.ndarray:
         mx, model = self._engine.mx, self._engine.model
         parts = []
-        for start in range(0, ids.shape[1], _PREFILL_CHUNK):
-            tokens = mx.array(ids[:, start : start + _PREFILL_CHUNK])
-            embedded = None
-            if self._rescale != 1.0:
-                embedded = model.model.embed_tokens(tokens) * self._rescale
-            hidden = model.model(tokens, cache=self._caches, input_embeddings=embedded)
-            last = start + _PREFILL_CHUNK >= ids.shape[1]
-            if every or last:
+        *before, last = _chunks(ids)
+        for chunk in (*before, last):
+            hidden = self.hidden(chunk)
+            if every or chunk is last:
                 wanted = hidden if every else hidden[:, -1:]
                 logits = model.model.embed_tokens.as_linear(wanted).astype(mx.float32)
                 parts.append(np.array(logits))
             else:
                 mx.eval([cache.state[:2] for cache in self._caches])
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+
+    def hidden(self, ids: np.ndarray) -> Any:
+        """One chunk through the layers and the last norm: `[B, T, D]`, an MLX array."""
+        model = self._engine.model.model
+        tokens, embedded = self._engine.mx.array(ids), None
+        if self._rescale != 1.0:
+            embedded = model.embed_tokens(tokens) * self._rescale
+        return model(tokens, cache=self._caches, input_embeddings=embedded)
 
     def _rewind(self, length: int) -> bool:
         if not length:
@@ -175,6 +205,22 @@ class MlxSession(Session):
                 # caches write in place, through the array object: the copy needs its own
                 theirs.state = (self._engine.mx.array(keys), self._engine.mx.array(values), *rest)
         return copy
+
+
+def _chunks(ids: np.ndarray) -> list[np.ndarray]:
+    return [ids[:, i : i + _PREFILL_CHUNK] for i in range(0, ids.shape[1], _PREFILL_CHUNK)]
+
+
+def _recorded(layer: Callable[..., Any], states: list[Any]) -> Callable[..., Any]:
+    """A layer that notes what it gives, and the first one also what it was given."""
+
+    def run(x: Any, *rest: Any) -> Any:
+        if not states:
+            states.append(x)
+        states.append(layer(x, *rest))
+        return states[-1]
+
+    return run
 
 
 def _pattern(layer_types: tuple[str, ...]) -> int:

@@ -6,7 +6,7 @@ group along the input. On our own grid `bias = -2**(bits-1) * scale`, so that `w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import ml_dtypes
 import numpy as np
@@ -46,6 +46,12 @@ class QuantizedTensor:
         ):
             return "affine"
         return "portable" if np.all(scales > 0) else "signed"
+
+    def rows(self, rows: slice) -> QuantizedTensor:
+        """Some of the rows, without a copy."""
+        return replace(
+            self, packed=self.packed[rows], scales=self.scales[rows], biases=self.biases[rows]
+        )
 
     def codes(self) -> np.ndarray:
         """Unsigned codes: `u8[N, K]`."""

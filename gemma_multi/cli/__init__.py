@@ -1,0 +1,66 @@
+"""The command line: `gemma-multi generate`, `chat`, `quantize`, `export`, `info`, `parity`, ...
+
+Errors are one line on standard error and exit status 2. Standard output carries only what was
+asked for; `--json` makes it one JSON object. One module per kind of command.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+
+import click
+
+from gemma_multi import __version__
+from gemma_multi.cli import ask, check, files
+from gemma_multi.errors import GemmaError
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of the console script."""
+    _prepare_streams()
+    try:
+        code = cli.main(arguments, prog_name="gemma-multi", standalone_mode=False)
+    except GemmaError as error:
+        code = _fail(str(error))
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        code = 2
+    except click.ClickException as error:
+        code = _fail(error.format_message())
+    except (click.Abort, KeyboardInterrupt):
+        code = 130
+    except OSError as error:  # of the streams: a full disk behind `>`
+        code = _fail(f"{error.strerror or error}")
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _prepare_streams() -> None:
+    """Any bytes may come in, any character may go out, and either stream may be closed."""
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115  for as long as we live
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # the tokenizer keeps such bytes
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+
+
+def _fail(message: str) -> int:
+    click.echo(f"gemma-multi: {' '.join(message.split())}", err=True)
+    return 2
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def cli() -> None:
+    """Gemma 3 270M: one model on MLX, Keras and LiteRT."""
+
+
+for command in (
+    ask.generate, ask.chat, files.quantize, files.export, files.info, check.parity, check.doctor,
+    check.demo,
+):  # fmt: skip
+    cli.add_command(command)

@@ -1,0 +1,105 @@
+"""`generate` and `chat`: a model answers."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from gemma_multi.cli.common import generation_options, load_model, model_options, print_json
+from gemma_multi.errors import GemmaError, OptionError
+
+
+@click.command()
+@click.argument("prompt", required=False)
+@click.option("--system", help="Text in front of the conversation.")
+@click.option("--raw", is_flag=True, help="Continue the prompt as plain text, without a turn.")
+@click.option("--stop", multiple=True, help="A text that ends generation; may be repeated.")
+@click.option("--json", "as_json", is_flag=True, help="The result as one JSON object.")
+@model_options
+@generation_options
+def generate(
+    prompt: str | None, system: str | None, raw: bool, as_json: bool, **options: Any
+) -> None:
+    """Answer PROMPT, or what is piped in."""
+    from gemma_multi.terminal import show_stream
+
+    text = _read_prompt(prompt)
+    if raw and system:
+        raise OptionError("--raw continues plain text and takes no --system")
+    if not text.strip():
+        raise OptionError("the prompt is empty; give it some text")
+    model = load_model(options)
+    messages = [{"role": "system", "content": system}] if system else []
+    messages.append({"role": "user", "content": text})
+    stream = model.stream(text if raw else messages, raw=raw, **options)
+    if not as_json:
+        show_stream(stream)
+        return
+    for _ in stream:
+        pass
+    result = stream.result
+    print_json(
+        {
+            "text": result.text,
+            "tokens": list(result.tokens),
+            "finish_reason": result.finish_reason,
+            "prompt_tokens": result.prompt_tokens,
+            "generated_tokens": result.generated_tokens,
+            "seed": result.seed,
+            "prefill_seconds": round(result.prefill_seconds, 4),
+            "decode_seconds": round(result.decode_seconds, 4),
+            "backend": model.backend,
+        }
+    )
+
+
+def _read_prompt(prompt: str | None) -> str:
+    if prompt is not None:
+        return prompt
+    if sys.stdin is None or sys.stdin.isatty():
+        raise OptionError("no prompt: give one as an argument or pipe it in")
+    return sys.stdin.read()
+
+
+@click.command()
+@click.option("--system", help="Text in front of the conversation.")
+@model_options
+@generation_options
+def chat(system: str | None, **options: Any) -> None:
+    """Talk to a model. /reset starts anew, Ctrl-C stops an answer, Ctrl-D leaves."""
+    from gemma_multi.terminal import notes, show_stream
+
+    model = load_model(options)
+    conversation = model.chat(system)
+    interactive = sys.stdin.isatty()
+    if interactive:
+        notes.print(
+            f"{model.checkpoint.provenance.source} on {model.backend}. "
+            "/reset starts anew, Ctrl-D leaves.",
+            style="dim",
+            markup=False,
+        )
+    while True:
+        if interactive:
+            notes.print("[bold]> [/bold]", end="")
+        line = sys.stdin.readline()
+        if not line:
+            return
+        if not line.strip():
+            continue
+        if line.strip() == "/reset":
+            conversation.reset()
+            continue
+        try:
+            stream = conversation.stream(line, **options)
+        except GemmaError as error:
+            if not interactive:
+                raise
+            notes.print(f"{error}; /reset starts anew", markup=False)
+            continue
+        try:
+            show_stream(stream)
+        except KeyboardInterrupt:
+            stream.close()

@@ -1,0 +1,157 @@
+"""One run over all subjects and prompts: every level, side by side, nothing kept but figures.
+
+Subjects read the same tokens at the same time, a chunk at a time, so that what is held at once is
+one chunk of logits a subject, and prompts are read once for all pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gemma_multi.comparison.layers import LayersResult, LayerTrace, trace_layers
+from gemma_multi.comparison.logits import LogitsResult
+from gemma_multi.comparison.prompts import Prompt
+from gemma_multi.comparison.subjects import Subject
+from gemma_multi.comparison.text import (
+    GREEDY,
+    SAMPLED,
+    Judge,
+    TextResult,
+    sampling_options,
+    write,
+)
+from gemma_multi.comparison.tokens import TokensResult, compare_tokens
+from gemma_multi.comparison.tolerances import Tolerance, tolerance_of
+from gemma_multi.comparison.weights import WeightsResult, compare_weights
+from gemma_multi.engines.base import Session
+
+MAX_TOKENS, SAMPLED_TOKENS = 200, 32
+_CHUNK_LOGITS = 1 << 25  # numbers in one chunk of logits, 134 MB
+_CHUNK_TOKENS = 512
+
+Progress = Callable[[int, int], None]  # (done, total)
+Result = WeightsResult | TokensResult | LogitsResult | TextResult | LayersResult
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was found between the reference and one other subject."""
+
+    reference: Subject
+    other: Subject
+    allowed: Tolerance
+    weights: WeightsResult
+    tokens: TokensResult
+    logits: LogitsResult
+    text: TextResult
+    layers: LayersResult | None = None  # only where it was asked for
+
+    @property
+    def levels(self) -> dict[str, Result]:
+        found: dict[str, Result] = {
+            "weights": self.weights,
+            "tokens": self.tokens,
+            "logits": self.logits,
+            "text": self.text,
+        }
+        if self.layers is not None:
+            found["layers"] = self.layers
+        return found
+
+    @property
+    def passed(self) -> bool:
+        return all(result.passed for result in self.levels.values())
+
+
+def compare(
+    subjects: Sequence[Subject], prompts: Sequence[Prompt], *, max_tokens: int = MAX_TOKENS,
+    seed: int = 0, trace: bool = False, progress: Progress = lambda done, total: None,
+) -> list[Comparison]:  # fmt: skip
+    """Compares the first subject with each of the others."""
+    reference, *others = subjects
+    pairs = [_Pair(reference, other) for other in others]
+    traces = [pair.trace for pair in pairs] if trace else []
+    steps = len(pairs) + len(prompts) * (1 + trace)
+    weights = []
+    for pair in pairs:
+        weights.append(compare_weights(reference, pair.other, pair.allowed))
+        progress(len(weights), steps)
+    tokens = [compare_tokens(reference, pair.other, prompts) for pair in pairs]
+    for i, prompt in enumerate(prompts):
+        writer = subjects[(i + 1) % len(subjects)]
+        _compare_on(subjects, pairs, prompt, writer, max_tokens, seed)
+        progress(len(pairs) + i + 1, steps)
+    for i, prompt in enumerate(prompts if trace else ()):
+        ids = reference.model.encode(prompt.content, raw=prompt.raw)
+        trace_layers(reference, others, traces, ids)
+        progress(len(pairs) + len(prompts) + i + 1, steps)
+    return [
+        Comparison(reference, pair.other, pair.allowed, weights[i], tokens[i], pair.logits,
+                   pair.text, pair.trace.result() if trace else None)
+        for i, pair in enumerate(pairs)
+    ]  # fmt: skip
+
+
+class _Pair:
+    """The reference and one other subject, while figures are collected."""
+
+    def __init__(self, reference: Subject, other: Subject) -> None:
+        config = reference.model.config
+        self.other = other
+        self.allowed = tolerance_of(reference.compute, other.compute)
+        self.logits = LogitsResult(config.sliding_window, self.allowed)
+        self.text = TextResult(self.allowed)
+        self.trace = LayerTrace(config, self.allowed)
+
+
+def _compare_on(
+    subjects: Sequence[Subject], pairs: Sequence[_Pair], prompt: Prompt, writer: Subject,
+    max_tokens: int, seed: int,
+) -> None:  # fmt: skip
+    """One prompt: all read it, one writes answers, and all read those."""
+    model = subjects[0].model
+    ids = model.encode(prompt.content, raw=prompt.raw)
+    room = min(s.model.context_length for s in subjects) - len(ids)
+    sessions = [s.model.engine.session(1, s.model.context_length) for s in subjects]
+    after = _read_prompt(sessions, pairs, prompt.name, ids)
+    for mode, length in ((GREEDY, max_tokens), (SAMPLED, min(max_tokens, SAMPLED_TOKENS))):
+        options = sampling_options(model, mode, min(length, room), seed)
+        written = write(writer.model, ids, options)
+        roles = [{subjects[0]: "reference", pair.other: "other"}.get(writer, "") for pair in pairs]
+        judges = [
+            Judge(prompt.name, mode, model, ids, written, options, pair.allowed, role)
+            for pair, role in zip(pairs, roles, strict=True)
+        ]
+        for judge, row in zip(judges, after[1:], strict=True):
+            judge.look(0, after[0], row)
+        forks = [session.fork() for session in sessions]
+        for start, (mine, *others) in _in_chunks(forks, written.tokens):
+            for pair, judge, theirs in zip(pairs, judges, others, strict=True):
+                if mode == GREEDY:
+                    pair.logits.add(prompt.name, len(ids) + start, mine, theirs)
+                judge.look(start + 1, mine, theirs)
+        for pair, judge in zip(pairs, judges, strict=True):
+            pair.text.add(mode, judge.same, judge.found)
+
+
+def _read_prompt(
+    sessions: Sequence[Session], pairs: Sequence[_Pair], name: str, ids: Sequence[int]
+) -> list[np.ndarray]:
+    """Adds the prompt's logits to each pair; the logits after it, `f32[1, V]` a session."""
+    for start, (mine, *theirs) in _in_chunks(sessions, ids):
+        for pair, logits in zip(pairs, theirs, strict=True):
+            pair.logits.add(name, start, mine, logits)
+    return [mine[-1:], *(logits[-1:] for logits in theirs)]
+
+
+def _in_chunks(
+    sessions: Sequence[Session], ids: Sequence[int]
+) -> Iterator[tuple[int, list[np.ndarray]]]:
+    """(the first position, each session's logits) for all of `ids`."""
+    vocabulary = sessions[0].config.vocab_size
+    size = max(1, min(_CHUNK_TOKENS, _CHUNK_LOGITS // vocabulary))
+    for start in range(0, len(ids), size):
+        yield start, [s.score(ids[start : start + size])[0] for s in sessions]

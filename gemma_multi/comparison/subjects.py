@@ -1,0 +1,160 @@
+"""Who is compared: a model on a backend, an exported file, or Hugging Face transformers.
+
+Design choices:
+- A subject is named as it was asked for: `keras`, `keras:bfloat16`, `phone.litertlm`,
+  `transformers`. All of them are a `Model`, so a comparison knows nothing of frameworks.
+- Subjects must be the same model: one config, one vocabulary. What differs is named before any
+  engine is started. Their weights are for the comparison to judge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from gemma_multi.checkpoint import Checkpoint
+from gemma_multi.checkpoint.litert_file import LitertTensors
+from gemma_multi.checkpoint.resolve import resolve
+from gemma_multi.config import ModelConfig
+from gemma_multi.engines import BACKENDS, INSTALL, PRECISIONS, choose_backend, missing_packages
+from gemma_multi.errors import BackendError, OptionError
+from gemma_multi.loading import load
+from gemma_multi.model import Model
+
+TRANSFORMERS = ("transformers", "reference")  # what `against` calls it
+_SHAPELESS = ("dtype", "eos_token_ids", "pad_token_id", "max_position_embeddings")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One side of a comparison."""
+
+    name: str
+    model: Model
+
+    @property
+    def compute(self) -> str:
+        return self.model.engine.compute
+
+    def __str__(self) -> str:
+        engine = self.model.engine
+        held = engine.precision if engine.precision == engine.compute else (
+            f"{engine.precision} weights, {engine.compute} activations"
+        )  # fmt: skip
+        return f"{self.name} ({held})"
+
+
+@dataclass(frozen=True)
+class Lineup:
+    """What will be compared, checked but not started."""
+
+    checkpoint: Checkpoint
+    backends: tuple[tuple[str, str, str], ...]  # name, backend, precision
+    skipped: tuple[str, ...]  # backends that `auto` passed over
+    against: str | Checkpoint | None  # "transformers", another checkpoint, or the first backend
+
+    @property
+    def longest(self) -> int:
+        """Positions that every subject can hold."""
+        limits = [self.checkpoint.config.max_position_embeddings]
+        for checkpoint in (self.checkpoint, self.against):
+            if isinstance(checkpoint, Checkpoint) and isinstance(checkpoint.tensors, LitertTensors):
+                limits.append(checkpoint.tensors.file.info.context_length)
+        return min(limits)
+
+    def start(self, context_length: int) -> list[Subject]:
+        """The subjects, the reference first."""
+        subjects = [
+            Subject(name, load(self.checkpoint, backend=backend, precision=precision,
+                               context_length=context_length))
+            for name, backend, precision in self.backends
+        ]  # fmt: skip
+        if self.against is None:
+            return subjects
+        if isinstance(self.against, str):
+            from gemma_multi.comparison.transformers_model import load_transformers
+
+            return [Subject("transformers", load_transformers(self.checkpoint)), *subjects]
+        _, backend, precision = self.backends[0]
+        if isinstance(self.against.tensors, LitertTensors):
+            backend, precision = "litert", "auto"
+        model = load(
+            self.against, backend=backend, precision=precision, context_length=context_length
+        )
+        name = self.against.path.name if self.against.path else self.against.provenance.source
+        return [Subject(name, model), *subjects]
+
+
+def line_up(
+    checkpoint: Checkpoint, backends: str | Sequence[str], precision: str,
+    against: str | Path | Checkpoint | None,
+) -> Lineup:  # fmt: skip
+    """Decides who takes part. Raises OptionError or BackendError with what stands in the way."""
+    skipped: tuple[str, ...] = ()
+    file = isinstance(checkpoint.tensors, LitertTensors)
+    if backends == "auto":
+        missing = {name: missing_packages(name) for name in BACKENDS}
+        names = [name for name in BACKENDS if not missing[name]]
+        skipped = tuple(name for name in BACKENDS if missing[name])
+        if file and "litert" in names:  # the file itself comes first
+            names = ["litert", *(name for name in names if name != "litert")]
+    elif isinstance(backends, str) or not all(isinstance(name, str) for name in backends):
+        raise OptionError(f"backends is {backends!r}, expected 'auto' or a list of names")
+    else:
+        names = list(backends)
+    chosen = []
+    for name in names:
+        backend, _, own = name.partition(":")
+        if backend == "auto" or own not in ("", *PRECISIONS):
+            raise OptionError(
+                f"unknown backend {name!r}, expected {', '.join(BACKENDS)}, alone or as "
+                "'keras:bfloat16'"
+            )
+        choose_backend(backend)
+        if lacking := missing_packages(backend):
+            raise BackendError(
+                f"backend {backend!r} needs {', '.join(lacking)}, not installed: {INSTALL[backend]}"
+            )
+        if names.count(name) > 1:
+            raise OptionError(f"backend {name!r} is named twice")
+        chosen.append((name, backend, own or precision))
+    if len(chosen) + (against is not None) < 2:
+        what = chosen[0][0] if chosen else "nothing"
+        raise OptionError(
+            f"{what} alone has nothing to be compared with; name two backends, or something to "
+            "compare against"
+        )
+    if isinstance(against, str) and against in TRANSFORMERS:
+        return Lineup(checkpoint, tuple(chosen), skipped, TRANSFORMERS[0])
+    if against is not None:
+        other = against if isinstance(against, Checkpoint) else resolve(against)
+        check_same_model(checkpoint, other)
+        return Lineup(checkpoint, tuple(chosen), skipped, other)
+    return Lineup(checkpoint, tuple(chosen), skipped, None)
+
+
+def check_same_model(one: Checkpoint, other: Checkpoint) -> None:
+    """Raises OptionError naming the first thing in which two models are not of a kind."""
+    names = [str(c.path or c.provenance.source) for c in (one, other)]
+    for field in fields(ModelConfig):
+        mine, theirs = (getattr(c.config, field.name) for c in (one, other))
+        if mine != theirs and field.name not in _SHAPELESS:
+            raise OptionError(
+                f"{names[0]} and {names[1]} are different models: {field.name} is {mine} in one "
+                f"and {theirs} in the other"
+            )
+    mine, theirs = one.tokenizer, other.tokenizer
+    if mine.model == theirs.model:
+        return
+    if mine.vocab_size != theirs.vocab_size:
+        raise OptionError(
+            f"{names[0]} and {names[1]} have different tokenizers: {mine.vocab_size} pieces and "
+            f"{theirs.vocab_size}"
+        )
+    for token in range(mine.vocab_size):
+        if mine.piece(token) != theirs.piece(token):
+            raise OptionError(
+                f"{names[0]} and {names[1]} have different tokenizers: token {token} is "
+                f"{mine.piece(token)!r} in one and {theirs.piece(token)!r} in the other"
+            )

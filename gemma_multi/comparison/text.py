@@ -1,0 +1,166 @@
+"""Level 4, text: does every side write what the others would have written?
+
+Design choices:
+- One side writes, step by step, as a user's `generate` does. All sides then read what was written
+  and say at each place which token they would have chosen. Up to the first place where two of
+  them differ, their texts are the same, token by token.
+- The sides take turns at writing, so that each is seen doing it. Where reading agrees (`logits`)
+  and the text does not, writing is to blame.
+- Where texts part, the gap between the two tokens in the reference's logits tells a tie from a
+  bug. Sampling adds the same noise on all sides, without filters, so that its gap means the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from gemma_multi.comparison.tolerances import Tolerance
+from gemma_multi.generation import GenerationOptions, generate_tokens
+from gemma_multi.generation.loop import Progress
+from gemma_multi.generation.sampler import choose, gumbel
+from gemma_multi.model import Model
+
+GREEDY, SAMPLED = "greedy", "sampled"
+
+
+@dataclass(frozen=True)
+class Written:
+    """An answer, and whether a stop token ended it."""
+
+    tokens: tuple[int, ...]
+    stopped: bool
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """Where two texts part."""
+
+    prompt: str
+    mode: str  # GREEDY or SAMPLED
+    position: int  # tokens that are the same
+    expected: str  # the reference's token
+    received: str
+    gap: float  # between the two, in the reference's logits
+    tie: bool
+
+
+@dataclass
+class TextResult:
+    """All texts of one pair."""
+
+    allowed: Tolerance
+    texts: dict[str, int] = field(default_factory=lambda: {GREEDY: 0, SAMPLED: 0})
+    tokens: dict[str, int] = field(default_factory=lambda: {GREEDY: 0, SAMPLED: 0})
+    divergences: list[Divergence] = field(default_factory=list)
+
+    def add(self, mode: str, length: int, found: Divergence | None) -> None:
+        self.texts[mode] += 1
+        self.tokens[mode] += length
+        if found:
+            self.divergences.append(found)
+
+    @property
+    def bugs(self) -> list[Divergence]:
+        return [d for d in self.divergences if not d.tie]
+
+    @property
+    def passed(self) -> bool:
+        return self.texts[GREEDY] > 0 and not self.bugs
+
+    def parted(self, mode: str) -> list[Divergence]:
+        return [d for d in self.divergences if d.mode == mode]
+
+    @property
+    def summary(self) -> str:
+        parts = []
+        for mode, count in self.texts.items():
+            parted = self.parted(mode)
+            part = (
+                f"{mode}: {count - len(parted)} of {count} the same ({self.tokens[mode]:,} tokens)"
+            )
+            if parted:
+                first = min(parted, key=lambda d: d.position)
+                gap = max(d.gap for d in parted)
+                part += f", the others part from token {first.position} on, at gaps up to {gap:.2g}"
+            parts.append(part)
+        if self.bugs:
+            worst = max(self.bugs, key=lambda d: d.gap)
+            parts.append(
+                f"no tie: {worst.prompt}, token {worst.position}: {worst.received} instead of "
+                f"{worst.expected}, {worst.gap:.2g} apart"
+            )
+        return "; ".join(parts)
+
+
+def sampling_options(model: Model, mode: str, max_tokens: int, seed: int) -> GenerationOptions:
+    """Greedy, or the checkpoint's temperature without filters."""
+    if mode == GREEDY:
+        return GenerationOptions(max_tokens=max_tokens, temperature=0.0, seed=seed)
+    usual = GenerationOptions.merge(model.checkpoint.generation, {"seed": seed})
+    warmth = usual.temperature or 1.0
+    plain = replace(usual, temperature=warmth, top_k=0, top_p=1.0, min_p=0.0, stop=())
+    return replace(plain, repetition_penalty=1.0, max_tokens=max_tokens)
+
+
+def write(model: Model, ids: Sequence[int], options: GenerationOptions) -> Written:
+    """The model's answer, step by step."""
+    progress = Progress()
+    session = model.engine.session(1, model.context_length)
+    tokens = tuple(generate_tokens(
+        session, ids, options, model.stop_ids, progress, model.tokenizer.vocab_size
+    ))  # fmt: skip
+    return Written(tokens, progress.finish_reason == "stop")
+
+
+class Judge:
+    """Follows one written text with the logits of both sides of a pair until they part."""
+
+    def __init__(
+        self, prompt: str, mode: str, model: Model, ids: Sequence[int], written: Written,
+        options: GenerationOptions, allowed: Tolerance, writer: str,
+    ) -> None:  # fmt: skip
+        """`writer` is "reference", "other", or someone else."""
+        self._prompt, self._mode, self._model = prompt, mode, model
+        self._start, self._options, self._allowed = len(ids), options, allowed
+        self._writer = writer
+        self._stops = sorted(model.stop_ids)
+        self._tokens = written.tokens + ((self._stops[0],) if written.stopped else ())
+        self._open = True
+        self.same = 0  # tokens
+        self.found: Divergence | None = None
+
+    def look(self, first: int, mine: np.ndarray, theirs: np.ndarray) -> None:
+        """Logits that choose the tokens `first`, ...: `f32[T, V]`, the reference's first."""
+        for t in range(first, min(first + len(mine), len(self._tokens))):
+            if not self._open:
+                return
+            wrote, row = self._tokens[t], mine[t - first]
+            expected = wrote if self._writer == "reference" else self._choose(row, t)
+            received = wrote if self._writer == "other" else self._choose(theirs[t - first], t)
+            if expected != received:
+                gap = self._score(row, expected, t) - self._score(row, received, t)
+                tie, piece = gap <= self._allowed.tie, self._model.tokenizer.piece
+                self.found = Divergence(
+                    self._prompt, self._mode, t, repr(piece(expected)), repr(piece(received)), gap,
+                    tie=tie,
+                )  # fmt: skip
+            self._open = expected == received == wrote  # else the writer is no longer either's
+            self.same += self._open
+
+    def _choose(self, row: np.ndarray, t: int) -> int:
+        """The token that follows; all stop tokens are one."""
+        allowed = row[: self._model.tokenizer.vocab_size]
+        token = choose(allowed, np.zeros(0, np.int32), self._options, self._start + t)
+        return self._stops[0] if token in self._stops else token
+
+    def _score(self, logits: np.ndarray, token: int, t: int) -> float:
+        """What sampling compares, in units of the logits."""
+        tokens = np.array(self._stops if token == self._stops[0] else [token])
+        scores = logits[tokens].astype(np.float64)
+        if self._mode == SAMPLED:
+            noise = gumbel(np, self._options.seed or 0, self._start + t, tokens)
+            scores += self._options.temperature * noise
+        return float(scores.max())

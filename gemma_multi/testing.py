@@ -1,0 +1,83 @@
+"""Parity in your own tests: `assert_parity`, and a pytest plugin with the `gemma_parity` fixture.
+
+    from gemma_multi.testing import assert_parity
+
+    def test_the_phone_says_what_the_mac_says():
+        assert_parity("my-model", ["mlx", "litert"])
+
+The plugin is there wherever this package is installed; it imports nothing until it is used. With
+`pytest --gemma-report DIRECTORY` the fixture leaves a page and the JSON for each comparison, for
+people to read and for continuous integration to keep.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from gemma_multi.comparison import ParityReport
+
+Check = Callable[..., "ParityReport"]
+
+
+def assert_parity(
+    model: Any = "storyteller", backends: str | Sequence[str] = "auto", **options: Any
+) -> ParityReport:
+    """Fails with every level that is out of tolerance; for the options see `gemma_multi.parity`."""
+    __tracebackhide__ = True  # pytest shows the test's line
+    from gemma_multi import parity
+
+    report = parity(model, backends, **options)
+    _check(report)
+    return report
+
+
+def _check(report: ParityReport) -> None:
+    __tracebackhide__ = True
+    if not report.passed:
+        raise AssertionError("\n".join([f"{report.headline}:", *report.failures]))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.getgroup("gemma_multi").addoption(
+        "--gemma-report", metavar="DIRECTORY", type=Path,
+        help="leave a page and the JSON of each parity comparison there",
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def gemma_parity(request: pytest.FixtureRequest) -> Check:
+    """`assert_parity`, once per session for the same arguments, with pages if asked for."""
+    directory: Path | None = request.config.getoption("--gemma-report")
+    known: dict[str, ParityReport] = {}
+
+    def check(
+        model: Any = "storyteller", backends: str | Sequence[str] = "auto", **options: Any
+    ) -> ParityReport:
+        __tracebackhide__ = True
+        from gemma_multi import parity
+
+        key = repr((model, backends, sorted(options.items())))
+        if key not in known:
+            known[key] = parity(model, backends, **options)
+            if directory is not None:
+                _leave(known[key], directory)
+        _check(known[key])
+        return known[key]
+
+    return check
+
+
+def _leave(report: ParityReport, directory: Path) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    sides = [report.comparisons[0].reference, *(c.other for c in report.comparisons)]
+    words = "-".join([report.model, *(side.name for side in sides)])
+    name = re.sub(r"[^\w.-]+", "_", words)
+    (directory / f"{name}.json").write_text(json.dumps(report.to_dict(), indent=1) + "\n")
+    report.save(directory / f"{name}.html")
