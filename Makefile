@@ -3,7 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 # MLX's Linux wheel comes with a slow reference BLAS; OpenBLAS, where the system has it, is 40x faster
 OPENBLAS := $(shell ldconfig -p 2>/dev/null | awk '/libopenblas\.so\.0.*x86-64/ {print $$NF; exit}')
-RUN := $(if $(OPENBLAS),LD_PRELOAD=$(OPENBLAS)) TF_CPP_MIN_LOG_LEVEL=3
+# its idle threads must not spin while another engine computes
+RUN := $(if $(OPENBLAS),LD_PRELOAD=$(OPENBLAS) OPENBLAS_THREAD_TIMEOUT=4) TF_CPP_MIN_LOG_LEVEL=3
 
 .PHONY: demo test lint format reference bench clean
 
@@ -22,13 +23,15 @@ format: .venv/test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# the goldens against transformers on torch
+# the goldens, and our engines, against transformers on torch
 reference: .venv/test
 	$(BIN)/pip install --quiet 'torch==2.13.0'
 	$(BIN)/python tests/goldens/make.py --check
+	$(RUN) $(BIN)/gemma-multi parity storyteller --backends keras,litert --precision float32 --against transformers --trace
 
 bench: .venv/test
 	$(RUN) $(BIN)/python benchmarks/loading.py
+	$(RUN) $(BIN)/python benchmarks/parity.py
 
 .venv/demo: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -55,7 +55,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def gemma_parity(request: pytest.FixtureRequest) -> Check:
     """`assert_parity`, once per session for the same arguments, with pages if asked for."""
     directory: Path | None = request.config.getoption("--gemma-report")
-    known: dict[str, ParityReport] = {}
+    known: dict[str, tuple[Any, ParityReport]] = {}
 
     def check(
         model: Any = "storyteller", backends: str | Sequence[str] = "auto", **options: Any
@@ -63,13 +63,16 @@ def gemma_parity(request: pytest.FixtureRequest) -> Check:
         __tracebackhide__ = True
         from gemma_multi import parity
 
-        key = repr((model, backends, sorted(options.items())))
+        name = (
+            model if isinstance(model, str | Path) else id(model)
+        )  # kept, so the id stays its own
+        key = repr((name, backends, sorted(options.items())))
         if key not in known:
-            known[key] = parity(model, backends, **options)
+            known[key] = (model, parity(model, backends, **options))
             if directory is not None:
-                _leave(known[key], directory)
-        _check(known[key])
-        return known[key]
+                _leave(known[key][1], directory)
+        _check(known[key][1])
+        return known[key][1]
 
     return check
 

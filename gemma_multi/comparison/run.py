@@ -75,14 +75,14 @@ def compare(
     pairs = [_Pair(reference, other) for other in others]
     traces = [pair.trace for pair in pairs] if trace else []
     steps = len(pairs) + len(prompts) * (1 + trace)
+    turns = [*others, *others, reference]  # at writing: most is written by what is under test
     weights = []
     for pair in pairs:
         weights.append(compare_weights(reference, pair.other, pair.allowed))
         progress(len(weights), steps)
     tokens = [compare_tokens(reference, pair.other, prompts) for pair in pairs]
     for i, prompt in enumerate(prompts):
-        writer = subjects[(i + 1) % len(subjects)]
-        _compare_on(subjects, pairs, prompt, writer, max_tokens, seed)
+        _compare_on(subjects, pairs, prompt, turns[i % len(turns)], max_tokens, seed)
         progress(len(pairs) + i + 1, steps)
     for i, prompt in enumerate(prompts if trace else ()):
         ids = reference.model.encode(prompt.content, raw=prompt.raw)

@@ -4,8 +4,8 @@ Design choices:
 - One side writes, step by step, as a user's `generate` does. All sides then read what was written
   and say at each place which token they would have chosen. Up to the first place where two of
   them differ, their texts are the same, token by token.
-- The sides take turns at writing, so that each is seen doing it. Where reading agrees (`logits`)
-  and the text does not, writing is to blame.
+- The sides take turns at writing, the reference half as often as the others. Where reading agrees
+  (`logits`) and the text does not, writing is to blame.
 - Where texts part, the gap between the two tokens in the reference's logits tells a tie from a
   bug. Sampling adds the same noise on all sides, without filters, so that its gap means the same.
 """

@@ -103,7 +103,8 @@ class KerasSession(Session):
 
     def _forward(self, ids: np.ndarray, every: bool) -> np.ndarray:
         if every:
-            return np.concatenate(list(self.read_chunks(ids, EVERY)), axis=1)
+            parts = list(self.read_chunks(ids, EVERY))
+            return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
         *_, logits = self.read_chunks(ids, LAST)
         return logits
 
@@ -117,8 +118,9 @@ class KerasSession(Session):
             self._reserve(start + width)
             padded = np.pad(chunk, ((0, 0), (0, width - count)))
             result, self._caches = self._engine.forward(
-                padded, self._caches, np.int32(start), np.int32(count - 1), wanted=wanted
-            )
+                padded, self._caches, np.int32(start), np.int32(count - 1),
+                wanted=LAST if width == 1 and wanted == EVERY else wanted,  # one program less
+            )  # fmt: skip
             position += count
             yield np.asarray(result)[:, :count]
 

@@ -76,7 +76,8 @@ class LitertEngine(Engine):
     name = "litert"
     device = "cpu"
 
-    def __init__(self, file: LitertFile, threads: int) -> None:
+    def __init__(self, file: LitertFile, threads: int, passing: bool = False) -> None:
+        """`passing`: the file will not be run again, so what is packed for it is not kept."""
         super().__init__(file.config)
         self.threads = threads
         self.file = file
@@ -84,7 +85,8 @@ class LitertEngine(Engine):
         # XNNPACK rounds each row of activations to int8 in front of an int4 or int8 matrix
         self.compute = "float32" if self.precision == "float32" else "int8"
         self.context_length = file.info.context_length
-        self.runtime = Runtime(file.path, file.digest, threads, (DECODE, TOKENS))
+        digest = "" if passing else file.digest
+        self.runtime = Runtime(file.path, digest, threads, (DECODE, TOKENS))
 
     def weight(self, name: str, rows: slice = slice(None)) -> np.ndarray:
         if len(self.config.tensor_shapes()[name]) == 1:
@@ -112,7 +114,8 @@ class LitertEngine(Engine):
             Checkpoint.open(self.file.path), context_length=info.context_length,
             precision=info.precision, prefill=info.prefill, cache=info.cache, trace=True,
         )  # fmt: skip
-        return LitertEngine(_passing(f"{self.file.digest[:32]}.trace", built.write), self.threads)
+        file = _passing(f"{self.file.digest[:32]}.trace", built.write)
+        return LitertEngine(file, self.threads, passing=True)
 
 
 class LitertSession(Session):

@@ -44,7 +44,8 @@ class Runtime:
     """A model file, compiled. `model` is LiteRT's CompiledModel."""
 
     def __init__(self, path: Path, digest: str, threads: int, probe: tuple[str, str]) -> None:
-        """`digest` names the packed weights; `probe` is a signature and its input of one `i32`.
+        """`digest` names the packed weights ("" keeps none); `probe` is a signature and its input
+        of one `i32`.
 
         Raises BackendError with what the runtime said.
         """
@@ -91,7 +92,7 @@ def _place_for_packed_weights(path: Path, digest: str) -> Path | None:
     """Where XNNPACK may keep what it packs: nowhere, if the disk could be too full for it, since
     it ends the process when a write fails. A file that changed since it was left goes: XNNPACK
     would believe it."""
-    cache = writable_cache("litert")
+    cache = writable_cache("litert") if digest else None
     if cache is None:
         return None
     packed = cache / f"{digest[:32]}.{_processor()}.xnnpack"

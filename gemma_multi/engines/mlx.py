@@ -3,7 +3,8 @@
 Design choices:
 - mlx-lm's package imports transformers and its own servers at import, several seconds. Only the
   architecture is wanted, so the two files that hold it are imported on their own.
-- Quantised weights stay packed and go to MLX as the checkpoint holds them.
+- Quantised weights stay packed and go to MLX as the checkpoint holds them. On a CPU, whose packed
+  kernels are twenty times slower than BLAS, a layer unpacks itself for a prompt, not for a step.
 - On a GPU activations are bfloat16. On a CPU they are float32, which MLX computes faster there.
 """
 
@@ -25,6 +26,8 @@ from gemma_multi.errors import BackendError
 from gemma_multi.quantization.tensor import BFLOAT16, QuantizedTensor
 
 _PREFILL_CHUNK = 512  # tokens; bounds the memory of a long prompt's attention
+_MANY_ROWS = 8  # of activations, from which on unpacking a layer on a CPU pays
+_HEAD_ROWS = 1 << 14  # words whose embedding is unpacked together
 
 
 def create(checkpoint: Checkpoint, precision: str) -> Engine:
@@ -91,6 +94,8 @@ class MlxEngine(Engine):
                 return tensor and {"group_size": tensor.group_size, "bits": tensor.bits}
 
             nn.quantize(model, class_predicate=settings)
+            if self.device == "cpu":
+                _unpack_for_prompts(model)
         weights = []
         for name in config.tensor_shapes():
             stem = name.removesuffix(".weight")
@@ -205,6 +210,34 @@ class MlxSession(Session):
                 # caches write in place, through the array object: the copy needs its own
                 theirs.state = (self._engine.mx.array(keys), self._engine.mx.array(values), *rest)
         return copy
+
+
+def _unpack_for_prompts(model: Any) -> None:
+    import mlx.core as mx
+    import mlx.nn as nn
+
+    def product(module: Any, x: Any, rows: slice = slice(None)) -> Any:
+        scales, biases = (module[name][rows].astype(x.dtype) for name in ("scales", "biases"))
+        packed = module.weight[rows]
+        return x @ mx.dequantize(packed, scales, biases, module.group_size, module.bits).T
+
+    class UnpackingLinear(nn.QuantizedLinear):
+        def __call__(self, x: Any) -> Any:
+            if x.size // x.shape[-1] < _MANY_ROWS:
+                return super().__call__(x)
+            return product(self, x)
+
+    class UnpackingEmbedding(nn.QuantizedEmbedding):
+        def as_linear(self, x: Any) -> Any:
+            if x.size // x.shape[-1] < _MANY_ROWS:
+                return super().as_linear(x)
+            starts = range(0, self.weight.shape[0], _HEAD_ROWS)  # whole, it would be 671 MB
+            parts = [product(self, x, slice(start, start + _HEAD_ROWS)) for start in starts]
+            return mx.concatenate(parts, axis=-1)
+
+    unpacking = {nn.QuantizedLinear: UnpackingLinear, nn.QuantizedEmbedding: UnpackingEmbedding}
+    for _, module in model.named_modules():
+        module.__class__ = unpacking.get(type(module), type(module))
 
 
 def _chunks(ids: np.ndarray) -> list[np.ndarray]:

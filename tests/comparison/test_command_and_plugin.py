@@ -111,6 +111,16 @@ def test_other_peoples_tests_have_the_fixture_and_the_assertion(tmp_path: Path) 
     assert not json.loads((reports / "storyteller-litert-keras.json").read_text())["passed"]
 
 
+def test_the_example_for_continuous_integration_runs_as_it_is(tmp_path: Path) -> None:
+    example = Path(__file__).parents[2] / "examples" / "parity_in_ci"
+    options = ("-p", "no:cacheprovider", "--gemma-report", str(tmp_path / "report"))
+    done = run("pytest", *options, str(example), where=tmp_path)
+    assert done.returncode == 0, done.stdout
+    assert "1 passed" in done.stdout
+    job = (example / "github-actions.yml").read_text()
+    assert "pytest examples/parity_in_ci --gemma-report parity" in job
+
+
 def test_the_plugin_costs_other_test_runs_nothing(tmp_path: Path) -> None:
     (tmp_path / "test_mine.py").write_text(
         "import sys\n"

@@ -101,6 +101,17 @@ def test_bfloat16_is_compared_as_bfloat16() -> None:
     assert found.passed, found
 
 
+def test_float32_weights_are_the_same_once_rounded() -> None:
+    """Norms too, whose 1 + w is rounded twice on one side."""
+    found = parity(
+        tiny_checkpoint(vocab_size=4096), ["mlx", "mlx:bfloat16", "keras:bfloat16"],
+        precision="float32", **SHORT,
+    )  # fmt: skip
+    for comparison in found.comparisons:
+        assert comparison.weights.passed, comparison.weights.summary
+        assert comparison.weights.compared_as == "bfloat16"
+
+
 def test_prompts_may_come_from_files(tmp_path: Path) -> None:
     lines = tmp_path / "prompts.txt"
     lines.write_text("one\n\ntwo \u2028 still two\n")
