@@ -54,7 +54,9 @@ def run(case: Case) -> dict[str, Any]:
         )
         work = (
             "for p in chosen:\n"
-            "    m.engine.session().score(m.encode(p.content, raw=p.raw))\n"
+            "    ids, session = m.encode(p.content, raw=p.raw), m.engine.session()\n"
+            "    for i in range(0, len(ids), 128):\n"
+            "        session.score(ids[i : i + 128])\n"
             "    m.generate(p.content, raw=p.raw, max_tokens=8, temperature=0)"
         )
         alone.append(measure(chosen + load + work).peak_mb)

@@ -106,32 +106,28 @@ def _overview(report: ParityReport) -> str:
 def _plots(report: ParityReport) -> str:
     comparisons = report.comparisons
     window = comparisons[0].logits.window
-    finite = [c.allowed.logit for c in comparisons if c.allowed.logit < math.inf]
-    limit = max(finite) if len(finite) == len(comparisons) else None
     kinds = list(dict.fromkeys(prompt.kind for prompt in report.prompts))
     by_position, by_prompt, by_layer, divergence = [], [], [], []
     for c in comparisons:
-        steps = c.logits.by_position()
+        name, allowed, steps = c.other.name, c.allowed, c.logits.by_position()
         at = [low for low, _ in steps]
-        by_position.append(Line(c.other.name, at, [s.largest for _, s in steps]))
-        divergence.append(Line(c.other.name, at, [s.divergence for _, s in steps]))
-        worst = {name: s.largest for name, s in c.logits.by_prompt().items()}
-        places = [kinds.index(p.kind) for p in report.prompts]
-        values = [worst[p.name] for p in report.prompts]
-        by_prompt.append(Line(c.other.name, places, values, joined=False))
+        by_position.append(Line(name, at, [s.largest for _, s in steps], allowed.logit))
+        divergence.append(Line(name, at, [s.divergence for _, s in steps], allowed.divergence))
+        worst = {prompt: s.largest for prompt, s in c.logits.by_prompt().items()}
+        places = [kinds.index(prompt.kind) for prompt in report.prompts]
+        values = [worst[prompt.name] for prompt in report.prompts]
+        by_prompt.append(Line(name, places, values, allowed.logit, joined=False))
         if c.layers is not None:
-            by_layer.append(Line(c.other.name, list(range(len(c.layers.drift))), c.layers.drift))
+            drift = c.layers.drift
+            by_layer.append(Line(name, list(range(len(drift))), drift, allowed.hidden))
     marks = [(window, "window")] if window < max(comparisons[0].logits.positions) else []
-    allowed = max(c.allowed.divergence for c in comparisons)
     figures = [
-        (plot(by_position, "position", "largest difference of a logit", limit=limit, upright=marks,
+        (plot(by_position, "position", "largest difference of a logit", upright=marks,
               logarithmic_x=True),
          "By position: what rounding adds up to, and what the sliding window does."),
-        (plot(divergence, "position", "KL divergence, nats", limit=allowed, upright=marks,
-              logarithmic_x=True),
-         "By position: how far apart the distributions are. Where they are equal is nothing."),
-        (plot(by_prompt, "kind of prompt", "largest difference of a logit", limit=limit,
-              names=kinds),
+        (plot(divergence, "position", "KL divergence, nats", upright=marks, logarithmic_x=True),
+         "By position: how far apart the distributions are. Equal ones are not drawn."),
+        (plot(by_prompt, "kind of prompt", "largest difference of a logit", names=kinds),
          "By prompt, one mark each; the worst ones are named below."),
     ]  # fmt: skip
     layers = next((c.layers for c in comparisons if c.layers is not None), None)
@@ -139,9 +135,8 @@ def _plots(report: ParityReport) -> str:
         names = [
             name.replace(" (sliding)", "").replace(" (global)", " (g)") for name in layers.names
         ]
-        hidden = max(c.allowed.hidden for c in comparisons)
         figures.append((
-            plot(by_layer, "after", "drift of hidden states", limit=hidden, names=names),
+            plot(by_layer, "after", "drift of hidden states", names=names),
             "By layer: the difference as a share of the hidden states; (g) attends globally.",
         ))  # fmt: skip
     cards = "".join(

@@ -7,6 +7,7 @@ become CSS variables, so that one picture serves light and dark.
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ class Line:
     label: str
     x: Sequence[float]
     y: Sequence[float]
+    limit: float = math.inf  # what is allowed
     joined: bool = True  # with a line from point to point
 
 
@@ -49,13 +51,13 @@ def check_matplotlib() -> Any:
 
 
 def plot(
-    lines: Sequence[Line], x_label: str, y_label: str, *, limit: float | None = None,
+    lines: Sequence[Line], x_label: str, y_label: str, *,
     upright: Sequence[tuple[float, str]] = (), names: Sequence[str] = (),
     logarithmic_x: bool = False,
 ) -> str:  # fmt: skip
     """An `<svg>` with the y axis logarithmic where anything is above zero.
 
-    `limit` is drawn across, `upright` marks places on the x axis, `names` label its whole numbers.
+    `upright` marks places on the x axis, `names` label its whole numbers.
     """
     matplotlib = check_matplotlib()
     from matplotlib.figure import Figure
@@ -71,14 +73,15 @@ def plot(
                 markersize=3.5, linewidth=1.2 if line.joined else 0, label=line.label,
             )  # fmt: skip
         values = [value for line in lines for value in line.y if 0 < value < np.inf]
+        limits = _limits(lines)
         if values:
             axes.set_yscale("log")
-            low, high = min(values), max([*values, limit or 0])
+            low, high = min(values), max([*values, *(limit for limit, _ in limits)])
             axes.set_ylim(low / 3, high * 4)
-        if limit is not None:
-            axes.axhline(limit, color=_LIMIT, linewidth=1.2, linestyle=(0, (4, 3)))
+        for limit, colour in limits:
+            axes.axhline(limit, color=colour, linewidth=1.2, linestyle=(0, (4, 3)))
             axes.annotate("allowed", (0.99, limit), xycoords=("axes fraction", "data"), ha="right",
-                          va="bottom", color=_LIMIT, fontsize=8)  # fmt: skip
+                          va="bottom", color=colour, fontsize=8)  # fmt: skip
         if logarithmic_x:
             axes.set_xscale("symlog", linthresh=10)
             axes.set_xlim(left=0)
@@ -94,10 +97,22 @@ def plot(
             axes.set_xticks(range(0, len(names), step), names[::step], rotation=45, ha="right")
         _dress(axes, x_label, y_label)
         if len(lines) > 1:
-            axes.legend(frameon=False, labelcolor=_INK, fontsize=8, loc="best")
+            axes.legend(
+                frameon=False, labelcolor=_INK, fontsize=8, loc="lower left", ncols=3,
+                bbox_to_anchor=(0, 1), borderaxespad=0.2, columnspacing=1.2, handletextpad=0.4,
+            )  # fmt: skip  # above, where no line can cross it
         out = io.StringIO()
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
     return _with_page_colours(out.getvalue(), f"{y_label} by {x_label}")
+
+
+def _limits(lines: Sequence[Line]) -> list[tuple[float, str]]:
+    """(limit, colour): one of its own for all lines, or each line's."""
+    limits = [line.limit for line in lines]
+    if len(set(limits)) == 1:
+        return [(limits[0], _LIMIT)] if limits[0] < math.inf else []
+    coloured = zip(limits, _SERIES * len(limits), strict=False)
+    return [(limit, colour) for limit, colour in coloured if limit < math.inf]
 
 
 def _dress(axes: Any, x_label: str, y_label: str) -> None:
