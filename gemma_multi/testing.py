@@ -12,6 +12,7 @@ people to read and for continuous integration to keep.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -55,6 +56,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def gemma_parity(request: pytest.FixtureRequest) -> Check:
     """`assert_parity`, once per session for the same arguments, with pages if asked for."""
     directory: Path | None = request.config.getoption("--gemma-report")
+    if directory is not None:
+        _prepare(directory)
     known: dict[str, tuple[Any, ParityReport]] = {}
 
     def check(
@@ -68,19 +71,34 @@ def gemma_parity(request: pytest.FixtureRequest) -> Check:
         )  # kept, so the id stays its own
         key = repr((name, backends, sorted(options.items())))
         if key not in known:
-            known[key] = (model, parity(model, backends, **options))
+            report = parity(model, backends, **options)
             if directory is not None:
-                _leave(known[key][1], directory)
+                _leave(report, directory, key)
+            known[key] = (model, report)
         _check(known[key][1])
         return known[key][1]
 
     return check
 
 
-def _leave(report: ParityReport, directory: Path) -> None:
-    directory.mkdir(parents=True, exist_ok=True)
+def _prepare(directory: Path) -> None:
+    """Fails before minutes of work what would fail after them."""
+    from gemma_multi.comparison.page import check_page
+
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        pytest.fail(f"--gemma-report {directory}: {error.strerror}", pytrace=False)
+    check_page(directory / "page.html")
+
+
+def _leave(report: ParityReport, directory: Path, key: str) -> None:
+    """`key` tells comparisons of the same sides apart, with other prompts or options."""
+    from gemma_multi.files import write_atomically
+
     sides = [report.comparisons[0].reference, *(c.other for c in report.comparisons)]
     words = "-".join([report.model, *(side.name for side in sides)])
-    name = re.sub(r"[^\w.-]+", "_", words)
-    (directory / f"{name}.json").write_text(json.dumps(report.to_dict(), indent=1) + "\n")
-    report.save(directory / f"{name}.html")
+    name = re.sub(r"[^\w.-]+", "_", words)[-100:]
+    stem = directory / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+    write_atomically(Path(f"{stem}.json"), json.dumps(report.to_dict(), indent=1).encode())
+    report.save(f"{stem}.html")

@@ -184,6 +184,11 @@ class LitertFile:
         """The factors of a norm, 1 + w, as the graph multiplies by them: `f32`."""
         layer, attention, part = name.rpartition(".self_attn.")
         norm = f"{layer}.{QUERY_KEY_NORM}.weight" if attention else name
+        if gain_name(norm) not in self._gains:
+            raise CheckpointError(
+                f"{self.path}: was exported by an older version, which did not name its norms; "
+                "export it again"
+            )
         rows = self._gains[gain_name(norm)].reshape(-1, self.config.tensor_shapes()[name][0])
         if part == "q_norm.weight":
             return rows[0] / np.float32(self.config.query_scale)

@@ -66,12 +66,12 @@ def parity(
     names = backends if backends == "auto" else [name.strip() for name in backends.split(",")]
     with progress_bar("comparing") as progress:
         report = run(model, names, against=against, progress=progress, **options)
-    if html is not None:
-        report.save(html)
     if as_json:
         print_json(report.to_dict())
     else:
         Console(highlight=False).print(report.to_table())
+    if html is not None:
+        report.save(html)
     if not report.passed:
         raise click.exceptions.Exit(1)
 

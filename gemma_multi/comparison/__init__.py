@@ -44,12 +44,16 @@ def parity(
     model: as `load` takes it.
     backends: names, each alone or with a precision (`"keras:bfloat16"`); the first is what the
         others are compared with. `"auto"` takes all that are installed and reports the rest.
-    against: what to compare with instead: `"transformers"`, an exported file, another directory.
+    against: what to compare with instead: `"transformers"` (or `"reference"`), an exported file,
+        another directory or id.
     prompts: None for the shipped set; a `.jsonl` or `.txt` file, or a list of texts or messages.
     precision: of backends that name none, as for `load`.
     max_tokens: of a greedy answer; sampled ones are shorter.
     seed: of the sampled texts.
-    trace: also compare the hidden states after each layer, to find the one that drifts.
+    trace: also compare the hidden states after each layer, to find the one that drifts. Of an
+        exported file, they come from a graph written anew from the file's own tensors.
+    revision: of `model`.
+    local_files_only: never ask the hub.
     progress: called with (done, total).
 
     Raises OptionError for an empty prompt set, for models that are not the same and for options
@@ -62,7 +66,7 @@ def parity(
     chosen = choose_prompts(prompts)
     if not isinstance(model, Checkpoint):
         model = resolve(model, revision=revision, local_files_only=local_files_only)
-    lineup = line_up(model, backends, precision, against)
+    lineup = line_up(model, backends, precision, against, local_files_only)
     lengths = {prompt.name: _length(model, prompt) for prompt in chosen}
     left_out = tuple(name for name, length in lengths.items() if length >= lineup.longest)
     fitting = tuple(prompt for prompt in chosen if prompt.name not in left_out)

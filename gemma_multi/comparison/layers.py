@@ -17,7 +17,7 @@ class LayersResult:
     """How far the hidden states are apart after each layer, as a share of their size."""
 
     names: tuple[str, ...]
-    drift: tuple[float, ...]  # root mean square over all positions
+    drift: tuple[float, ...]  # root mean square over all positions, each against its own size
     first: int | None  # the first that drifts
     position: int | None  # from which position on
     hint: str
@@ -43,21 +43,23 @@ class LayerTrace:
     def __init__(self, config: ModelConfig, allowed: Tolerance) -> None:
         self._config, self._allowed = config, allowed
         layers = config.num_hidden_layers + 2
-        self._lost, self._size = np.zeros(layers), np.zeros(layers)
+        self._lost, self._positions = np.zeros(layers), 0
         self._from = np.full(layers, np.iinfo(np.int64).max)
 
     def add(self, mine: np.ndarray, theirs: np.ndarray) -> None:
         """The reference's hidden states and the other's: `f32[L + 2, T, D]`."""
         lost = np.sum((theirs - mine) ** 2, axis=2, dtype=np.float64)
         size = np.sum(mine**2, axis=2, dtype=np.float64)
+        # by position: the first token's states can be a thousand times larger than all others
+        lost /= np.maximum(size, np.finfo(np.float32).tiny)
         self._lost += lost.sum(axis=1)
-        self._size += size.sum(axis=1)
-        drifts = ~(lost <= self._allowed.hidden**2 * size)  # NaN drifts
+        self._positions += lost.shape[1]
+        drifts = ~(lost <= self._allowed.hidden**2)  # NaN drifts
         for layer in np.flatnonzero(drifts.any(axis=1)):
             self._from[layer] = min(self._from[layer], int(drifts[layer].argmax()))
 
     def result(self) -> LayersResult:
-        drift = np.sqrt(self._lost / np.maximum(self._size, np.finfo(float).tiny))
+        drift = np.sqrt(self._lost / max(self._positions, 1))
         beyond = np.flatnonzero(~(drift <= self._allowed.hidden))
         first = int(beyond[0]) if len(beyond) else None
         position = None if first is None else int(self._from[first])

@@ -30,6 +30,7 @@ class LogitsSummary:
     divergence: float  # mean, in nats a token
     top1: float  # share of positions, 0..1
     top5: float  # mean share of the five
+    untied: float  # share whose most likely tokens agree, or tie
 
 
 @dataclass
@@ -42,7 +43,7 @@ class LogitsResult:
     # one entry per position compared:
     prompt: list[np.ndarray] = field(default_factory=list)
     position: list[np.ndarray] = field(default_factory=list)
-    figures: list[np.ndarray] = field(default_factory=list)  # [n, 5], in LogitsSummary's order
+    figures: list[np.ndarray] = field(default_factory=list)  # [n, 6], in LogitsSummary's order
 
     def add(self, prompt: str, start: int, mine: np.ndarray, theirs: np.ndarray) -> None:
         """Logits after positions `start`, ...: `f32[T, V]` each, the reference's first."""
@@ -52,18 +53,22 @@ class LogitsResult:
         self.prompt.append(np.full(count, len(self.names) - 1))
         self.position.append(np.arange(start, start + count))
         for i in range(0, count, _ROWS):
-            self.figures.append(_compare(mine[i : i + _ROWS], theirs[i : i + _ROWS]))
+            part = slice(i, i + _ROWS)
+            with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is judged
+                self.figures.append(_compare(mine[part], theirs[part], self.allowed.tie))
 
     def summary_where(self, chosen: np.ndarray | None = None) -> LogitsSummary | None:
         """Of the positions chosen by a mask; None where there are none."""
-        figures = np.concatenate(self.figures)
+        figures = np.concatenate([np.zeros((0, 6)), *self.figures])
         figures = figures if chosen is None else figures[chosen]
         if not len(figures):
             return None
-        largest, square, divergence, top1, top5 = figures.T
+        largest, square, divergence, top1, top5, untied = figures.T
+        mean = float(divergence.mean())
         return LogitsSummary(
             len(figures), float(largest.max()), float(square.mean() ** 0.5),
-            max(0.0, float(divergence.mean())), float(top1.mean()), float(top5.mean()),
+            0.0 if mean < 0 else mean,  # by rounding; a NaN stays one
+            float(top1.mean()), float(top5.mean()), float(untied.mean()),
         )  # fmt: skip
 
     @property
@@ -101,13 +106,15 @@ class LogitsResult:
         for where, summary in parts.items():
             if summary is None:
                 continue
-            if not summary.largest <= allowed.logit:
+            if not np.isfinite(summary.largest):
+                found.append(f"a logit{where} is not finite")
+            elif not summary.largest <= allowed.logit:
                 found.append(f"a logit{where} differs by {summary.largest:.2g}")
             if not summary.divergence <= allowed.divergence:
                 found.append(f"KL divergence{where} is {summary.divergence:.2g}")
         overall = parts[""]
-        if overall and not overall.top1 >= allowed.top1:
-            found.append(f"top-1 agreement is {overall.top1:.2%}")
+        if overall and not overall.untied >= allowed.top1:
+            found.append(f"top-1 agreement, ties aside, is {overall.untied:.2%}")
         return found
 
     @property
@@ -126,8 +133,8 @@ class LogitsResult:
         return "; ".join([figures, *self.problems])
 
 
-def _compare(mine: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-    """`f32[n, V]` twice -> `f64[n, 5]`: largest, mean square, divergence, top-1, top-5."""
+def _compare(mine: np.ndarray, theirs: np.ndarray, tie: float) -> np.ndarray:
+    """`f32[n, V]` twice -> `f64[n, 6]`, as LogitsSummary has them after `positions`."""
     difference = theirs - mine
     square = np.mean(difference * difference, axis=1, dtype=np.float64)
     np.abs(difference, out=difference)
@@ -138,8 +145,10 @@ def _compare(mine: np.ndarray, theirs: np.ndarray) -> np.ndarray:
     shared = [
         len(np.intersect1d(a, b)) / len(a) for a, b in zip(best_mine, best_theirs, strict=True)
     ]
-    same = mine.argmax(axis=1) == theirs.argmax(axis=1)
-    return np.stack([difference.max(axis=1), square, divergence, same, shared], axis=1)
+    rows, other = np.arange(len(mine)), theirs.argmax(axis=1)
+    same = mine.argmax(axis=1) == other
+    untied = mine.max(axis=1) - mine[rows, other] <= tie
+    return np.stack([difference.max(axis=1), square, divergence, same, shared, untied], axis=1)
 
 
 def _log_probabilities(logits: np.ndarray) -> np.ndarray:

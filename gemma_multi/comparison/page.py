@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -64,13 +65,18 @@ def check_page(path: Path) -> None:
         raise OptionError(f"{path}: the page is HTML; give it a name that ends in .html")
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise OptionError(f"{path}: cannot be written; its directory must exist")
+    try:
+        with tempfile.TemporaryFile(dir=path.absolute().parent):
+            pass
+    except OSError as error:
+        raise OptionError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 def write_page(report: ParityReport, path: Path) -> Path:
     """Raises OptionError for a path that cannot be written, BackendError without matplotlib."""
     check_page(path)
     try:
-        write_atomically(path, page(report).encode())
+        write_atomically(path, page(report).encode(errors="replace"))
     except OSError as error:
         raise OptionError(f"{path}: cannot be written: {error.strerror or error}") from error
     return path

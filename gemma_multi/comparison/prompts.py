@@ -1,6 +1,6 @@
 """The prompts that engines are compared on: our own set, a file, or a caller's.
 
-The shipped set (`prompts.jsonl`) holds jobs for small models, 28 languages, code, numbers, emoji,
+The shipped set (`prompts.jsonl`) holds jobs for small models, 23 languages, code, numbers, emoji,
 odd spaces, empty and forged turns, conversations, and texts longer than a window of 512 tokens.
 One line is one prompt: `messages` for a conversation, or `text` to continue as it is.
 """
@@ -8,6 +8,7 @@ One line is one prompt: `messages` for a conversation, or `text` to continue as 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,9 +57,8 @@ def choose_prompts(given: Any) -> list[Prompt]:
         raise OptionError(
             "the prompt set is empty; engines that were asked nothing agree on nothing"
         )
-    names = [prompt.name for prompt in prompts]
-    for name in names:
-        if names.count(name) > 1:
+    for name, count in Counter(prompt.name for prompt in prompts).items():
+        if count > 1:
             raise OptionError(f"two prompts are called {name!r}")
     return prompts
 
@@ -86,8 +86,8 @@ def _read_jsonl(path: Path) -> list[Prompt]:
 
 def _text_of(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise OptionError(f"{path}: prompts cannot be read: {reason}") from error
 

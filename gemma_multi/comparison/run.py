@@ -29,6 +29,7 @@ from gemma_multi.comparison.weights import WeightsResult, compare_weights
 from gemma_multi.engines.base import Session
 
 MAX_TOKENS, SAMPLED_TOKENS = 200, 32
+_FEW = 12  # prompts, up to which every side writes each answer
 _CHUNK_LOGITS = 1 << 25  # numbers in one chunk of logits, 134 MB
 _CHUNK_TOKENS = 512
 
@@ -75,14 +76,15 @@ def compare(
     pairs = [_Pair(reference, other) for other in others]
     traces = [pair.trace for pair in pairs] if trace else []
     steps = len(pairs) + len(prompts) * (1 + trace)
-    turns = [*others, *others, reference]  # at writing: most is written by what is under test
+    turns = [*others, *others, reference]  # most is written by what is under test
     weights = []
     for pair in pairs:
         weights.append(compare_weights(reference, pair.other, pair.allowed))
         progress(len(weights), steps)
     tokens = [compare_tokens(reference, pair.other, prompts) for pair in pairs]
     for i, prompt in enumerate(prompts):
-        _compare_on(subjects, pairs, prompt, turns[i % len(turns)], max_tokens, seed)
+        writers = subjects if len(prompts) <= _FEW else [turns[i % len(turns)]]
+        _compare_on(subjects, pairs, prompt, writers, max_tokens, seed)
         progress(len(pairs) + i + 1, steps)
     for i, prompt in enumerate(prompts if trace else ()):
         ids = reference.model.encode(prompt.content, raw=prompt.raw)
@@ -108,10 +110,10 @@ class _Pair:
 
 
 def _compare_on(
-    subjects: Sequence[Subject], pairs: Sequence[_Pair], prompt: Prompt, writer: Subject,
-    max_tokens: int, seed: int,
+    subjects: Sequence[Subject], pairs: Sequence[_Pair], prompt: Prompt,
+    writers: Sequence[Subject], max_tokens: int, seed: int,
 ) -> None:  # fmt: skip
-    """One prompt: all read it, one writes answers, and all read those."""
+    """One prompt: all read it, some write answers, and all read those."""
     model = subjects[0].model
     ids = model.encode(prompt.content, raw=prompt.raw)
     room = min(s.model.context_length for s in subjects) - len(ids)
@@ -119,22 +121,26 @@ def _compare_on(
     after = _read_prompt(sessions, pairs, prompt.name, ids)
     for mode, length in ((GREEDY, max_tokens), (SAMPLED, min(max_tokens, SAMPLED_TOKENS))):
         options = sampling_options(model, mode, min(length, room), seed)
-        written = write(writer.model, ids, options)
-        roles = [{subjects[0]: "reference", pair.other: "other"}.get(writer, "") for pair in pairs]
-        judges = [
-            Judge(prompt.name, mode, model, ids, written, options, pair.allowed, role)
-            for pair, role in zip(pairs, roles, strict=True)
-        ]
-        for judge, row in zip(judges, after[1:], strict=True):
-            judge.look(0, after[0], row)
-        forks = [session.fork() for session in sessions]
-        for start, (mine, *others) in _in_chunks(forks, written.tokens):
-            for pair, judge, theirs in zip(pairs, judges, others, strict=True):
-                if mode == GREEDY:
-                    pair.logits.add(prompt.name, len(ids) + start, mine, theirs)
-                judge.look(start + 1, mine, theirs)
-        for pair, judge in zip(pairs, judges, strict=True):
-            pair.text.add(mode, judge.same, judge.found)
+        known: set[tuple[int, ...]] = set()  # of greedy texts, each counts once in the logits
+        for writer in writers:
+            written = write(writer.model, ids, options)
+            judges = [
+                Judge(prompt.name, mode, model, ids, written, options, pair.allowed,
+                      {subjects[0]: "reference", pair.other: "other"}.get(writer, "third"))
+                for pair in pairs
+            ]  # fmt: skip
+            for judge, row in zip(judges, after[1:], strict=True):
+                judge.look(0, after[0], row)
+            counts = mode == GREEDY and written.tokens not in known
+            forks = [session.fork() for session in sessions]
+            for start, (mine, *others) in _in_chunks(forks, written.tokens):
+                for pair, judge, theirs in zip(pairs, judges, others, strict=True):
+                    if counts:
+                        pair.logits.add(prompt.name, len(ids) + start, mine, theirs)
+                    judge.look(start + 1, mine, theirs)
+            known.add(written.tokens)
+            for pair, judge in zip(pairs, judges, strict=True):
+                pair.text.add(judge)
 
 
 def _read_prompt(

@@ -17,12 +17,12 @@ from gemma_multi.checkpoint import Checkpoint
 from gemma_multi.checkpoint.litert_file import LitertTensors
 from gemma_multi.checkpoint.resolve import resolve
 from gemma_multi.config import ModelConfig
-from gemma_multi.engines import BACKENDS, INSTALL, PRECISIONS, choose_backend, missing_packages
+from gemma_multi.engines import BACKENDS, INSTALL, PRECISIONS, missing_packages
 from gemma_multi.errors import BackendError, OptionError
 from gemma_multi.loading import load
 from gemma_multi.model import Model
 
-TRANSFORMERS = ("transformers", "reference")  # what `against` calls it
+TRANSFORMERS = ("transformers", "reference")  # as `against`; a directory is `./reference`
 _SHAPELESS = ("dtype", "eos_token_ids", "pad_token_id", "max_position_embeddings")
 
 
@@ -57,10 +57,12 @@ class Lineup:
     @property
     def longest(self) -> int:
         """Positions that every subject can hold."""
-        limits = [self.checkpoint.config.max_position_embeddings]
+        limits = []
         for checkpoint in (self.checkpoint, self.against):
-            if isinstance(checkpoint, Checkpoint) and isinstance(checkpoint.tensors, LitertTensors):
-                limits.append(checkpoint.tensors.file.info.context_length)
+            if isinstance(checkpoint, Checkpoint):
+                limits.append(checkpoint.config.max_position_embeddings)
+                if isinstance(checkpoint.tensors, LitertTensors):
+                    limits.append(checkpoint.tensors.file.info.context_length)
         return min(limits)
 
     def start(self, context_length: int) -> list[Subject]:
@@ -88,7 +90,7 @@ class Lineup:
 
 def line_up(
     checkpoint: Checkpoint, backends: str | Sequence[str], precision: str,
-    against: str | Path | Checkpoint | None,
+    against: str | Path | Checkpoint | None, local_files_only: bool = False,
 ) -> Lineup:  # fmt: skip
     """Decides who takes part. Raises OptionError or BackendError with what stands in the way."""
     skipped: tuple[str, ...] = ()
@@ -99,24 +101,23 @@ def line_up(
         skipped = tuple(name for name in BACKENDS if missing[name])
         if file and "litert" in names:  # the file itself comes first
             names = ["litert", *(name for name in names if name != "litert")]
-    elif isinstance(backends, str) or not all(isinstance(name, str) for name in backends):
-        raise OptionError(f"backends is {backends!r}, expected 'auto' or a list of names")
-    else:
+    elif isinstance(backends, list | tuple) and all(isinstance(name, str) for name in backends):
         names = list(backends)
-    chosen = []
+    else:
+        raise OptionError(f"backends is {backends!r}, expected 'auto' or a list of names")
+    chosen: list[tuple[str, str, str]] = []
     for name in names:
-        backend, _, own = name.partition(":")
-        if backend == "auto" or own not in ("", *PRECISIONS):
-            raise OptionError(
+        backend, colon, own = name.partition(":")
+        if backend not in BACKENDS or (colon and own not in PRECISIONS):
+            raise BackendError(
                 f"unknown backend {name!r}, expected {', '.join(BACKENDS)}, alone or as "
                 "'keras:bfloat16'"
             )
-        choose_backend(backend)
         if lacking := missing_packages(backend):
             raise BackendError(
                 f"backend {backend!r} needs {', '.join(lacking)}, not installed: {INSTALL[backend]}"
             )
-        if names.count(name) > 1:
+        if (backend, own or precision) in [entry[1:] for entry in chosen]:
             raise OptionError(f"backend {name!r} is named twice")
         chosen.append((name, backend, own or precision))
     if len(chosen) + (against is not None) < 2:
@@ -128,7 +129,9 @@ def line_up(
     if isinstance(against, str) and against in TRANSFORMERS:
         return Lineup(checkpoint, tuple(chosen), skipped, TRANSFORMERS[0])
     if against is not None:
-        other = against if isinstance(against, Checkpoint) else resolve(against)
+        other = against
+        if not isinstance(other, Checkpoint):
+            other = resolve(other, local_files_only=local_files_only)
         check_same_model(checkpoint, other)
         return Lineup(checkpoint, tuple(chosen), skipped, other)
     return Lineup(checkpoint, tuple(chosen), skipped, None)
@@ -144,6 +147,12 @@ def check_same_model(one: Checkpoint, other: Checkpoint) -> None:
                 f"{names[0]} and {names[1]} are different models: {field.name} is {mine} in one "
                 f"and {theirs} in the other"
             )
+    stops = [sorted(c.stop_ids) for c in (one, other)]
+    if stops[0] != stops[1]:
+        raise OptionError(
+            f"{names[0]} and {names[1]} stop at different tokens: {stops[0]} and {stops[1]}; one "
+            "would go on where the other ends"
+        )
     mine, theirs = one.tokenizer, other.tokenizer
     if mine.model == theirs.model:
         return

@@ -1,11 +1,12 @@
 """Level 4, text: does every side write what the others would have written?
 
 Design choices:
-- One side writes, step by step, as a user's `generate` does. All sides then read what was written
-  and say at each place which token they would have chosen. Up to the first place where two of
-  them differ, their texts are the same, token by token.
-- The sides take turns at writing, the reference half as often as the others. Where reading agrees
-  (`logits`) and the text does not, writing is to blame.
+- One side writes, step by step, as a user's `generate` does. All sides then read what was written,
+  the writer too, and say at each place which token they would have chosen. Up to the first place
+  where two of them differ, their texts are the same, token by token.
+- To a few prompts every side writes an answer; over many they take turns, the reference half as
+  often as the others. Where reading agrees (`logits`) and the text does not, writing is to blame.
+- A text that a third side wrote counts for a pair only as far as it is what the pair would write.
 - Where texts part, the gap between the two tokens in the reference's logits tells a tie from a
   bug. Sampling adds the same noise on all sides, without filters, so that its gap means the same.
 """
@@ -43,7 +44,7 @@ class Divergence:
     position: int  # tokens that are the same
     expected: str  # the reference's token
     received: str
-    gap: float  # between the two, in the reference's logits
+    gap: float  # between the two in the reference's logits, at least 0
     tie: bool
 
 
@@ -56,11 +57,11 @@ class TextResult:
     tokens: dict[str, int] = field(default_factory=lambda: {GREEDY: 0, SAMPLED: 0})
     divergences: list[Divergence] = field(default_factory=list)
 
-    def add(self, mode: str, length: int, found: Divergence | None) -> None:
-        self.texts[mode] += 1
-        self.tokens[mode] += length
-        if found:
-            self.divergences.append(found)
+    def add(self, judge: Judge) -> None:
+        self.texts[judge.mode] += judge.done
+        self.tokens[judge.mode] += judge.same
+        if judge.found:
+            self.divergences.append(judge.found)
 
     @property
     def bugs(self) -> list[Divergence]:
@@ -123,32 +124,48 @@ class Judge:
         options: GenerationOptions, allowed: Tolerance, writer: str,
     ) -> None:  # fmt: skip
         """`writer` is "reference", "other", or someone else."""
-        self._prompt, self._mode, self._model = prompt, mode, model
+        self.mode = mode
+        self._prompt, self._model = prompt, model
         self._start, self._options, self._allowed = len(ids), options, allowed
         self._writer = writer
         self._stops = sorted(model.stop_ids)
         self._tokens = written.tokens + ((self._stops[0],) if written.stopped else ())
-        self._open = True
+        self._left = False  # the text is no longer what this pair would write
         self.same = 0  # tokens
         self.found: Divergence | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether the whole text was followed, or as far as the two sides agree."""
+        return self.found is not None or self.same == len(self._tokens)
 
     def look(self, first: int, mine: np.ndarray, theirs: np.ndarray) -> None:
         """Logits that choose the tokens `first`, ...: `f32[T, V]`, the reference's first."""
         for t in range(first, min(first + len(mine), len(self._tokens))):
-            if not self._open:
+            if self.found or self._left:
                 return
-            wrote, row = self._tokens[t], mine[t - first]
-            expected = wrote if self._writer == "reference" else self._choose(row, t)
-            received = wrote if self._writer == "other" else self._choose(theirs[t - first], t)
-            if expected != received:
-                gap = self._score(row, expected, t) - self._score(row, received, t)
-                tie, piece = gap <= self._allowed.tie, self._model.tokenizer.piece
-                self.found = Divergence(
-                    self._prompt, self._mode, t, repr(piece(expected)), repr(piece(received)), gap,
-                    tie=tie,
-                )  # fmt: skip
-            self._open = expected == received == wrote  # else the writer is no longer either's
-            self.same += self._open
+            row, wrote = mine[t - first], self._tokens[t]
+            expected, received = self._choose(row, t), self._choose(theirs[t - first], t)
+            claims = {  # what must be the same, the likelier culprit second
+                "reference": ((expected, wrote), (wrote, received)),
+                "other": ((received, wrote), (expected, wrote)),
+            }.get(self._writer, ((expected, received),))
+            for a, b in claims:
+                if a != b:
+                    self.found = self._part(t, row, a, b)
+                    return
+            self._left = expected != wrote
+            self.same += not self._left
+
+    def _part(self, t: int, row: np.ndarray, expected: int, received: int) -> Divergence:
+        gap = abs(self._score(row, expected, t) - self._score(row, received, t))
+        expected_piece, received_piece = (
+            repr(self._model.tokenizer.piece(token)) for token in (expected, received)
+        )
+        return Divergence(
+            self._prompt, self.mode, t, expected_piece, received_piece, gap,
+            tie=gap <= self._allowed.tie,
+        )  # fmt: skip
 
     def _choose(self, row: np.ndarray, t: int) -> int:
         """The token that follows; all stop tokens are one."""
@@ -160,7 +177,7 @@ class Judge:
         """What sampling compares, in units of the logits."""
         tokens = np.array(self._stops if token == self._stops[0] else [token])
         scores = logits[tokens].astype(np.float64)
-        if self._mode == SAMPLED:
+        if self.mode == SAMPLED:
             noise = gumbel(np, self._options.seed or 0, self._start + t, tokens)
             scores += self._options.temperature * noise
         return float(scores.max())

@@ -2,7 +2,7 @@
 
 A pair is looked up by the types of the activations (`Engine.compute`). The figures come from the
 bundled model and from random weights in the true 270M shape; a bug moves them by far more than
-the room that is left here (`tests/parity/test_seeded_bugs.py`).
+the room that is left here (`tests/comparison/test_seeded_bugs.py`).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ class Tolerance:
     weight: float  # largest difference in a tensor, as a share of its largest value
     logit: float  # largest difference of a logit
     divergence: float  # mean Kullback-Leibler divergence of a token's distribution, in nats
-    top1: float  # least share of positions whose most likely token is the same
-    tie: float  # texts may part where the two tokens' logits are this close
+    top1: float  # least share of positions whose most likely token is the same, ties aside
+    tie: float  # logits of two tokens this close are a tie: either may be chosen
     hidden: float  # difference of the hidden states, as a share of their size, in any layer
     reason: str
 

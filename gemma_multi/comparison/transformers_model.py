@@ -56,7 +56,8 @@ class TransformersTokenizer(Tokenizer):
         self._theirs = AutoTokenizer.from_pretrained(str(checkpoint.path))
 
     def encode(self, text: str | bytes) -> list[int]:
-        text = text.decode() if isinstance(text, bytes) else text
+        text = text.decode(errors="replace") if isinstance(text, bytes) else text
+        text = text.encode(errors="replace").decode()  # theirs refuses lone surrogates
         ids: list[int] = self._theirs.encode(
             text, add_special_tokens=False, split_special_tokens=True
         )

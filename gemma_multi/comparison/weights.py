@@ -59,7 +59,7 @@ def compare_weights(reference: Subject, other: Subject, allowed: Tolerance) -> W
     different = []
     for name, shape in shapes.items():
         rows = max(1, _CHUNK // shape[-1]) if len(shape) == 2 else shape[0]
-        largest = top = 0.0
+        largest, top, close = 0.0, 0.0, True
         for start in range(0, shape[0], rows):
             part = slice(start, start + rows) if len(shape) == 2 else slice(None)
             held = [subject.model.engine.weight(name, part) for subject in (reference, other)]
@@ -69,13 +69,15 @@ def compare_weights(reference: Subject, other: Subject, allowed: Tolerance) -> W
             for sha, values in zip(hashes, (mine, theirs), strict=True):
                 sha.update(np.ascontiguousarray(values).data)
             if not np.array_equal(mine, theirs):  # np.maximum keeps a NaN
-                largest = float(np.maximum(largest, np.abs(mine - theirs).max()))
+                difference = np.abs(mine - theirs)
+                largest = float(np.maximum(largest, difference.max()))
+                close &= bool(np.all(difference <= _BFLOAT16_STEP * np.abs(mine)))
             top = max(top, float(np.abs(mine).max()))
         if largest:
             share = largest / top if top else math.inf
-            # 1 + w, where w was float32, is rounded once or twice
-            limit = _BFLOAT16_STEP if narrow and len(shape) == 1 else allowed.weight
-            different.append(TensorDifference(name, largest, share, share <= limit))
+            # a norm's 1 + w, where w was float32, is rounded once or twice
+            passed = close if narrow and len(shape) == 1 else share <= allowed.weight
+            different.append(TensorDifference(name, largest, share, passed))
     different.sort(key=lambda tensor: -tensor.share)
     digests = (hashes[0].hexdigest(), hashes[1].hexdigest())
     kind = "bfloat16" if narrow else "float32"

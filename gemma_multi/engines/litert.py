@@ -12,7 +12,6 @@ Design choices:
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import functools
 import hashlib
@@ -21,6 +20,7 @@ import logging
 import os
 import shutil
 import tempfile
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -377,18 +377,20 @@ def _cached(name: str, write: Callable[[Path], None]) -> LitertFile:
 
 
 def _passing(name: str, write: Callable[[Path], None]) -> LitertFile:
-    """A file that goes when this process does."""
+    """A file that goes when nobody holds it any more, or this process ends."""
     directory = tempfile.mkdtemp(prefix="gemma_multi.")
-    atexit.register(shutil.rmtree, directory, ignore_errors=True)
     target = Path(directory) / f"{name}.tflite"
     try:
         write(target)
     except OSError as error:
+        shutil.rmtree(directory, ignore_errors=True)
         raise BackendError(
             f"backend 'litert' needs room for the model's file, but {target} cannot be written: "
             f"{error.strerror or error}; set GEMMA_MULTI_CACHE to another place"
         ) from error
-    return LitertFile(target)
+    file = LitertFile(target)
+    weakref.finalize(file, shutil.rmtree, directory, ignore_errors=True)
+    return file
 
 
 def _available_cores() -> int:

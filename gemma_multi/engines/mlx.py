@@ -4,7 +4,7 @@ Design choices:
 - mlx-lm's package imports transformers and its own servers at import, several seconds. Only the
   architecture is wanted, so the two files that hold it are imported on their own.
 - Quantised weights stay packed and go to MLX as the checkpoint holds them. On a CPU, whose packed
-  kernels are twenty times slower than BLAS, a layer unpacks itself for a prompt, not for a step.
+  kernels are twenty times slower than BLAS, a layer that is given many rows unpacks itself.
 - On a GPU activations are bfloat16. On a CPU they are float32, which MLX computes faster there.
 """
 
@@ -95,7 +95,7 @@ class MlxEngine(Engine):
 
             nn.quantize(model, class_predicate=settings)
             if self.device == "cpu":
-                _unpack_for_prompts(model)
+                _unpack_for_many_rows(model)
         weights = []
         for name in config.tensor_shapes():
             stem = name.removesuffix(".weight")
@@ -212,7 +212,7 @@ class MlxSession(Session):
         return copy
 
 
-def _unpack_for_prompts(model: Any) -> None:
+def _unpack_for_many_rows(model: Any) -> None:
     import mlx.core as mx
     import mlx.nn as nn
 

@@ -116,6 +116,12 @@ def test_words_from_prompts_cannot_become_markup(tmp_path: Path) -> None:
     assert "<b>&" not in page.replace("<b>keras", "")
 
 
+def test_half_a_character_does_not_lose_the_page(tmp_path: Path) -> None:
+    prompts = [Prompt("n\ud800", "Hello")]
+    found = parity("storyteller", ["keras", "litert"], prompts=prompts, max_tokens=2)
+    assert "n?" in found.save(tmp_path / "page.html").read_text()
+
+
 @pytest.mark.parametrize("name", ["page.pdf", "absent/page.html", "."])
 def test_a_place_that_cannot_hold_a_page_is_refused(
     report: ParityReport, tmp_path: Path, name: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from tiny import edit_json, tiny_checkpoint
 
 import gemma_multi
 from gemma_multi import BackendError, ContextError, OptionError, ParityReport, parity
+from gemma_multi.checkpoint.resolve import BUNDLED
 from gemma_multi.comparison.prompts import Prompt, choose_prompts, shipped_prompts
 from gemma_multi.comparison.tolerances import TOLERANCES
 
@@ -114,7 +116,7 @@ def test_float32_weights_are_the_same_once_rounded() -> None:
 
 def test_prompts_may_come_from_files(tmp_path: Path) -> None:
     lines = tmp_path / "prompts.txt"
-    lines.write_text("one\n\ntwo \u2028 still two\n")
+    lines.write_text("\ufeffone\n\ntwo \u2028 still two\n")
     assert [p.content[0]["content"] for p in choose_prompts(lines)] == [
         "one",
         "two \u2028 still two",
@@ -136,6 +138,7 @@ def test_prompts_may_come_from_files(tmp_path: Path) -> None:
         (7, "prompts is a int"),
         ("absent.jsonl", "absent.jsonl: prompts cannot be read: No such file"),
         ("prompts.csv", "come as .jsonl or .txt"),
+        ("a\0.txt", "prompts cannot be read"),
         ([Prompt("a", "x"), Prompt("a", "y")], "two prompts are called 'a'"),
     ],
 )
@@ -177,8 +180,10 @@ def test_an_empty_file_is_never_a_pass(tmp_path: Path) -> None:
         ({"backends": []}, OptionError, "nothing alone has nothing"),
         ({"backends": ["keras", "keras"]}, OptionError, "'keras' is named twice"),
         ({"backends": ["keras", "tpu"]}, BackendError, "unknown backend 'tpu'"),
-        ({"backends": ["keras", "mlx:int3"]}, OptionError, "unknown backend 'mlx:int3'"),
+        ({"backends": ["keras", "mlx:int3"]}, BackendError, "unknown backend 'mlx:int3'"),
         ({"backends": "keras"}, OptionError, "expected 'auto' or a list"),
+        ({"backends": None}, OptionError, "backends is None, expected 'auto' or a list"),
+        ({"backends": ["keras", "keras:"]}, BackendError, "unknown backend 'keras:'"),
         ({"max_tokens": 0}, OptionError, "max_tokens is 0"),
         ({"prompts": ["word " * 3000]}, ContextError, "'prompt-1' is .* tokens long"),
         ({"against": "absent.tflite"}, gemma_multi.CheckpointError, "absent.tflite: no such file"),
@@ -211,6 +216,26 @@ def test_different_models_are_told_apart_by_name(tiny_copy: Path, tmp_path: Path
     edit_json(tiny_copy / "config.json", sliding_window=17)
     with pytest.raises(OptionError, match="sliding_window is 16 in one and 17 in the other"):
         parity(tiny_checkpoint(), ["keras"], against=tiny_copy, **SHORT)
+
+
+def test_different_stop_tokens_are_told_apart(tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(BUNDLED["storyteller"], tmp_path / "copy"))
+    edit_json(copy / "generation_config.json", eos_token_id=[1, 106, 300])
+    with pytest.raises(OptionError, match=r"stop at different tokens: \[1, 106\] and \[1, 106, 3"):
+        parity("storyteller", ["keras"], against=copy, **SHORT)
+
+
+def test_a_model_with_a_shorter_context_limits_both(tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(BUNDLED["storyteller"], tmp_path / "copy"))
+    edit_json(copy / "config.json", max_position_embeddings=32)
+    found = parity("storyteller", ["keras"], against=copy, prompts=["Hello there."], max_tokens=60)
+    assert found.passed, found
+    assert found.comparisons[0].logits.positions.max() <= 31
+
+
+def test_the_hub_is_not_asked_for_what_is_compared_with_either() -> None:
+    with pytest.raises(gemma_multi.HubError, match="nobody/nothing-here"):
+        parity("storyteller", ["keras"], against="nobody/nothing-here", local_files_only=True)
 
 
 def test_different_tokenizers_are_told_apart_by_piece(tiny_copy: Path) -> None:

@@ -7,6 +7,7 @@ name, and which levels must stay quiet.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -164,15 +165,32 @@ def test_scales_rounded_to_float16_in_one_layer_are_found_in_the_weights(
     assert [tensor.name for tensor in found.weights.different] == [name]
 
 
+@pytest.mark.parametrize("names", [["litert", "keras"], ["keras", "litert"]])
+@pytest.mark.parametrize("many", [True, False])
 def test_a_bug_in_stepping_alone_is_found_in_the_text(
-    start: Start, some_prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    subjects = start(["litert", "keras"])
+    names: list[str], many: bool, start: Start, some_prompts: list[Prompt],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """On either side, over many prompts, where sides take turns, and over one."""
+    prompts = [replace(p, name=f"{p.name}-{i}") for i in range(3) for p in some_prompts[:5]]
+    subjects = start(names)
     step = KerasSession.step
     monkeypatch.setattr(KerasSession, "step", lambda self, ids: np.roll(step(self, ids), 1))
-    found = run(subjects, some_prompts, trace=False)
+    found = run(subjects, prompts if many else some_prompts[:1], trace=False)
     assert failed(found) == {"text"}
-    assert not found.text.bugs[0].tie
+    assert found.text.bugs[0].gap > 0.1
+
+
+def test_a_third_side_that_derails_does_not_speak_for_the_others(
+    start: Start, some_prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subjects = start(["litert", "mlx", "keras"])
+    step = KerasSession.step
+    monkeypatch.setattr(KerasSession, "step", lambda self, ids: np.roll(step(self, ids), 1))
+    mlx, keras = compare(subjects, some_prompts[:2], max_tokens=24)
+    assert failed(keras) == {"text"}
+    assert failed(mlx) == set()
+    assert mlx.text.texts["greedy"] == 4  # two prompts, written by LiteRT and by MLX
 
 
 def test_without_a_bug_nothing_is_found(start: Start, some_prompts: list[Prompt]) -> None:
