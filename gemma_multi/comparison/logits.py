@@ -17,7 +17,7 @@ from gemma_multi.comparison.tolerances import Tolerance
 
 REGIONS = ("short", "at the window's edge", "past the window")
 _TOP = 5
-_ROWS = 16  # positions at a time: 17 MB over 262,144 words, a few times
+_CHUNK = 1 << 20  # logits looked at together: 4 MB, a few times
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,9 @@ class LogitsResult:
         count = len(mine)
         self.prompt.append(np.full(count, len(self.names) - 1))
         self.position.append(np.arange(start, start + count))
-        for i in range(0, count, _ROWS):
-            part = slice(i, i + _ROWS)
+        rows = max(1, _CHUNK // mine.shape[1])
+        for i in range(0, count, rows):
+            part = slice(i, i + rows)
             with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is judged
                 self.figures.append(_compare(mine[part], theirs[part], self.allowed.tie))
 

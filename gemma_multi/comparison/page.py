@@ -208,7 +208,7 @@ def _prompts(report: ParityReport) -> str:
     rows = [
         [escape(p.name), escape(p.kind), escape(p.language)] for p in report.prompts
     ]  # fmt: skip
-    text = _details(f"The {len(rows)} prompts", ["name", "kind", "language"], rows, most=1000)
+    text = _details("The prompts", ["name", "kind", "language"], rows, most=1000)
     if report.left_out:
         text += f"<p>Too long for this model: {escape(', '.join(report.left_out))}.</p>"
     meaning = "".join(f"<li><b>{level}</b>: {what}</li>" for level, what in _LEVELS.items())
@@ -230,7 +230,8 @@ def _mark(passed: bool) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value:.1e}" if value and not 0.01 <= value < 1000 else f"{value:.3g}"
+    text = f"{value:.1e}" if value and not 0.01 <= value < 1000 else f"{value:.3g}"
+    return text.replace("-", "\u2011")  # at which no line breaks
 
 
 def _limit(value: float) -> str:

@@ -150,7 +150,7 @@ def _read_prompt(
     for start, (mine, *theirs) in _in_chunks(sessions, ids):
         for pair, logits in zip(pairs, theirs, strict=True):
             pair.logits.add(name, start, mine, logits)
-    return [mine[-1:], *(logits[-1:] for logits in theirs)]
+    return [logits[-1:].copy() for logits in (mine, *theirs)]  # a view would keep the chunk
 
 
 def _in_chunks(

@@ -211,15 +211,16 @@ class _Row:
         """Reads `i32[T]`; the logits after each: `f32[T, V]`."""
         limit = self._engine.context_length
         size = min(SCORE_TOKENS, limit)
-        parts, done = [], 0
+        logits = np.empty((len(ids), self._engine.config.vocab_size), np.float32)
+        done = 0
         while done < len(ids):
             fits = len(ids) - done > 1 and start + done + size <= limit
             count = min(size, len(ids) - done) if fits else 1
             signature, width = (SCORE, size) if fits else (DECODE, 1)
-            part = ids[done : done + count]
-            parts.append(self._run(signature, part, start + done, width)[:count])
+            part = slice(done, done + count)
+            logits[part] = self._run(signature, ids[part], start + done, width)[:count]
             done += count
-        return np.concatenate(parts)
+        return logits
 
     def trace(self, ids: np.ndarray) -> np.ndarray:
         """Reads `i32[T]` from the start; the hidden states of each: `f32[T, (L + 2) * D]`."""
