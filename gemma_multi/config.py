@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from gemma_multi.errors import ConfigError
+from gemma_multi.errors import ConfigError, OptionError
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 EMBEDDING = "model.embed_tokens.weight"
@@ -240,6 +240,14 @@ def round_scale(value: float, dtype: str) -> float:
         rounded = (bits + 0x7FFF + ((bits >> np.uint64(16)) & np.uint64(1))) >> np.uint64(16)
         return float(np.uint32(rounded << np.uint64(16)).view(np.float32))
     return float(np.float16(value) if dtype == "float16" else np.float32(value))
+
+
+def check_context_length(asked: int | None, longest: int) -> int:
+    """Positions as asked for, or the longest there are. Raises OptionError."""
+    length = longest if asked is None else asked
+    if type(length) is not int or not 1 <= length <= longest:
+        raise OptionError(f"context_length is {length!r}, expected 1 to {longest}")
+    return length
 
 
 def alternate(num_layers: int, pattern: int) -> tuple[str, ...]:

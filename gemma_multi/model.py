@@ -117,7 +117,7 @@ class Model:
         for start in range(0, len(ids) - 1, _SCORE_CHUNK):
             targets = ids[start + 1 : start + 1 + _SCORE_CHUNK]
             logits = session.score(ids[start : start + len(targets)])[0]
-            logits -= logits.max(axis=-1, keepdims=True)
+            logits = logits - logits.max(axis=-1, keepdims=True)  # theirs may be read-only
             found = logits[np.arange(len(targets)), targets].astype(np.float64)
             totals = np.exp(logits, out=logits).sum(axis=-1, dtype=np.float64)
             logprobs += (found - np.log(totals)).tolist()

@@ -24,6 +24,7 @@ from gemma_multi.checkpoint.litert_format import (
     TRAILER_MARK,
 )
 from gemma_multi.checkpoint.provenance import Provenance
+from gemma_multi.config import check_context_length
 from gemma_multi.errors import BackendError, CheckpointError, OptionError
 from gemma_multi.exporters.report import ExportReport, check_target
 from gemma_multi.files import write_atomically
@@ -134,10 +135,7 @@ def _choose(
     precision: str, cache: str,
 ) -> ExportInfo:  # fmt: skip
     """The options, checked, with the automatic ones decided."""
-    longest = checkpoint.config.max_position_embeddings
-    length = longest if context_length is None else context_length
-    if type(length) is not int or not 1 <= length <= longest:
-        raise OptionError(f"context_length is {length!r}, expected 1 to {longest}")
+    length = check_context_length(context_length, checkpoint.config.max_position_embeddings)
     if precision == "auto":  # float32 holds whatever is stored, mixtures too
         precision = checkpoint.precision if checkpoint.precision in PRECISIONS else "float32"
     if precision not in PRECISIONS:

@@ -23,7 +23,7 @@ from gemma_multi.loading import load
 from gemma_multi.model import Model
 
 TRANSFORMERS = ("transformers", "reference")  # as `against`; a directory is `./reference`
-_SHAPELESS = ("dtype", "eos_token_ids", "pad_token_id", "max_position_embeddings")
+_MAY_DIFFER = ("dtype", "eos_token_ids", "pad_token_id", "max_position_embeddings")
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def check_same_model(one: Checkpoint, other: Checkpoint) -> None:
     names = [str(c.path or c.provenance.source) for c in (one, other)]
     for field in fields(ModelConfig):
         mine, theirs = (getattr(c.config, field.name) for c in (one, other))
-        if mine != theirs and field.name not in _SHAPELESS:
+        if mine != theirs and field.name not in _MAY_DIFFER:
             raise OptionError(
                 f"{names[0]} and {names[1]} are different models: {field.name} is {mine} in one "
                 f"and {theirs} in the other"

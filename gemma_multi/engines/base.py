@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from gemma_multi.checkpoint import Checkpoint
-from gemma_multi.config import ModelConfig
+from gemma_multi.config import ModelConfig, check_context_length
 from gemma_multi.errors import ContextError, OptionError
 from gemma_multi.quantization import quantize_checkpoint
 
@@ -47,11 +47,7 @@ class Engine(ABC):
 
     def check_context(self, context_length: int | None) -> int:
         """The length a session may have: as asked for, or all the engine can hold."""
-        limit = self.context_length
-        length = limit if context_length is None else context_length
-        if type(length) is not int or not 1 <= length <= limit:
-            raise OptionError(f"context_length is {length!r}, expected 1 to {limit}")
-        return length
+        return check_context_length(context_length, self.context_length)
 
     def trace(self, ids: Ids) -> np.ndarray:
         """The hidden states of one text, `i32[T]` -> `f32[L + 2, T, D]`: the scaled embedding,

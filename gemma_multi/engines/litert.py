@@ -47,7 +47,7 @@ from gemma_multi.checkpoint.litert_format import (
     cache_scale_names,
     ring_positions,
 )
-from gemma_multi.config import SLIDING
+from gemma_multi.config import SLIDING, check_context_length
 from gemma_multi.engines.base import Engine, Session
 from gemma_multi.engines.litert_runtime import Runtime
 from gemma_multi.errors import BackendError, CheckpointError, OptionError
@@ -303,10 +303,8 @@ def _ready_file(checkpoint: Checkpoint, precision: str, context_length: int | No
     """The file to run: the one that was opened, or an export of the checkpoint in the cache."""
     tensors = checkpoint.tensors
     longest = checkpoint.config.max_position_embeddings
-    if context_length is not None and (
-        type(context_length) is not int or not 1 <= context_length <= longest
-    ):
-        raise OptionError(f"context_length is {context_length!r}, expected 1 to {longest}")
+    if context_length is not None:
+        check_context_length(context_length, longest)
     if isinstance(tensors, LitertTensors):
         info = tensors.file.info
         if precision not in ("auto", info.precision):
