@@ -70,6 +70,7 @@ def test_the_wheel_carries_the_model_the_types_and_the_exporters(tmp_path: Path)
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {
         "gemma_multi/py.typed",
+        "gemma_multi/comparison/prompts.jsonl",
         "gemma_multi/exporters/__init__.py",
         "gemma_multi/models/storyteller/model.safetensors",
         "gemma_multi/models/storyteller/tokenizer.model",
@@ -80,6 +81,8 @@ def test_the_wheel_carries_the_model_the_types_and_the_exporters(tmp_path: Path)
     sources |= {f"gemma_multi/{p.relative_to(ROOT)}" for p in (ROOT / "exporters").rglob("*.py")}
     assert packaged == sources
     assert not any(name.startswith(("tests", "benchmarks", "exporters/")) for name in names)
+    (entries,) = (n for n in names if n.endswith("entry_points.txt"))
+    assert "[pytest11]" in zipfile.ZipFile(wheel).read(entries).decode()
 
 
 def test_the_bundled_model_is_what_was_promised() -> None:
