@@ -53,7 +53,10 @@ class TransformersTokenizer(Tokenizer):
                 "transformers needs a model directory with its tokenizer, received "
                 f"{checkpoint.path or 'a checkpoint in memory'}"
             )
+        # from a tokenizer.model it would let a text spell these, even when told to split them
+        control = [self.piece(i) for i in range(self.vocab_size) if self._processor.is_control(i)]
         self._theirs = AutoTokenizer.from_pretrained(str(checkpoint.path))
+        self._theirs.backend_tokenizer.add_special_tokens(control)
 
     def encode(self, text: str | bytes) -> list[int]:
         text = text.decode(errors="replace") if isinstance(text, bytes) else text
