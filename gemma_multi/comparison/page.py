@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gemma_multi import __version__
-from gemma_multi.comparison.logits import REGIONS
+from gemma_multi.comparison.logits import REGIONS, LogitsSummary
 from gemma_multi.comparison.plots import Line, check_matplotlib, plot
 from gemma_multi.comparison.tolerances import Tolerance
 from gemma_multi.errors import OptionError
@@ -215,12 +215,9 @@ def _prompts(report: ParityReport) -> str:
     return f"<h2>What was compared</h2><ul>{meaning}</ul>{text}"
 
 
-def _figures(summary: object) -> list[str]:
-    from gemma_multi.comparison.logits import LogitsSummary
-
-    if not isinstance(summary, LogitsSummary):
+def _figures(s: LogitsSummary | None) -> list[str]:
+    if s is None:
         return ["none"] + [""] * 5
-    s = summary
     return [f"{s.positions:,}", _number(s.largest), _number(s.rms), _number(s.divergence),
             f"{s.top1:.2%}", f"{s.top5:.2%}"]  # fmt: skip
 

@@ -17,7 +17,7 @@ from gemma_multi.checkpoint import Checkpoint
 from gemma_multi.checkpoint.litert_file import LitertTensors
 from gemma_multi.checkpoint.resolve import resolve
 from gemma_multi.config import ModelConfig
-from gemma_multi.engines import BACKENDS, INSTALL, PRECISIONS, missing_packages
+from gemma_multi.engines import BACKENDS, PRECISIONS, check_installed, missing_packages
 from gemma_multi.errors import BackendError, OptionError
 from gemma_multi.loading import load
 from gemma_multi.model import Model
@@ -113,10 +113,7 @@ def line_up(
                 f"unknown backend {name!r}, expected {', '.join(BACKENDS)}, alone or as "
                 "'keras:bfloat16'"
             )
-        if lacking := missing_packages(backend):
-            raise BackendError(
-                f"backend {backend!r} needs {', '.join(lacking)}, not installed: {INSTALL[backend]}"
-            )
+        check_installed(backend)
         if (backend, own or precision) in [entry[1:] for entry in chosen]:
             raise OptionError(f"backend {name!r} is named twice")
         chosen.append((name, backend, own or precision))

@@ -43,10 +43,7 @@ def create_engine(
         raise OptionError(
             f"unknown precision {precision!r}, expected one of {', '.join(PRECISIONS)}"
         )
-    if missing := missing_packages(backend):
-        raise BackendError(
-            f"backend {backend!r} needs {', '.join(missing)}, not installed: {INSTALL[backend]}"
-        )
+    check_installed(backend)
     try:
         module = importlib.import_module(f"gemma_multi.engines.{backend}")
         if backend == "litert":
@@ -97,6 +94,14 @@ def missing_packages(backend: str) -> list[str]:
         "litert": ("ai_edge_litert",),
     }[backend]
     return [name for name in needed if not _installed(name)]
+
+
+def check_installed(backend: str) -> None:
+    """Raises BackendError with what to install."""
+    if missing := missing_packages(backend):
+        raise BackendError(
+            f"backend {backend!r} needs {', '.join(missing)}, not installed: {INSTALL[backend]}"
+        )
 
 
 def _installed(name: str) -> bool:

@@ -197,12 +197,15 @@ def test_bad_options_are_refused(options: dict, error: type[Exception], words: s
 def test_a_backend_that_is_not_installed_is_passed_over_by_auto_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    from gemma_multi import engines
     from gemma_multi.comparison import subjects
 
-    missing = subjects.missing_packages
-    monkeypatch.setattr(
-        subjects, "missing_packages", lambda name: ["mlx.core"] if name == "mlx" else missing(name)
-    )
+    missing = engines.missing_packages
+    for module in (engines, subjects):
+        monkeypatch.setattr(
+            module, "missing_packages",
+            lambda name: ["mlx.core"] if name == "mlx" else missing(name),
+        )  # fmt: skip
     found = parity("storyteller", **SHORT)
     assert found.skipped == ("mlx",)
     assert "not installed: mlx" in str(found)
