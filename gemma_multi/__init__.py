@@ -21,10 +21,13 @@ if TYPE_CHECKING:
         CheckpointError,
         ConfigError,
         ContextError,
+        DataError,
         GemmaError,
         HubError,
         OptionError,
         TokenizerError,
+        TrainingError,
+        TrainingStopped,
     )
     from gemma_multi.exporters import export
     from gemma_multi.exporters.report import ExportReport
@@ -33,6 +36,8 @@ if TYPE_CHECKING:
     from gemma_multi.model import Chat, Model, TextStream
     from gemma_multi.quantization import QuantizationReport, quantize
     from gemma_multi.tokenizer import Tokenizer
+    from gemma_multi.training.finetune import FineTune, finetune
+    from gemma_multi.training.validation import ValidationLoss, validation_loss
 
 __version__ = "0.1.0"
 
@@ -43,7 +48,9 @@ _HOME = {
     "CheckpointError": "errors",
     "ConfigError": "errors",
     "ContextError": "errors",
+    "DataError": "errors",
     "ExportReport": "exporters.report",
+    "FineTune": "training.finetune",
     "GemmaError": "errors",
     "GenerationOptions": "generation",
     "GenerationResult": "generation",
@@ -57,10 +64,15 @@ _HOME = {
     "TextStream": "model",
     "Tokenizer": "tokenizer",
     "TokenizerError": "errors",
+    "TrainingError": "errors",
+    "TrainingStopped": "errors",
+    "ValidationLoss": "training.validation",
     "export": "exporters",
+    "finetune": "training.finetune",
     "load": "loading",
     "parity": "comparison",
     "quantize": "quantization",
+    "validation_loss": "training.validation",
 }
 __all__ = [
     "BackendError",
@@ -69,7 +81,9 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "ContextError",
+    "DataError",
     "ExportReport",
+    "FineTune",
     "GemmaError",
     "GenerationOptions",
     "GenerationResult",
@@ -83,10 +97,15 @@ __all__ = [
     "TextStream",
     "Tokenizer",
     "TokenizerError",
+    "TrainingError",
+    "TrainingStopped",
+    "ValidationLoss",
     "export",
+    "finetune",
     "load",
     "parity",
     "quantize",
+    "validation_loss",
 ]
 
 

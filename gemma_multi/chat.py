@@ -26,6 +26,25 @@ def encode_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int
     return ids + open_turn(tokenizer, "model")
 
 
+def encode_answered(
+    tokenizer: Tokenizer, turns: Sequence[tuple[str, str]]
+) -> tuple[list[int], list[bool]]:
+    """A whole conversation to learn from: (ids, which of them the model says).
+
+    The model says the text of its turns and the `<end_of_turn>` after it, as it does when it
+    generates; the line break behind the last turn is left away.
+    """
+    ids, said = [tokenizer.bos_id], [False]
+    for role, text in turns:
+        opening, closing = open_turn(tokenizer, role), close_turn(tokenizer)
+        content = tokenizer.encode(text.strip())
+        ids += opening + content + closing
+        said += [False] * len(opening) + [role == "model"] * (len(content) + 1)
+        said += [False] * (len(closing) - 1)
+    trailing = len(close_turn(tokenizer)) - 1
+    return ids[:-trailing], said[:-trailing]
+
+
 def encode_turn(tokenizer: Tokenizer, role: str, text: str) -> list[int]:
     """One whole turn, from `<start_of_turn>` to the newline after `<end_of_turn>`."""
     return open_turn(tokenizer, role) + tokenizer.encode(text.strip()) + close_turn(tokenizer)

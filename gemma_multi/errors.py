@@ -37,3 +37,15 @@ class OptionError(GemmaError, ValueError):
 
 class ContextError(OptionError):
     """More tokens than the context holds."""
+
+
+class DataError(GemmaError):
+    """Training data that cannot be used as it is; the file and the line are named."""
+
+
+class TrainingError(GemmaError):
+    """A training run that cannot start, go on, or be taken up again."""
+
+
+class TrainingStopped(TrainingError):
+    """A run that was interrupted on purpose; its state is saved."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from gemma_multi.checkpoint import Checkpoint
@@ -18,6 +19,7 @@ def load(
     precision: str = "auto",
     context_length: int | None = None,
     threads: int | None = None,
+    adapter: str | Path | Mapping[str, str | Path] | None = None,
     revision: str | None = None,
     local_files_only: bool = False,
 ) -> Model:
@@ -33,6 +35,8 @@ def load(
         fast at it. Asking for int4 puts a dense checkpoint on the portable int4 grid.
     context_length: tokens; None for all the model has, on LiteRT for at most 4,096.
     threads: the processor's cores to use; LiteRT only, None for all there are.
+    adapter: the directory of a LoRA adapter in PEFT's layout, or several by name, of which the
+        first is used; `Model.adapter` switches among them.
     revision: a branch, tag or commit of a hub repository.
     local_files_only: never ask the hub, use its cache only.
 
@@ -44,4 +48,10 @@ def load(
     if backend == "auto" and isinstance(model.tensors, LitertTensors):
         backend = "litert"
     engine = create_engine(model, backend, precision, context_length, threads)
-    return Model(model, engine, context_length)
+    loaded = Model(model, engine, context_length)
+    if adapter is not None:
+        named = adapter if isinstance(adapter, Mapping) else {Path(adapter).name: adapter}
+        for name, path in named.items():
+            loaded.add_adapter(name, path)
+        loaded.adapter(next(iter(named), None))
+    return loaded

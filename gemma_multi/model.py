@@ -15,7 +15,10 @@ import numpy as np
 
 from gemma_multi import chat as chat_format
 from gemma_multi.checkpoint import Checkpoint
+from gemma_multi.checkpoint.adapter import Adapter
+from gemma_multi.checkpoint.checkpoint import Tensor
 from gemma_multi.config import ModelConfig
+from gemma_multi.engines import create_engine
 from gemma_multi.engines.base import Engine, Session
 from gemma_multi.errors import ContextError, OptionError
 from gemma_multi.generation import GenerationOptions, GenerationResult, TextScore
@@ -34,9 +37,15 @@ class Model:
     def __init__(
         self, checkpoint: Checkpoint, engine: Engine, context_length: int | None = None
     ) -> None:
-        self.checkpoint = checkpoint
+        self.base = checkpoint
         self.engine = engine
         self.context_length = engine.check_context(context_length)
+        self.adapters: dict[str, Adapter] = {}  # that can be switched to, by name
+        self.active_adapter: str | None = None
+        self._merged: tuple[str, Checkpoint] | None = None  # the last one asked for
+        self._packed: dict[
+            str, dict[str, Tensor]
+        ] = {}  # merged layers on the grid, which are small
         vocabulary = self.tokenizer.vocab_size
         if vocabulary < self.config.vocab_size - 64:  # models pad their vocabulary a little
             raise OptionError(
@@ -45,12 +54,61 @@ class Model:
         self.stop_ids = checkpoint.stop_ids
 
     @property
+    def checkpoint(self) -> Checkpoint:
+        """What runs: the checkpoint that was loaded, with the active adapter merged."""
+        if self.active_adapter is None:
+            return self.base
+        if self._merged is None or self._merged[0] != self.active_adapter:
+            merged = self.adapters[self.active_adapter].merge(self.base)
+            self._merged = (self.active_adapter, merged)
+        return self._merged[1]
+
+    @property
     def tokenizer(self) -> Tokenizer:
-        return self.checkpoint.tokenizer
+        return self.base.tokenizer
 
     @property
     def config(self) -> ModelConfig:
-        return self.checkpoint.config
+        return self.base.config
+
+    def add_adapter(self, name: str, path: str | Path) -> None:
+        """Makes a LoRA adapter (PEFT's layout) known under `name`. Raises CheckpointError where it
+        is malformed or for another model."""
+        if not isinstance(name, str) or not name or name in self.adapters:
+            raise OptionError(f"adapter name {name!r} is taken or no name")
+        self.adapters[name] = Adapter.open(path, self.config)
+
+    def adapter(self, name: str | None) -> Model:
+        """Switches to an adapter by name, or with None back to the base; the base is not loaded
+        again. A chat reads its conversation anew when it goes on. Returns this model."""
+        if name is not None and name not in self.adapters:
+            known = ", ".join(map(repr, self.adapters)) or "none"
+            raise OptionError(f"no adapter is called {name!r}; there are: {known}")
+        if name == self.active_adapter:
+            return self
+        before = self.adapters.get(self.active_adapter or "")
+        if self.engine.fixed_weights:
+            merged = self.base if name is None else self.adapters[name].merge(self.base)
+            self.engine = create_engine(
+                merged, self.engine.name, self.engine.precision, self.engine.context_length,
+                getattr(self.engine, "threads", None),
+            )  # fmt: skip
+        else:
+            changes = {n: self.base.tensors[n] for n in (before.tensors if before else ())}
+            self.engine.assign(changes | self._changes(name))
+        self.active_adapter = name
+        return self
+
+    def _changes(self, name: str | None) -> dict[str, Tensor]:
+        """The layers that an adapter changes, with the change in them."""
+        if name is None:
+            return {}
+        if name not in self._packed:
+            merged = dict(self.adapters[name].merged(self.base))
+            if not self.base.is_quantized:
+                return merged
+            self._packed[name] = merged
+        return self._packed[name]
 
     @property
     def backend(self) -> str:
@@ -128,6 +186,7 @@ class Model:
         config, checkpoint = self.config, self.checkpoint
         return {
             "source": checkpoint.provenance.source,
+            **({"adapter": self.active_adapter} if self.active_adapter else {}),
             "license": checkpoint.provenance.license,
             "parameters": config.num_parameters,
             "embedding_parameters": config.num_embedding_parameters,
@@ -158,7 +217,7 @@ class Model:
         return self.engine.session(1, self.context_length)
 
     def _options(self, given: dict[str, Any]) -> GenerationOptions:
-        return GenerationOptions.merge(self.checkpoint.generation, given)
+        return GenerationOptions.merge(self.base.generation, given)
 
 
 class TextStream:
@@ -237,8 +296,12 @@ class Chat:
         """Forgets the conversation, not the system text."""
         self.messages: list[dict[str, str]] = []
         self._ids = [self._model.tokenizer.bos_id]  # the whole conversation so far
-        self._session = self._model._session()
+        self._start_session()
         self._answer: ChatStream | None = None
+
+    def _start_session(self) -> None:
+        self._session = self._model._session()
+        self._adapter = self._model.active_adapter  # whose cache the session holds
 
     def send(self, text: str, **options: Any) -> GenerationResult:
         """The model's answer to a user's turn."""
@@ -274,6 +337,8 @@ class ChatStream(TextStream):
                 f"the conversation would be {len(self._before)} tokens long, but the context "
                 f"holds {model.context_length}; reset it or raise context_length"
             )
+        if chat._adapter != model.active_adapter:
+            chat._start_session()
         # what an earlier turn generated but never read is read now, with the new turn
         known = _common_prefix(chat._session.ids[0].tolist(), self._before)
         chat._session.truncate(min(known, len(self._before) - 1))

@@ -1,48 +1,24 @@
-"""What the storyteller reads: conversations by index, as padded batches of token ids.
+"""What the storyteller reads: conversations by number, and the tokenizer made for them.
 
-Design choices:
-- Conversation number `i` of a seed is always the same, so a resumed run reads on where the
-  interrupted one stopped, and nothing needs to be stored.
-- Batches hold conversations of one kind (tasks, or stories of one length) so that little of a
-  batch is padding, and only a handful of shapes is ever compiled.
-- The loss looks at what the model says and at the `<end_of_turn>` after it, not at the prompts.
+Conversation number `i` of a seed is always the same, so nothing needs to be stored, and a resumed
+run reads on where it stopped. Of ten conversations three are tasks, and two short, three medium
+and two long stories.
 """
 
 from __future__ import annotations
 
 import io
 import random
-from dataclasses import dataclass
+from collections.abc import Iterator
 
-import numpy as np
 import sentencepiece
 import stories
 import tasks
 
-from gemma_multi import chat
-from gemma_multi.tokenizer import Tokenizer
-
 VOCAB_SIZE = 4096
 NUM_UNUSED = 99  # <unused0> .. <unused98>, so that <start_of_turn> is 105 as in Gemma
-
-
-@dataclass(frozen=True)
-class Bucket:
-    """One batch shape. `share` is how often it comes up, out of the sum of all shares."""
-
-    kind: str
-    rows: int
-    width: int
-    share: int
-
-
-BUCKETS = (
-    Bucket("task", 56, 72, 3),
-    Bucket("short", 21, 192, 2),
-    Bucket("medium", 16, 256, 3),
-    Bucket("long", 12, 328, 2),
-)
-_SCHEDULE = [bucket for bucket in BUCKETS for _ in range(bucket.share)]
+KINDS = ("task",) * 9 + ("short",) * 2 + ("medium",) * 3 + ("long",) * 2  # by rows: tasks are brief
+TOKENIZER_KINDS = ("task",) * 3 + ("short",) * 2 + ("medium",) * 3 + ("long",) * 2
 
 
 def conversation(kind: str, rng: random.Random) -> list[dict[str, str]]:
@@ -54,42 +30,32 @@ def conversation(kind: str, rng: random.Random) -> list[dict[str, str]]:
             return turns
 
 
-def encode(tokenizer: Tokenizer, turns: list[dict[str, str]]) -> tuple[list[int], list[int]]:
-    """Token ids of a whole conversation, and 1 where a token is the model's own."""
-    ids, mine = [tokenizer.bos_id], [0]
-    for turn in turns:
-        opening = chat.open_turn(tokenizer, turn["role"])
-        text = tokenizer.encode(turn["content"])
-        closing = chat.close_turn(tokenizer)
-        ids += opening + text + closing
-        said = int(turn["role"] == "model")
-        mine += [0] * len(opening) + [said] * (len(text) + 1) + [0] * (len(closing) - 1)
-    return ids, mine
+def rows(count: int, seed: int = 0) -> Iterator[dict[str, list[dict[str, str]]]]:
+    """`count` rows as `finetune` takes them."""
+    for i in range(count):
+        rng = random.Random(f"{seed} {i}")
+        yield {"messages": conversation(rng.choice(KINDS), rng)}
 
 
-def batch(tokenizer: Tokenizer, step: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Batch number `step`: ids and loss mask, both i32[rows, width]."""
-    rng = random.Random(f"{seed} {step}")
-    bucket = random.Random(f"{seed} {step // len(_SCHEDULE)}").sample(_SCHEDULE, len(_SCHEDULE))[
-        step % len(_SCHEDULE)
-    ]
-    ids = np.zeros((bucket.rows, bucket.width), np.int32)
-    mask = np.zeros_like(ids)
-    for row in range(bucket.rows):
-        tokens, mine = encode(tokenizer, conversation(bucket.kind, rng))
-        tokens, mine = tokens[: bucket.width], mine[: bucket.width]
-        ids[row, : len(tokens)], mask[row, : len(mine)] = tokens, mine
-    return ids, mask
+def held_out(count: int) -> Iterator[dict[str, list[dict[str, str]]]]:
+    """Rows to validate on: stories about combinations that `rows` never tells."""
+    for i, controls in enumerate(stories.held_out_controls(count, seed=1)):
+        story = stories.tell(controls, random.Random(f"held out {i}"))
+        yield {
+            "messages": [
+                {"role": "user", "content": controls.prompt()},
+                {"role": "model", "content": story},
+            ]
+        }
 
 
 def train_tokenizer(conversations: int = 12_000, seed: int = 0) -> bytes:
     """A SentencePiece BPE model of 4,096 pieces with Gemma's special ids in Gemma's places."""
     rng = random.Random(f"tokenizer {seed}")
-    kinds = [bucket.kind for bucket in _SCHEDULE]
     texts = (
         turn["content"]
         for _ in range(conversations)
-        for turn in conversation(rng.choice(kinds), rng)
+        for turn in conversation(rng.choice(TOKENIZER_KINDS), rng)
     )
     reserved = ["<mask>", "[multimodal]", *(f"<unused{i}>" for i in range(NUM_UNUSED))]
     model = io.BytesIO()

@@ -1,4 +1,4 @@
-"""The command line: `gemma-multi generate`, `chat`, `quantize`, `export`, `info`, `parity`, ...
+"""The command line: `gemma-multi generate`, `chat`, `finetune`, `quantize`, `export`, ...
 
 Errors are one line on standard error and exit status 2. Standard output carries only what was
 asked for; `--json` makes it one JSON object. One module per kind of command.
@@ -13,7 +13,7 @@ import sys
 import click
 
 from gemma_multi import __version__
-from gemma_multi.cli import ask, check, files
+from gemma_multi.cli import ask, check, files, train
 from gemma_multi.errors import GemmaError
 
 
@@ -60,7 +60,7 @@ def cli() -> None:
 
 
 for command in (
-    ask.generate, ask.chat, files.quantize, files.export, files.info, check.parity, check.doctor,
-    check.demo,
+    ask.generate, ask.chat, train.finetune, train.data, train.merge, files.quantize, files.export,
+    files.info, check.parity, check.doctor, check.demo,
 ):  # fmt: skip
     cli.add_command(command)

@@ -33,6 +33,7 @@ def model_options(command: Command) -> Command:
                          help="float32, bfloat16, int4, int8 or auto."),
             click.option("--context-length", type=int,
                          help="Tokens; all the model has if unset (LiteRT: at most 4096)."),
+            click.option("--adapter", help="Directory of a LoRA adapter (PEFT's layout)."),
             click.option("--threads", type=int, help="LiteRT only: processor cores to use."),
         )
     ):  # fmt: skip
@@ -60,8 +61,8 @@ def load_model(options: dict[str, Any]) -> Any:
     """Takes `load`'s options out of a command's and loads; the others are checked before."""
     from gemma_multi import GenerationOptions, load
 
-    names = ("model", "backend", "precision", "context_length", "threads", "revision",
-             "local_files_only")  # fmt: skip
+    names = ("model", "backend", "precision", "context_length", "threads", "adapter",
+             "revision", "local_files_only")  # fmt: skip
     chosen = {name: options.pop(name) for name in names}
     GenerationOptions.merge({}, options)
     return load(**chosen)

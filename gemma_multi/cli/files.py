@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 @click.argument("target", type=click.Path(path_type=Path))
 @click.option("--bits", type=int, default=4, show_default=True, help="Of the linear layers.")
 @click.option("--embedding-bits", type=int, default=4, show_default=True, help="4 or 8.")
+@click.option("--recover", type=click.Path(path_type=Path), metavar="DATA",
+              help="Train the int4 model to say on these rows what MODEL says.")  # fmt: skip
+@click.option("--backend", help="With --recover: keras, mlx or auto.")
+@click.option("--learning-rate", type=float, help="With --recover.")
+@click.option("--epochs", type=int, help="With --recover.")
 @source_options
 @click.option("--json", "as_json", is_flag=True, help="The error of each tensor as JSON.")
 def quantize(
@@ -25,9 +30,11 @@ def quantize(
     target: Path,
     bits: int,
     embedding_bits: int,
+    recover: Path | None,
     revision: str | None,
     local_files_only: bool,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Write MODEL as an int4 directory TARGET."""
     from gemma_multi.checkpoint.resolve import resolve
@@ -35,12 +42,18 @@ def quantize(
     from gemma_multi.terminal import notes, progress_bar
 
     checkpoint = resolve(model, revision=revision, local_files_only=local_files_only)
-    with progress_bar("quantising") as progress:
-        report = run(checkpoint, target, bits, embedding_bits, progress)
+    given = {name: value for name, value in options.items() if value is not None}
+    if recover is None:
+        with progress_bar("quantising") as progress:
+            report = run(checkpoint, target, bits, embedding_bits, progress, **given)
+    else:  # shows its own progress
+        report = run(checkpoint, target, bits, embedding_bits, recover=recover, **given)
     if as_json:
         rows = [{"name": t.name, "shape": t.shape, "bits": t.bits, "error": t.error}
                 for t in report.tensors]  # fmt: skip
-        print_json({"path": str(target), "bytes": report.nbytes, "tensors": rows})
+        won = report.recovery and {"before": report.recovery.before, "after": report.recovery.after}
+        print_json({"path": str(target), "bytes": report.nbytes, "tensors": rows,
+                    "recovery": won})  # fmt: skip
         return
     click.echo(report)
     sizes = f"{report.nbytes / 1e6:.1f} MB, was {checkpoint.nbytes / 1e6:.1f} MB"

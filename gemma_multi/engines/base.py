@@ -13,15 +13,17 @@ Design choices:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from gemma_multi.checkpoint import Checkpoint
+from gemma_multi.checkpoint.checkpoint import Tensor
 from gemma_multi.config import ModelConfig, check_context_length
-from gemma_multi.errors import ContextError, OptionError
+from gemma_multi.errors import BackendError, ContextError, OptionError
 from gemma_multi.quantization import quantize_checkpoint
+from gemma_multi.quantization.tensor import quantize_tensor
 
 Ids = Any  # anything NumPy reads as i32[T], or i32[B, T] for a batch
 
@@ -33,6 +35,7 @@ class Engine(ABC):
     precision: str  # of the weights: "float32", "bfloat16", "int4", "int8"
     compute: str  # of the activations: "float32", "bfloat16", "int8"
     device: str  # for people: "cpu", "gpu (Apple M3)"
+    fixed_weights = False  # whether other weights need another engine
 
     def __init__(self, config: ModelConfig) -> None:
         self.config = config
@@ -62,6 +65,19 @@ class Engine(ABC):
         Of a norm, what activations are multiplied by: `1 + w`. Nothing here is read back from the
         checkpoint, so that two engines can be compared.
         """
+
+    def assign(self, tensors: Mapping[str, Tensor]) -> None:
+        """Replaces some weights, dense or quantised, by name; dense ones go on the engine's own
+        grid if it has one. Sessions begun before hold what the old weights made of their tokens.
+        """
+        for name, tensor in tensors.items():
+            if self.precision in ("int4", "int8") and isinstance(tensor, np.ndarray):
+                bits = int(self.precision.removeprefix("int"))
+                tensor, _ = quantize_tensor(tensor.astype(np.float32), bits)
+            self._assign(name, tensor)
+
+    def _assign(self, name: str, tensor: Tensor) -> None:
+        raise BackendError(f"backend {self.name!r} cannot change the weights it holds")
 
     @abstractmethod
     def _session(self, batch: int, context_length: int) -> Session: ...

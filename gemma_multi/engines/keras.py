@@ -13,16 +13,18 @@ Design choices:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from gemma_multi.checkpoint import Checkpoint
+from gemma_multi.checkpoint.checkpoint import Tensor
 from gemma_multi.config import EMBEDDING
 from gemma_multi.engines.base import Engine, Session, choose_precision
 from gemma_multi.engines.keras_backbone import build_backbone, import_keras, weight_slots
 from gemma_multi.engines.keras_runtime import Runtime
+from gemma_multi.quantization.tensor import QuantizedTensor
 
 _CHUNKS = {512: 257, 128: 33, 16: 2, 1: 1}  # tokens -> from how many on padding is worth it
 _CAPACITIES = (512, 2048, 8192)  # positions; past these, multiples of the last
@@ -44,10 +46,19 @@ class KerasEngine(Engine):
         checkpoint, self.precision, self.compute = choose_precision(checkpoint, precision, fast)
         self.backbone = build_backbone(self.config, self.compute)
         self.slots = weight_slots(self.backbone, self.config)
-        for name, slot in self.slots.items():
-            value = self.runtime.array(checkpoint.weight(name), self.compute)
-            slot.variable._value = self.runtime.as_value(slot.arrange(value), self.compute)
+        for name in self.slots:
+            self._assign(name, checkpoint.tensors[name])
         self.forward = self.runtime.compile(self._forward, self.backbone.variables)
+
+    def _assign(self, name: str, tensor: Tensor) -> None:
+        slot = self.slots[name]
+        dense = tensor.dequantize() if isinstance(tensor, QuantizedTensor) else tensor
+        value = self.runtime.array(dense, self.compute)
+        slot.variable._value = self.runtime.as_value(slot.arrange(value), self.compute)
+
+    def assign(self, tensors: Mapping[str, Tensor]) -> None:
+        super().assign(tensors)
+        self.forward.refresh()
 
     def _forward(self, ids: Any, caches: Any, start: Any, last: Any, *, wanted: str) -> Any:
         """One chunk through the model: (what is wanted, caches). Traced by the framework, so its

@@ -61,26 +61,44 @@ class Runtime:
         pads = ((0, 0), (0, extra), (0, 0), (0, 0))
         return self.jax.numpy.pad(cache, pads) if self.on_jax else self.tf.pad(cache, pads)
 
-    def compile(self, function: Callable[..., Any], variables: list[Any]) -> Callable[..., Any]:
+    def compile(self, function: Callable[..., Any], variables: list[Any]) -> Compiled:
         """`function(ids, caches, start, last, *, wanted)`, compiled once per shape."""
-        if not self.on_jax:
-            # without XLA, which TensorFlow would run anew for every value of `start`
-            compiled = self.tf.function(function)
-            integer = partial(self.tf.constant, dtype="int32")
-            return lambda ids, caches, start, last, wanted: compiled(
-                integer(ids), caches, integer(start), integer(last), wanted=wanted
+        return Compiled(self, function, variables)
+
+
+class Compiled:
+    """A function of a model's variables, whose values are read once, not at every call."""
+
+    def __init__(
+        self, runtime: Runtime, function: Callable[..., Any], variables: list[Any]
+    ) -> None:
+        self._runtime, self._function, self._variables = runtime, function, variables
+        self._trace: Callable[..., Any]
+        if runtime.on_jax:
+            self._trace = runtime.jax.jit(
+                self._stateless, static_argnames="wanted", donate_argnums=1
             )
-        stateless_scope = self.keras.src.backend.common.stateless_scope.StatelessScope
-        values = [variable.value for variable in variables]
+        self.refresh()
 
-        def traced(
-            values: list[Any], caches: Any, ids: Any, start: Any, last: Any, wanted: str
-        ) -> Any:
-            mapping = list(zip(variables, values, strict=True))
-            with stateless_scope(state_mapping=mapping):
-                return function(ids, caches, start, last, wanted=wanted)
+    def refresh(self) -> None:
+        """To be called when variables have been given other values."""
+        if self._runtime.on_jax:
+            self._values = [variable.value for variable in self._variables]
+        else:
+            # without XLA, which TensorFlow would run anew for every value of `start`; a function
+            # of TensorFlow's holds on to the values it was traced with
+            self._trace = self._runtime.tf.function(self._function)
 
-        compiled = self.jax.jit(traced, static_argnames="wanted", donate_argnums=1)
-        return lambda ids, caches, start, last, wanted: compiled(
-            values, caches, ids, start, last, wanted=wanted
-        )
+    def __call__(self, ids: Any, caches: Any, start: Any, last: Any, *, wanted: str) -> Any:
+        if self._runtime.on_jax:
+            return self._trace(self._values, caches, ids, start, last, wanted=wanted)
+        integer = partial(self._runtime.tf.constant, dtype="int32")
+        return self._trace(integer(ids), caches, integer(start), integer(last), wanted=wanted)
+
+    def _stateless(
+        self, values: list[Any], caches: Any, ids: Any, start: Any, last: Any, wanted: str
+    ) -> Any:
+        scope = self._runtime.keras.src.backend.common.stateless_scope.StatelessScope
+        mapping = list(zip(self._variables, values, strict=True))
+        with scope(state_mapping=mapping):
+            return self._function(ids, caches, start, last, wanted=wanted)

@@ -75,6 +75,7 @@ def create(
 class LitertEngine(Engine):
     name = "litert"
     device = "cpu"
+    fixed_weights = True
 
     def __init__(self, file: LitertFile, threads: int, passing: bool = False) -> None:
         """`passing`: the file will not be run again, so what is packed for it is not kept."""

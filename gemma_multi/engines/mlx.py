@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from gemma_multi.checkpoint import Checkpoint
-from gemma_multi.config import alternate, round_scale
+from gemma_multi.checkpoint.checkpoint import Tensor
+from gemma_multi.config import ModelConfig, alternate, round_scale
 from gemma_multi.engines.base import Engine, Session, choose_precision
 from gemma_multi.errors import BackendError
 from gemma_multi.quantization.tensor import BFLOAT16, QuantizedTensor
@@ -48,33 +49,11 @@ class MlxEngine(Engine):
         self.device = "gpu" if on_gpu else "cpu"
         fast = "bfloat16" if on_gpu else "float32"
         checkpoint, self.precision, self.compute = choose_precision(checkpoint, precision, fast)
-        self.architecture = _import_architecture()
         self.model = self._build(checkpoint)
 
     def _build(self, checkpoint: Checkpoint) -> Any:
         mx, config = self.mx, self.config
-        pattern = _pattern(config.layer_types)
-        factor = config.rope_scaling_factor
-        arguments = self.architecture.ModelArgs(
-            model_type="gemma3_text",
-            hidden_size=config.hidden_size,
-            num_hidden_layers=config.num_hidden_layers,
-            intermediate_size=config.intermediate_size,
-            num_attention_heads=config.num_attention_heads,
-            head_dim=config.head_dim,
-            rms_norm_eps=config.rms_norm_eps,
-            vocab_size=config.vocab_size,
-            num_key_value_heads=config.num_key_value_heads,
-            rope_theta=config.rope_theta,
-            rope_local_base_freq=config.rope_local_theta,
-            query_pre_attn_scalar=config.query_pre_attn_scalar,
-            sliding_window=config.sliding_window,
-            sliding_window_pattern=pattern,
-            max_position_embeddings=config.max_position_embeddings,
-            rope_scaling=None if factor == 1 else {"rope_type": "linear", "factor": factor},
-        )
-        model = self.architecture.Model(arguments)
-        model.sanitize({})  # ties the head to the embedding
+        model = build_model(config)
         quantized = {
             name.removesuffix(".weight"): tensor
             for name, tensor in checkpoint.tensors.items()
@@ -96,22 +75,31 @@ class MlxEngine(Engine):
             nn.quantize(model, class_predicate=settings)
             if self.device == "cpu":
                 _unpack_for_many_rows(model)
-        weights = []
         for name in config.tensor_shapes():
-            stem = name.removesuffix(".weight")
-            if stem in quantized:
-                tensor = quantized[stem]
-                weights += [
-                    (name, mx.array(np.ascontiguousarray(tensor.packed))),
-                    # in bfloat16 compute MLX takes scales as they are stored and loses nothing
-                    (f"{stem}.scales", self._array(tensor.scales, widen_only=True)),
-                    (f"{stem}.biases", self._array(tensor.biases, widen_only=True)),
-                ]
-            else:
-                weights.append((name, self._array(checkpoint.weight(name))))
-        model.load_weights(weights)
+            self._place(
+                model, name, checkpoint.tensors[name], name.removesuffix(".weight") in quantized
+            )
         mx.eval(model.parameters())
         return model
+
+    def _assign(self, name: str, tensor: Tensor) -> None:
+        self._place(self.model, name, tensor, "scales" in _module(self.model, name))
+
+    def _place(self, model: Any, name: str, tensor: Tensor, packed: bool) -> None:
+        """Gives a layer its weight, packed if its module takes it so."""
+        stem = name.removesuffix(".weight")
+        if packed:
+            assert isinstance(tensor, QuantizedTensor)
+            weights = [
+                (name, self.mx.array(np.ascontiguousarray(tensor.packed))),
+                # in bfloat16 compute MLX takes scales as they are stored and loses nothing
+                (f"{stem}.scales", self._array(tensor.scales, widen_only=True)),
+                (f"{stem}.biases", self._array(tensor.biases, widen_only=True)),
+            ]
+        else:
+            dense = tensor.dequantize() if isinstance(tensor, QuantizedTensor) else tensor
+            weights = [(name, self._array(dense))]
+        model.load_weights(weights, strict=False)
 
     def _array(self, array: np.ndarray, widen_only: bool = False) -> Any:
         """A float array in the type of the activations (or kept, where that would round it)."""
@@ -126,9 +114,7 @@ class MlxEngine(Engine):
         return as_mlx
 
     def weight(self, name: str, rows: slice = slice(None)) -> np.ndarray:
-        mx, module = self.mx, self.model
-        for part in name.split(".")[:-1]:
-            module = module[int(part)] if part.isdigit() else getattr(module, part)
+        mx, module = self.mx, _module(self.model, name)
         held = module.weight[rows]
         if "scales" in module:
             scales, biases = (module[n][rows].astype(mx.float32) for n in ("scales", "biases"))
@@ -152,6 +138,40 @@ class MlxEngine(Engine):
         finally:
             model.layers = layers
         return np.concatenate(parts, axis=1)
+
+
+def _module(model: Any, name: str) -> Any:
+    """The layer that holds a tensor."""
+    for part in name.split(".")[:-1]:
+        model = model[int(part)] if part.isdigit() else getattr(model, part)
+    return model
+
+
+def build_model(config: ModelConfig) -> Any:
+    """mlx-lm's `gemma3_text` of this shape, with weights of its own making."""
+    architecture = _import_architecture()
+    factor = config.rope_scaling_factor
+    arguments = architecture.ModelArgs(
+        model_type="gemma3_text",
+        hidden_size=config.hidden_size,
+        num_hidden_layers=config.num_hidden_layers,
+        intermediate_size=config.intermediate_size,
+        num_attention_heads=config.num_attention_heads,
+        head_dim=config.head_dim,
+        rms_norm_eps=config.rms_norm_eps,
+        vocab_size=config.vocab_size,
+        num_key_value_heads=config.num_key_value_heads,
+        rope_theta=config.rope_theta,
+        rope_local_base_freq=config.rope_local_theta,
+        query_pre_attn_scalar=config.query_pre_attn_scalar,
+        sliding_window=config.sliding_window,
+        sliding_window_pattern=_pattern(config.layer_types),
+        max_position_embeddings=config.max_position_embeddings,
+        rope_scaling=None if factor == 1 else {"rope_type": "linear", "factor": factor},
+    )
+    model = architecture.Model(arguments)
+    model.sanitize({})  # ties the head to the embedding
+    return model
 
 
 class MlxSession(Session):

@@ -59,13 +59,18 @@ def fake_quantize(xp: Any, weight: Array) -> Array:
 
 def portable_scale(xp: Any, value: Array) -> Array:
     """The nearest positive number that bfloat16 and float16 both hold exactly (`f32`)."""
-    # Round to bfloat16 by its bits: half to even, the same integers in every framework.
-    bits = value.astype(xp.float32).view(xp.uint32)
-    bits = bits + (0x7FFF + ((bits >> 16) & 1)).astype(xp.uint32)
-    rounded = ((bits >> 16) << 16).view(xp.float32)
+    rounded = round_to_bfloat16(xp, value)
     # float16 has no steps finer than 2**-24, which bfloat16 reaches below 2**-17.
     coarse = xp.round(rounded * 2.0**24) * 2.0**-24
     return xp.clip(xp.where(rounded < 2.0**-17, coarse, rounded), SMALLEST_SCALE, LARGEST_SCALE)
+
+
+def round_to_bfloat16(xp: Any, value: Array) -> Array:
+    """The nearest bfloat16, as `f32`: by its bits, half to even, the same in every framework.
+    (XLA may leave out a conversion to bfloat16 and back; it cannot leave out integers.)"""
+    bits = value.astype(xp.float32).view(xp.uint32)
+    bits = bits + (0x7FFF + ((bits >> 16) & 1)).astype(xp.uint32)
+    return ((bits >> 16) << 16).view(xp.float32)
 
 
 def split_groups(array: Array) -> Array:

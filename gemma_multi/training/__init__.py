@@ -1,0 +1,1 @@
+"""Fine-tuning: one run over two engines, through the grid that ships. Begin at `finetune`."""

@@ -1,0 +1,140 @@
+"""Examples: tokenised rows on disk, mapped into memory, with what the loss looks at.
+
+Rows are tokenised once, as they are read, and go straight to a file of 32-bit words: the token id,
+and in bit 30 whether the loss looks at it. What stays in memory is three numbers a row, so that a
+million rows take some 40 MB.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from gemma_multi.chat import encode_answered
+from gemma_multi.errors import DataError
+from gemma_multi.tokenizer import Tokenizer
+from gemma_multi.training.rows import Data, Row, read_rows
+
+WANTED = 1 << 30
+SHORTEST = 8  # tokens; a max_length below this holds no conversation
+LOSS_ON = ("answer", "all")
+TOO_LONG = ("refuse", "cut", "skip")
+
+
+def tokenize(tokenizer: Tokenizer, row: Row, loss_on: str = "answer") -> np.ndarray:
+    """A row as `i32[T]`, WANTED set where the loss looks. Texts end with `<eos>`."""
+    if row.turns:
+        ids, said = encode_answered(tokenizer, row.turns)
+    else:
+        ids = [tokenizer.bos_id, *tokenizer.encode(row.text), tokenizer.eos_id]
+        said = [True] * len(ids)
+    words = np.array(ids, np.int32)
+    wanted = np.array(said) if loss_on == "answer" else np.ones(len(ids), bool)
+    wanted[0] = False  # nothing comes before <bos> that could predict it
+    return words | np.where(wanted, WANTED, 0).astype(np.int32)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What training reads. Example `i` has `lengths[i]` tokens and came from `where(i)`."""
+
+    name: str  # of the data, for messages
+    words: np.ndarray  # i32, all examples one after the other
+    offsets: np.ndarray  # i64[N + 1]
+    lines: np.ndarray  # i64[N], of the source
+    hashes: np.ndarray  # u64[N], of the words of an example
+    fingerprint: str  # SHA-256 of all words, in order
+    skipped: int = 0  # rows too long, left away because that was asked for
+    cut: int = 0  # rows too long, cut because that was asked for
+    chosen: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return (self.offsets[1:] - self.offsets[:-1])[self.chosen]
+
+    def example(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        """(token ids `i32[T]`, wanted `bool[T]`)."""
+        at = self.chosen[i]
+        words = self.words[self.offsets[at] : self.offsets[at + 1]]
+        return words & (WANTED - 1), words >= WANTED
+
+    def where(self, i: int) -> str:
+        return f"{self.name}:{self.lines[self.chosen[i]]}"
+
+    def split(self, share: float, seed: int) -> tuple[Examples, Examples]:
+        """(the rest, about `share` of the examples, at least one). Equal examples stay together,
+        so that nothing which is validated on was trained on."""
+        unique = np.unique(self.hashes[self.chosen])
+        order = np.random.default_rng(seed).permutation(len(unique))
+        taken = unique[order[: min(max(1, round(share * len(unique))), len(unique) - 1)]]
+        held = np.isin(self.hashes[self.chosen], taken)
+        return self._only(self.chosen[~held]), self._only(self.chosen[held])
+
+    def count_shared(self, other: Examples) -> int:
+        """How many examples of `other` are here as well."""
+        return int(np.isin(other.hashes[other.chosen], self.hashes[self.chosen]).sum())
+
+    def _only(self, chosen: np.ndarray) -> Examples:
+        return Examples(self.name, self.words, self.offsets, self.lines, self.hashes,
+                        self.fingerprint, self.skipped, self.cut, chosen)  # fmt: skip
+
+
+def prepare(
+    data: Data,
+    tokenizer: Tokenizer,
+    path: Path,
+    *,
+    max_length: int,
+    loss_on: str = "answer",
+    too_long: str = "refuse",
+    progress: Callable[[int], None] | None = None,
+) -> Examples:
+    """Tokenises `data` into the file `path`. Raises DataError naming the bad row."""
+    name, _ = (Path(data).name, None) if isinstance(data, str | Path) else ("row", None)
+    offsets, lines, hashes = array("q", [0]), array("q"), array("Q")
+    sha, skipped, cut = hashlib.sha256(), 0, 0
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        for row in read_rows(data):
+            words = tokenize(tokenizer, row, loss_on)
+            if len(words) > max_length:
+                if too_long == "refuse":
+                    raise DataError(
+                        f"{name}:{row.line}: {len(words)} tokens, but max_length is {max_length}; "
+                        "raise it, or choose too_long='cut' or 'skip' (`gemma-multi data check` "
+                        "shows all lengths)"
+                    )
+                if too_long == "skip" or not (words[:max_length] >= WANTED).any():
+                    skipped += 1
+                    continue
+                words, cut = words[:max_length], cut + 1
+            content = words.tobytes()
+            file.write(content)
+            sha.update(len(words).to_bytes(4, "little") + content)
+            offsets.append(offsets[-1] + len(words))
+            lines.append(row.line)
+            digest = hashlib.blake2b(content, digest_size=8).digest()
+            hashes.append(int.from_bytes(digest, "little"))
+            if progress and len(lines) % 1000 == 0:
+                progress(len(lines))
+    if len(lines) < 1:
+        raise DataError(f"{name}: has no rows" + " that fit max_length" * bool(skipped))
+    return Examples(
+        name=name,
+        words=np.memmap(path, np.int32, "r"),
+        offsets=np.frombuffer(offsets, np.int64),
+        lines=np.frombuffer(lines, np.int64),
+        hashes=np.frombuffer(hashes, np.uint64),
+        fingerprint=sha.hexdigest(),
+        skipped=skipped,
+        cut=cut,
+        chosen=np.arange(len(lines)),
+    )

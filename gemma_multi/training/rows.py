@@ -1,0 +1,167 @@
+"""Rows of training data, from files or from Python, one at a time.
+
+A row is a conversation (`messages`, or `prompt` and `completion`) or a plain `text`. Files are
+JSONL, CSV and Parquet; they are read as a stream, so a million rows take no more memory than ten.
+Every row is checked here, and a bad one is named by file and line. Nothing is dropped.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gemma_multi.chat import ROLES, fold_system
+from gemma_multi.errors import DataError, OptionError
+
+Data = str | Path | Iterable[Mapping[str, Any]]
+KINDS = {"messages": {"messages"}, "completion": {"prompt", "completion"}, "text": {"text"}}
+_EXPECTED = "expected 'messages', or 'prompt' and 'completion', or 'text'"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One example: a conversation that ends with the model's turn, or a text."""
+
+    turns: tuple[tuple[str, str], ...]  # (user|model, text); empty for a plain text
+    text: str
+    roles: tuple[str, ...]  # as the source named them
+    line: int  # of the file, or the row's number in a Parquet file or an iterable, from 1
+
+
+def read_rows(data: Data) -> Iterator[Row]:
+    """Every row of `data`. Raises DataError naming the first bad one."""
+    name, numbered = open_data(data)
+    for line, raw in numbered:
+        try:
+            yield read_row(raw, line)
+        except OptionError as error:
+            raise DataError(f"{name}:{line}: {error}") from None
+
+
+def open_data(data: Data) -> tuple[str, Iterator[tuple[int, Any]]]:
+    """(what to call the data, its raw rows with their numbers)."""
+    if isinstance(data, str | Path):
+        path = Path(data)
+        reader = _READERS.get(path.suffix.lower())
+        if reader is None:
+            raise DataError(
+                f"{path}: training data is a {', '.join(_READERS)} file, received "
+                f"{path.suffix or 'no suffix'!r}"
+            )
+        if not path.is_file():
+            raise DataError(f"{path}: {'is no file' if path.exists() else 'no such file'}")
+        return path.name, _readable(path, reader(path))
+    if isinstance(data, Mapping) or not isinstance(data, Iterable):
+        raise DataError(
+            f"data is {type(data).__name__}, expected a file or rows such as "
+            "{'prompt': ..., 'completion': ...}"
+        )
+    return "row", enumerate(iter(data), 1)
+
+
+def read_row(raw: Any, line: int = 0) -> Row:
+    """Checks one raw row. Raises OptionError saying what is wrong with it."""
+    if not isinstance(raw, Mapping):
+        raise OptionError(f"is {type(raw).__name__}, {_EXPECTED}")
+    keys = set(raw)
+    kind = next((kind for kind, wanted in KINDS.items() if keys == wanted), None)
+    if kind is None:
+        known = set().union(*KINDS.values())
+        unknown = sorted(map(str, keys - known))
+        named = f"unknown key {unknown[0]!r}" if unknown else f"has the keys {sorted(keys)}"
+        raise OptionError(f"{named}, {_EXPECTED}")
+    if kind == "text":
+        return Row((), _text(raw, "text"), (), line)
+    if kind == "completion":
+        turns = (("user", _text(raw, "prompt")), ("model", _text(raw, "completion")))
+        return Row(turns, "", ("prompt", "completion"), line)
+    return _conversation(raw["messages"], line)
+
+
+def _conversation(messages: Any, line: int) -> Row:
+    if not isinstance(messages, list | tuple) or not messages:
+        raise OptionError("'messages' is empty or no list, expected {'role', 'content'} objects")
+    *before, last = messages
+    role = last.get("role") if isinstance(last, Mapping) else None
+    if not isinstance(role, str) or ROLES.get(role) != "model":
+        raise OptionError(f"has no answer: its last message is {role!r}'s, expected the model's")
+    if set(last) != {"role", "content"}:
+        raise OptionError(f"its last message has the keys {sorted(last)}")
+    turns = (*fold_system(before), ("model", _text(last, "content")))
+    for i, (who, text) in enumerate(turns):
+        if who == "model" and not text.strip():
+            raise OptionError(f"turn {i} is an empty answer")
+    return Row(turns, "", tuple(m["role"] for m in messages), line)
+
+
+def _text(raw: Mapping[str, Any], key: str) -> str:
+    value = raw[key]
+    if not isinstance(value, str):
+        raise OptionError(f"{key!r} is {type(value).__name__}, expected a text")
+    if not value.strip():
+        what = "has no answer: " if key in ("completion", "content") else ""
+        raise OptionError(f"{what}{key!r} is empty")
+    return value
+
+
+def _read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
+    with path.open("rb") as file:
+        for line, content in enumerate(file, 1):
+            if not content.strip():
+                continue
+            try:
+                yield line, json.loads(content)
+            except (ValueError, RecursionError) as error:
+                raise DataError(f"{path.name}:{line}: not valid JSON: {error}") from None
+
+
+def _read_csv(path: Path) -> Iterator[tuple[int, Any]]:
+    csv.field_size_limit(sys.maxsize)
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file, strict=True)
+        try:
+            for raw in reader:
+                if None in raw:
+                    raise DataError(
+                        f"{path.name}:{reader.line_num}: has more fields than the header's "
+                        f"{len(reader.fieldnames or ())}"
+                    )
+                yield reader.line_num, raw
+        except csv.Error as error:
+            raise DataError(f"{path.name}:{reader.line_num}: not valid CSV: {error}") from None
+
+
+def _read_parquet(path: Path) -> Iterator[tuple[int, Any]]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise DataError(f"{path}: Parquet needs: pip install 'gemma-multi[train]'") from None
+    line = 0
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1024):
+                for raw in batch.to_pylist():
+                    line += 1
+                    yield line, raw
+    except pyarrow.ArrowException as error:
+        raise DataError(f"{path.name}:{line + 1}: not valid Parquet: {error}") from None
+
+
+def _readable(path: Path, rows: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
+    try:
+        yield from rows
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path.name}: not UTF-8: {error}") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+_READERS: dict[str, Callable[[Path], Iterator[tuple[int, Any]]]] = {
+    ".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet,
+}  # fmt: skip

@@ -1,0 +1,78 @@
+"""What a framework has to do for training; the run above it (`run.py`) is the same for both."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gemma_multi.checkpoint import Checkpoint
+from gemma_multi.config import ModelConfig
+from gemma_multi.training.batches import Batch
+from gemma_multi.training.options import TrainingOptions
+
+BETAS, EPSILON = (0.9, 0.999), 1e-8  # of Adam, on both engines
+
+
+@dataclass
+class Job:
+    """What is trained, how, and on what. The tensors are taken out of it as they are placed in the
+    framework's memory, so that they are not held twice."""
+
+    config: ModelConfig
+    trained: dict[str, np.ndarray]
+    frozen: dict[str, np.ndarray]
+    options: TrainingOptions
+    teacher: Checkpoint | None = None  # whose probabilities are the target
+    devices: Any = None
+
+    @property
+    def scale(self) -> float:
+        """Of the LoRA adapter."""
+        return self.options.alpha / self.options.rank
+
+    def teacher_weights(self) -> dict[str, np.ndarray] | None:
+        if self.teacher is None:
+            return None
+        names = self.config.tensor_shapes()
+        return {name: self.teacher.weight(name).astype(np.float32) for name in names}
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Of one step, in the framework's own scalars, which may still be on their way."""
+
+    loss: Any  # summed over the wanted tokens
+    gradient_norm: Any  # of the mean loss, before clipping
+
+
+class Trainer(ABC):
+    """Trained tensors and an optimiser in a framework's memory."""
+
+    device: str
+    dtype: str  # of the activations
+
+    @abstractmethod
+    def step(self, batch: Batch, learning_rate: float) -> StepResult:
+        """One update of AdamW from the gradients of a batch's micro-batches."""
+
+    @abstractmethod
+    def evaluate(self, batch: Batch) -> float:
+        """The loss of a batch, summed over its wanted tokens."""
+
+    @abstractmethod
+    def tensors(self) -> dict[str, np.ndarray]:
+        """What is trained, by name."""
+
+    @abstractmethod
+    def optimizer_state(self) -> dict[str, np.ndarray]:
+        """All that the optimiser remembers, by name."""
+
+    @abstractmethod
+    def restore(
+        self, tensors: Mapping[str, np.ndarray], optimizer: Mapping[str, np.ndarray]
+    ) -> None:
+        """Takes up what `tensors` and `optimizer_state` once gave."""

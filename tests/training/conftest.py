@@ -1,0 +1,47 @@
+"""Both training engines, and data small enough for them to learn in a second."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny import random_tensors, tiny_config
+
+from gemma_multi.checkpoint import Checkpoint
+from gemma_multi.training.batches import Batch
+from gemma_multi.training.finetune import create_trainer
+from gemma_multi.training.options import TrainingOptions
+from gemma_multi.training.trainer import Job, Trainer
+from gemma_multi.training.weights import frozen_weights, initial_tensors
+
+TRAINERS = ("keras", "mlx")
+
+
+@pytest.fixture(params=TRAINERS)
+def trainer_backend(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def make_trainer(
+    backend: str, checkpoint: Checkpoint | None = None, *, devices: Any = None,
+    teacher: Checkpoint | None = None, **options: Any,
+) -> Trainer:  # fmt: skip
+    """A trainer of a tiny model, without the grid unless asked for."""
+    config = tiny_config()
+    checkpoint = checkpoint or Checkpoint(config, random_tensors(config))
+    chosen = TrainingOptions.checked({"qat": False, **options}, 256)
+    job = Job(checkpoint.config, initial_tensors(checkpoint, chosen),
+              frozen_weights(checkpoint, chosen), chosen, teacher, devices)  # fmt: skip
+    return create_trainer(backend, job)
+
+
+def make_batch(ids: np.ndarray, labels: np.ndarray, segments: np.ndarray | None = None) -> Batch:
+    segments = np.ones_like(ids) if segments is None else segments
+    return Batch(ids[None], labels[None], segments[None], tuple(range(len(ids))))
+
+
+ROWS = [
+    {"prompt": f"What is {a} plus {b}?", "completion": f"It is {a + b}."}
+    for a in range(6) for b in range(5)
+]  # fmt: skip

@@ -1,0 +1,207 @@
+"""LoRA adapters: PEFT's own, ours, switching among them on every engine, and refusals."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from goldens.make_training import ADAPTER, CONFIG, FILE, adapter_ids
+from safetensors.numpy import load_file, save_file
+from tiny import edit_json, random_tensors, tiny_checkpoint
+
+import gemma_multi
+from gemma_multi import CheckpointError, OptionError
+from gemma_multi.checkpoint import Checkpoint
+from gemma_multi.checkpoint.adapter import CONFIG_FILE, WEIGHTS_FILE, Adapter
+from gemma_multi.cli import main
+from gemma_multi.engines import create_engine
+from gemma_multi.quantization.tensor import QuantizedTensor
+from training.conftest import ROWS
+
+BASE = Checkpoint(CONFIG, random_tensors(CONFIG))
+
+
+def random_adapter(seed: int, rank: int = 4, size: float = 0.2) -> Adapter:
+    rng = np.random.default_rng(seed)
+    tensors = {
+        name: ((rng.standard_normal((rank, shape[1])) * size).astype(np.float32),
+               (rng.standard_normal((shape[0], rank)) * size).astype(np.float32))
+        for name, shape in CONFIG.tensor_shapes().items()
+        if name.endswith(("q_proj.weight", "up_proj.weight"))
+    }  # fmt: skip
+    return Adapter(rank, 8.0, tensors, "tiny")
+
+
+@pytest.mark.parametrize("backend", ["keras", "mlx", "litert"])
+def test_an_adapter_of_peft_gives_its_logits(backend: str) -> None:
+    expected = np.load(FILE)["adapter_logits"]
+    merged = Adapter.open(ADAPTER, CONFIG).merge(BASE)
+    actual = create_engine(merged, backend, "float32").session().score(adapter_ids())[0]
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-4)
+    plain = create_engine(BASE, backend, "float32").session().score(adapter_ids())[0]
+    assert np.abs(plain - expected).max() > 0.1
+
+
+def test_ours_has_the_names_and_shapes_of_peft(tmp_path: Path) -> None:
+    """PEFT itself reads it in `goldens/make_training.py --check`."""
+    theirs = load_file(ADAPTER / WEIGHTS_FILE)
+    Adapter.open(ADAPTER, CONFIG).save(tmp_path / "ours")
+    ours = load_file(tmp_path / "ours" / WEIGHTS_FILE)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        np.testing.assert_array_equal(ours[name], tensor)
+    settings = json.loads((tmp_path / "ours" / CONFIG_FILE).read_text())
+    known = json.loads((ADAPTER / CONFIG_FILE).read_text())
+    assert settings.keys() <= known.keys()
+    assert set(settings["target_modules"]) == set(known["target_modules"])
+    for name in ("peft_type", "task_type", "r", "lora_alpha", "bias", "use_rslora"):
+        assert settings[name] == known[name]
+
+
+@pytest.mark.parametrize("backend", ["keras", "mlx", "litert"])
+@pytest.mark.parametrize("precision", ["float32", "int4"])
+def test_switching_is_loading_anew(tmp_path: Path, backend: str, precision: str) -> None:
+    """Logits after a switch are those of a merged model loaded by itself, and the base comes back
+    bit for bit."""
+    base = tiny_checkpoint(vocab_size=4096)
+    paths = {name: random_adapter(seed).save(tmp_path / name) for seed, name in enumerate("ab")}
+    model = gemma_multi.load(base, backend=backend, precision=precision, adapter=paths)
+    assert model.active_adapter == "a"
+    ids = np.random.default_rng(1).integers(3, 4096, 20)
+
+    def logits(m: gemma_multi.Model) -> np.ndarray:
+        return np.array(m.engine.session().score(ids))
+
+    bits = 4 if precision == "int4" else None
+    for name in ("a", "b", "a"):
+        alone = Adapter.open(paths[name], base.config).merge(base, bits)
+        expected = logits(gemma_multi.load(alone, backend=backend, precision=precision))
+        np.testing.assert_allclose(logits(model.adapter(name)), expected, rtol=0, atol=1e-5)
+        assert model.describe()["adapter"] == name
+    plain = logits(gemma_multi.load(base, backend=backend, precision=precision))
+    np.testing.assert_array_equal(logits(model.adapter(None)), plain)
+    assert "adapter" not in model.describe()
+
+
+def test_a_merge_goes_through_our_grid(tmp_path: Path) -> None:
+    base, _ = gemma_multi.quantization.quantize_checkpoint(tiny_checkpoint(vocab_size=4096))
+    adapter = random_adapter(0)
+    merged = adapter.merge(base)
+    assert merged.grid == "portable"
+    name = next(iter(adapter.tensors))
+    a, b = adapter.tensors[name]
+    exact = base.weight(name) + 2.0 * (b @ a)  # alpha 8 over rank 4
+    tensor = merged.tensors[name]
+    assert isinstance(tensor, QuantizedTensor)
+    assert np.abs(tensor.dequantize() - exact).max() < 0.2 * np.abs(exact).max()
+    untouched = "model.layers.0.mlp.down_proj.weight"
+    assert merged.tensors[untouched] is base.tensors[untouched]
+    base.save(tmp_path / "base")
+    adapter.save(tmp_path / "adapter")
+    with pytest.raises(SystemExit) as ended:
+        main(["merge", str(tmp_path / "base"), str(tmp_path / "adapter"), str(tmp_path / "out")])
+    assert ended.value.code == 0
+    assert Checkpoint.open(tmp_path / "out").digest() == merged.digest()
+    assert "LoRA adapter of rank 4 merged" in (tmp_path / "out" / "NOTICE").read_text()
+
+
+def test_a_saved_or_exported_model_has_its_adapter(tmp_path: Path) -> None:
+    path = random_adapter(1).save(tmp_path / "a")
+    model = gemma_multi.load(
+        tiny_checkpoint(vocab_size=4096), backend="keras", precision="float32", adapter=path
+    )
+    expected = model.generate("hello", temperature=0.0, max_tokens=8).tokens
+    saved = gemma_multi.load(model.save(tmp_path / "saved"), backend="keras", precision="float32")
+    assert saved.generate("hello", temperature=0.0, max_tokens=8).tokens == expected
+    exported = model.export(tmp_path / "m.tflite", context_length=64, precision="float32")
+    phone = gemma_multi.load(exported.path)
+    assert phone.generate("hello", temperature=0.0, max_tokens=8).tokens == expected
+
+
+def test_a_chat_reads_its_conversation_anew_after_a_switch(tmp_path: Path) -> None:
+    base = tiny_checkpoint(vocab_size=4096)
+    path = random_adapter(1).save(tmp_path / "a")
+    model = gemma_multi.load(base, backend="keras", precision="float32", adapter={"a": path})
+    chat = model.adapter(None).chat()
+    chat.send("hello", max_tokens=4, temperature=0.0)
+    model.adapter("a")
+    answer = chat.send("again", max_tokens=6, temperature=0.0)
+    whole = model.engine.session().prefill(chat._before_for_test if False else answer.tokens[:1])
+    assert whole.shape[-1] == 4096
+    fresh = model.engine.session()
+    fresh.prefill(chat._session.ids[0])
+    np.testing.assert_allclose(fresh.step(5), chat._session.fork().step(5), rtol=0, atol=1e-4)
+
+
+def break_adapter(path: Path, what: str) -> None:
+    tensors = load_file(path / WEIGHTS_FILE)
+    first = next(iter(tensors))
+    if what == "another model":
+        tensors[first.replace("layers.0", "layers.99")] = tensors.pop(first)
+    elif what == "another size":
+        tensors[first] = np.zeros((2, 640), np.float32)
+    elif what == "half":
+        del tensors[next(n for n in tensors if "lora_B" in n)]
+    elif what == "nan":
+        tensors[first] = np.full_like(tensors[first], np.nan)
+    save_file(tensors, path / WEIGHTS_FILE)
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("another model", "is the adapter for another model"),
+        ("another size", r"has shape \[2, 640\], but this model needs"),
+        ("half", "has shape none"),
+        ("nan", "holds NaN or infinity"),
+    ],
+)
+def test_an_adapter_that_does_not_fit(tmp_path: Path, what: str, message: str) -> None:
+    path = Path(shutil.copytree(ADAPTER, tmp_path / "adapter"))
+    break_adapter(path, what)
+    with pytest.raises(CheckpointError, match=message):
+        gemma_multi.load(BASE.replace(path=None), backend="keras", adapter=path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"peft_type": "IA3"}, "peft_type is 'IA3', expected 'LORA'"),
+        ({"use_dora": True}, "use_dora is True, which is not supported"),
+        ({"bias": "all"}, "bias is 'all'"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save is"),
+        ({"r": 0}, "r is 0"),
+        ({"lora_alpha": "x"}, "lora_alpha is 'x'"),
+    ],
+)
+def test_an_adapter_of_another_kind(tmp_path: Path, changes: dict, message: str) -> None:
+    path = Path(shutil.copytree(ADAPTER, tmp_path / "adapter"))
+    edit_json(path / CONFIG_FILE, **changes)
+    with pytest.raises(CheckpointError, match=message):
+        Adapter.open(path, CONFIG)
+
+
+def test_names_of_adapters(tmp_path: Path) -> None:
+    model = gemma_multi.load(tiny_checkpoint(vocab_size=4096), backend="keras")
+    with pytest.raises(OptionError, match="no adapter is called 'x'; there are: none"):
+        model.adapter("x")
+    with pytest.raises(CheckpointError, match="no adapter there"):
+        model.add_adapter("x", tmp_path)
+
+
+def test_an_adapter_trained_on_one_engine_runs_on_the_others(tmp_path: Path) -> None:
+    base = tiny_checkpoint(vocab_size=4096)
+    result = gemma_multi.finetune(
+        base, ROWS, output=tmp_path / "run", method="lora", targets="q_proj,down_proj", qat=False,
+        rank=4, alpha=8, epochs=1, learning_rate=1e-2, backend="keras", progress=False,
+    )  # fmt: skip
+    assert {p.name for p in (tmp_path / "run").iterdir()} >= {"adapter", "curves.png"}
+    answers = {
+        gemma_multi.load(base, backend=backend, precision="float32", adapter=result.path())
+        .generate("What is 2 plus 2?", temperature=0.0, max_tokens=10).tokens
+        for backend in ("keras", "mlx", "litert")
+    }  # fmt: skip
+    assert len(answers) == 1

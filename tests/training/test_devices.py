@@ -1,0 +1,67 @@
+"""Several devices: two and four virtual CPUs give what one gives. JAX counts its devices once, so
+each number has a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+SCRIPT = """
+import json, sys
+sys.path.insert(0, {tests!r})
+from tiny import tiny_checkpoint
+from training.conftest import ROWS
+import gemma_multi
+result = gemma_multi.finetune(
+    tiny_checkpoint(vocab_size=4096), ROWS, output={output!r}, devices={devices}, epochs=1,
+    learning_rate=1e-4, batch_size=4, max_length=64, qat={qat}, backend="keras", progress=False,
+)
+print(json.dumps(result.history))
+"""
+
+
+def history(output: Path, devices: int | None, qat: bool = False) -> list[float]:
+    code = SCRIPT.format(tests=str(Path(__file__).parents[1]), output=str(output),
+                         devices=devices, qat=qat)  # fmt: skip
+    flags = f"--xla_force_host_platform_device_count={devices or 1}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                          env={**os.environ, "XLA_FLAGS": flags}, timeout=240)  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    records = json.loads(done.stdout)
+    return [r.get("loss", r.get("validation_loss")) for r in records]
+
+
+def test_devices_share_a_batch(tmp_path: Path) -> None:
+    one = history(tmp_path / "one", None)
+    for devices in (2, 4):
+        several = history(tmp_path / str(devices), devices)
+        np.testing.assert_allclose(several, one, rtol=0, atol=2e-4)
+
+
+def test_devices_train_through_the_grid(tmp_path: Path) -> None:
+    one, two = history(tmp_path / "1", None, qat=True), history(tmp_path / "2", 2, qat=True)
+    np.testing.assert_allclose(two[:2], one[:2], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(two, one, rtol=0, atol=2e-2)  # a code that flips is a step
+
+
+@pytest.mark.parametrize(
+    ("devices", "batch_size", "message"),
+    [(99, 4, "devices is 99, but there are"), (0, 4, "devices is 0"), (True, 4, "devices is True")],
+)
+def test_devices_that_are_not_there(
+    tmp_path: Path, devices: int, batch_size: int, message: str
+) -> None:
+    from tiny import tiny_checkpoint
+
+    from gemma_multi import OptionError, finetune
+    from training.conftest import ROWS
+
+    with pytest.raises(OptionError, match=message):
+        finetune(tiny_checkpoint(vocab_size=4096), ROWS, output=tmp_path / "run", backend="keras",
+                 devices=devices, batch_size=batch_size, progress=False)  # fmt: skip
