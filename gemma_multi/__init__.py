@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from gemma_multi.model import Chat, Model, TextStream
     from gemma_multi.quantization import QuantizationReport, quantize
     from gemma_multi.tokenizer import Tokenizer
-    from gemma_multi.training.finetune import FineTune, finetune
+    from gemma_multi.training.finetune import finetune
+    from gemma_multi.training.result import FineTune
     from gemma_multi.training.validation import ValidationLoss, validation_loss
 
 __version__ = "0.1.0"
@@ -50,7 +51,7 @@ _HOME = {
     "ContextError": "errors",
     "DataError": "errors",
     "ExportReport": "exporters.report",
-    "FineTune": "training.finetune",
+    "FineTune": "training.result",
     "GemmaError": "errors",
     "GenerationOptions": "generation",
     "GenerationResult": "generation",

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from gemma_multi.checkpoint import Checkpoint
+from gemma_multi.checkpoint.adapter import Adapter
 from gemma_multi.checkpoint.litert_file import LitertTensors
 from gemma_multi.checkpoint.resolve import resolve
 from gemma_multi.engines import create_engine
@@ -45,13 +46,17 @@ def load(
     """
     if not isinstance(model, Checkpoint):
         model = resolve(model, revision=revision, local_files_only=local_files_only)
+    named: Mapping[str, str | Path] = {}
+    if isinstance(adapter, Mapping):
+        named = adapter
+    elif adapter is not None:
+        named = {Path(adapter).resolve().name or "adapter": adapter}
+    for path in named.values():  # what is wrong with one is said before an engine is made
+        Adapter.open(path, model.config)
     if backend == "auto" and isinstance(model.tensors, LitertTensors):
         backend = "litert"
     engine = create_engine(model, backend, precision, context_length, threads)
     loaded = Model(model, engine, context_length)
-    if adapter is not None:
-        named = adapter if isinstance(adapter, Mapping) else {Path(adapter).name: adapter}
-        for name, path in named.items():
-            loaded.add_adapter(name, path)
-        loaded.adapter(next(iter(named), None))
-    return loaded
+    for name, path in named.items():
+        loaded.add_adapter(name, path)
+    return loaded.adapter(next(iter(named), None))

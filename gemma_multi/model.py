@@ -204,11 +204,13 @@ class Model:
         }
 
     def save(self, path: str | Path) -> Path:
-        """Writes the checkpoint as it was loaded, in its stored precision, to a new directory."""
+        """Writes the checkpoint, with the active adapter merged, in its stored precision to a new
+        directory."""
         return self.checkpoint.save(path)
 
     def export(self, path: str | Path, **options: Any) -> ExportReport:
-        """Writes the checkpoint as a `.tflite` or `.litertlm` file; see `gemma_multi.export`."""
+        """Writes the checkpoint, with the active adapter merged, as a `.tflite` or `.litertlm`
+        file; see `gemma_multi.export`."""
         from gemma_multi.exporters import export
 
         return export(self.checkpoint, path, **options)

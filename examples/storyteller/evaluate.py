@@ -1,8 +1,9 @@
-"""How good the storyteller is: python examples/storyteller/evaluate.py [--model DIR]
+"""How good the storyteller is: python examples/storyteller/evaluate.py [--models DIR,DIR,...]
 
 Stories for 200 combinations of hero, setting and twist that training never saw: does each name
-all three and end by itself? And 40 fresh draws of each task: is the answer exactly right? (The
-tasks' grammars are small, so training has seen some of those draws, though not on purpose.)
+all three and end by itself, and how surprised is the model by such stories? And 40 fresh draws of
+each task: is the answer exactly right? (The tasks' grammars are small, so training has seen some
+of those draws, though not on purpose.)
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import random
 from collections.abc import Iterable
 
+import corpus
 import stories
 import tasks
 from rich.progress import track
@@ -52,24 +54,31 @@ def _track(items: list, label: str) -> Iterable:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Evaluate the storyteller.")
-    parser.add_argument("--model", default="storyteller")
+    parser.add_argument("--models", default="storyteller", help="separated by commas")
     parser.add_argument("--backend", default="keras")
     parser.add_argument("--stories", type=int, default=200)
     parser.add_argument("--tasks", type=int, default=40, help="of each kind")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    model = gemma_multi.load(options.model, backend=options.backend)
-    scores = {
-        "stories": story_scores(model, options.stories),
-        "tasks": task_scores(model, options.tasks),
-    }
+    scores = {}
+    for name in options.models.split(","):
+        model = gemma_multi.load(name, backend=options.backend)
+        loss = gemma_multi.validation_loss(model, corpus.held_out(100))
+        scores[name] = {
+            "perplexity": {"held out": loss.perplexity},
+            "stories": story_scores(model, options.stories),
+            "tasks": task_scores(model, options.tasks),
+        }
     if options.json:
         print(json.dumps(scores))
         return
-    for group, values in scores.items():
-        print(group)
-        for name, value in values.items():
-            print(f"  {name:<12} {value:7.1%}")
+    for name, groups in scores.items():
+        print(name)
+        for group, values in groups.items():
+            print(f"  {group}")
+            for what, value in values.items():
+                shown = f"{value:8.4f}" if group == "perplexity" else f"{value:7.1%}"
+                print(f"    {what:<12} {shown}")
 
 
 if __name__ == "__main__":

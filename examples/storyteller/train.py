@@ -82,21 +82,20 @@ def train(
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the bundled storyteller.")
     parser.add_argument("--rows", type=int, default=60_000)
-    parser.add_argument("--qat-rows", type=int, default=10_000)
-    parser.add_argument("--learning-rate", type=float, default=3e-3)
-    parser.add_argument("--qat-learning-rate", type=float, default=3e-4)
-    parser.add_argument("--start", type=Path, help="weights to go on from; random if unset")
+    parser.add_argument("--qat-rows", type=int, default=12_000)
+    parser.add_argument("--start", type=Path, help="a trained model; only the second run is done")
     parser.add_argument("--work", type=Path, default=Path("build/storyteller"))
     options = parser.parse_args()
 
-    start = options.start
-    base = gemma_multi.Checkpoint.open(start) if start else random_checkpoint(options.work)
-    dense = train(base, options.work / "dense", options.rows, 0, qat=False,
-                  learning_rate=options.learning_rate, warmup=0.04, weight_decay=0.05)  # fmt: skip
-    print(dense)
-    int4 = train(dense.checkpoint(), options.work / "qat", options.qat_rows, 1, qat=True,
-                 learning_rate=options.qat_learning_rate, warmup=0.1)  # fmt: skip
-    print(int4)
+    if options.start:
+        dense = gemma_multi.Checkpoint.open(options.start)
+    else:
+        first = train(random_checkpoint(options.work), options.work / "dense", options.rows, 0,
+                      qat=False, learning_rate=3e-3, warmup=0.04, weight_decay=0.05)  # fmt: skip
+        print(first)
+        dense = first.checkpoint()
+    print(train(dense, options.work / "qat", options.qat_rows, 1, qat=True, learning_rate=2e-4,
+                warmup=0.1))  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from gemma_multi.checkpoint.directory import read_optional_json
 from gemma_multi.checkpoint.safetensors_file import check_finite, read_safetensors
 from gemma_multi.config import ModelConfig
-from gemma_multi.errors import CheckpointError
+from gemma_multi.errors import CheckpointError, OptionError
 from gemma_multi.files import new_directory
 from gemma_multi.quantization import quantize_checkpoint
 from gemma_multi.quantization.tensor import QuantizedTensor, quantize_tensor
@@ -36,6 +37,8 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "bias": ("none",), "use_dora": (False,), "fan_in_fan_out": (False,), "modules_to_save": ([],),
     "alpha_pattern": ({},), "trainable_token_indices": ([], {}), "lora_bias": (False,),
     "layer_replication": ([],), "exclude_modules": ([], ""), "use_qalora": (False,),
+    # other beginnings (PiSSA, OLoRA, ...) change the base as well, which is not in the directory
+    "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal"),
     "alora_invocation_tokens": ([],), "target_parameters": ([],),
 }  # fmt: skip
 
@@ -75,7 +78,7 @@ class Adapter:
         for name, tensor in flat.items():
             stem, _, part = name.removesuffix(".weight").rpartition(".")
             target = f"{stem.removeprefix(_PREFIX)}.weight"
-            if part not in ("lora_A", "lora_B") or target not in shapes:
+            if part not in ("lora_A", "lora_B") or len(shapes.get(target, ())) != 2:
                 raise CheckpointError(
                     f"{path / WEIGHTS_FILE}: tensor {name!r} has no place in this model of "
                     f"{config.num_hidden_layers} layers; is the adapter for another model?"
@@ -130,10 +133,13 @@ class Adapter:
             "use_dora": False,
             "inference_mode": True,
         }
-        with new_directory(path) as temporary:
-            save_file(flat, temporary / WEIGHTS_FILE, metadata={"format": "pt"})
-            text = json.dumps(settings, indent=2) + "\n"
-            (temporary / CONFIG_FILE).write_text(text, encoding="utf-8")
+        try:
+            with new_directory(path) as temporary:
+                save_file(flat, temporary / WEIGHTS_FILE, metadata={"format": "pt"})
+                text = json.dumps(settings, indent=2) + "\n"
+                (temporary / CONFIG_FILE).write_text(text, encoding="utf-8")
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{path}: cannot be saved: {error}") from error
         return path
 
     def merged(self, checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:
@@ -154,6 +160,11 @@ class Adapter:
         result = checkpoint.replace(tensors=merged, provenance=checkpoint.provenance.modified(how))
         if bits is not None and not checkpoint.is_quantized:
             return quantize_checkpoint(result, bits, bits)[0]
+        if bits is not None and checkpoint.precision != f"int{bits}":
+            raise OptionError(
+                f"bits is {bits}, but the model is {checkpoint.precision} already; merge into the "
+                "original instead"
+            )
         for name in self.tensors:
             before, after = checkpoint.tensors[name], merged[name]
             if isinstance(before, np.ndarray) and isinstance(after, np.ndarray):

@@ -14,7 +14,7 @@ import click
 
 from gemma_multi import __version__
 from gemma_multi.cli import ask, check, files, train
-from gemma_multi.errors import GemmaError
+from gemma_multi.errors import GemmaError, TrainingStopped
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -22,6 +22,9 @@ def main(arguments: list[str] | None = None) -> None:
     _prepare_streams()
     try:
         code = cli.main(arguments, prog_name="gemma-multi", standalone_mode=False)
+    except TrainingStopped as stopped:
+        _fail(str(stopped))
+        code = 130
     except GemmaError as error:
         code = _fail(str(error))
     except click.exceptions.NoArgsIsHelpError as error:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from gemma_multi.cli.common import print_json, source_options
-from gemma_multi.errors import OptionError, TrainingStopped
+from gemma_multi.errors import OptionError
 
 
 def _training_options(command: Any) -> Any:
@@ -57,14 +57,11 @@ def finetune(
 
     given = {name: value for name, value in options.items() if value is not None}
     checkpoint = resolve(model, revision=revision, local_files_only=local_files_only)
-    try:
-        result = run(checkpoint, data, validation=_validation(validation), **given)
-    except TrainingStopped as stopped:
-        click.echo(f"gemma-multi: {stopped}", err=True)
-        raise click.exceptions.Exit(130) from None
+    result = run(checkpoint, data, validation=_validation(validation), **given)
     if as_json:
+        best = str(result.path(best=True)) if result.best_step else None
         print_json({
-            "path": str(result.path()), "best_path": str(result.path(best=True)),
+            "path": str(result.path()), "best_path": best,
             "best_step": result.best_step, "best_loss": result.best_loss, "loss": result.loss,
             "verdict": result.verdict, "curves": str(result.output / "curves.png"),
         })  # fmt: skip

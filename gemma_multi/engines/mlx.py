@@ -90,6 +90,8 @@ class MlxEngine(Engine):
         stem = name.removesuffix(".weight")
         if packed:
             assert isinstance(tensor, QuantizedTensor)
+            module = _module(model, name)  # made for the grid it was loaded with
+            module.group_size, module.bits = tensor.group_size, tensor.bits
             weights = [
                 (name, self.mx.array(np.ascontiguousarray(tensor.packed))),
                 # in bfloat16 compute MLX takes scales as they are stored and loses nothing

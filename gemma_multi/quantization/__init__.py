@@ -5,6 +5,7 @@ One definition of each grid serves NumPy, MLX and JAX (see `int4` and `int8`).
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,8 +79,9 @@ def quantize(
     `src` is whatever `load` takes; `embedding_bits=8` keeps the embedding in int8, one scale per
     row. `progress` is called with the parameters done and in all. With rows to `recover` on, as
     `finetune` takes them, the int4 model is trained to say what the unquantised one says;
-    `options` are `finetune`'s then. Raises OptionError for bits outside the format,
-    CheckpointError for a checkpoint that is quantised already.
+    `options` are `finetune`'s then, and a run that was stopped goes on from `dst`-recovery.
+    Raises OptionError for bits outside the format, CheckpointError for a checkpoint that is
+    quantised already.
     """
     from gemma_multi.checkpoint import Checkpoint
     from gemma_multi.checkpoint.checkpoint import ensure_free
@@ -96,9 +98,28 @@ def quantize(
     if recover is not None:
         from gemma_multi.training.recovery import recover as run
 
-        quantized, recovery = run(checkpoint, recover, **options)
-    quantized.save(dst)
+        work = Path(dst).with_name(f"{Path(dst).name}-recovery")
+        quantized, recovery = run(checkpoint, recover, work, **options)
+        quantized.save(dst)
+        shutil.rmtree(work)
+        report = _compared(quantized, checkpoint)
+    else:
+        quantized.save(dst)
     return QuantizationReport(report.tensors, Path(dst), quantized.nbytes, recovery)
+
+
+def _compared(quantized: Checkpoint, original: Checkpoint) -> QuantizationReport:
+    """How far the weights of `quantized` are from the original's."""
+    import numpy as np
+
+    errors = []
+    for name, shape in original.config.tensor_shapes().items():
+        if len(shape) == 2:
+            weight = original.weight(name).astype(np.float32)
+            lost = np.linalg.norm(quantized.weight(name) - weight)
+            whole = float(np.linalg.norm(weight))
+            errors.append(TensorError(name, shape, 4, float(lost) / whole if whole else 0.0))
+    return QuantizationReport(tuple(errors))
 
 
 def quantize_checkpoint(

@@ -111,8 +111,9 @@ class Batches:
         return rows
 
     def _batch(self, rows: Rows) -> Batch:
-        longest = max(int(self.examples.lengths[row].sum()) - len(row) for row in rows)
-        width = self.max_length if self.packing else _padded_width(longest, self.max_length)
+        width = self.max_length
+        if not self.packing:
+            width = _padded_width(int(self.examples.lengths[rows].max()) - 1, width)
         shape = (-(-len(rows) // self.batch_size) * self.batch_size, width)
         ids, segments = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
         labels = np.full(shape, UNWANTED, np.int32)

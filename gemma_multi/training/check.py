@@ -25,7 +25,7 @@ NAMED = 10  # bad, long or double rows that are named
 
 @dataclass
 class DataReport:
-    """What was found. `ok` where training can begin."""
+    """What was found. `ok` where training can begin as `finetune` is by default."""
 
     name: str
     rows: int = 0
@@ -47,7 +47,7 @@ class DataReport:
 
     @property
     def ok(self) -> bool:
-        return self.rows > 1 and not self.bad
+        return self.rows > 1 and not self.bad and not self.too_long
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "ok": self.ok}

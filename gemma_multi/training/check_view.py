@@ -50,6 +50,9 @@ def show(report: DataReport) -> None:
         say(f"... and {report.bad - NAMED:,} more", "red")
     if report.ok:
         say("Training can begin.", "green")
+    elif report.too_long and not report.bad:
+        say("finetune refuses rows that are too long, unless told --too-long cut or skip, or a "
+            "higher --max-length.", "red")  # fmt: skip
     elif report.bad:
         say(f"{report.bad:,} rows cannot be used; mend or remove them.", "red")
     else:

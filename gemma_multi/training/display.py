@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -31,6 +33,15 @@ class Display:
 
     def __exit__(self, *_: Any) -> None:
         self._bar.stop()
+
+    @contextmanager
+    def counting(self, what: str) -> Iterator[Callable[[int], None]]:
+        """Yields a function that shows how far something has come."""
+        if not (self._shown and notes.is_terminal):
+            yield lambda _: None
+            return
+        with notes.status(what) as status:
+            yield lambda count: status.update(f"{what}: {count:,}")
 
     def start(self, step: int, steps: int) -> None:
         self._task = self._bar.add_task("", total=steps, completed=step, loss="-", rate="")

@@ -11,6 +11,7 @@ import hashlib
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +57,7 @@ class Examples:
     def __len__(self) -> int:
         return len(self.chosen)
 
-    @property
+    @cached_property
     def lengths(self) -> np.ndarray:
         return (self.offsets[1:] - self.offsets[:-1])[self.chosen]
 
@@ -98,7 +99,7 @@ def prepare(
     progress: Callable[[int], None] | None = None,
 ) -> Examples:
     """Tokenises `data` into the file `path`. Raises DataError naming the bad row."""
-    name, _ = (Path(data).name, None) if isinstance(data, str | Path) else ("row", None)
+    name = Path(data).name if isinstance(data, str | Path) else "row"
     offsets, lines, hashes = array("q", [0]), array("q"), array("Q")
     sha, skipped, cut = hashlib.sha256(), 0, 0
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,90 +3,42 @@
 One call's way through this package: `rows` reads and checks the data, `examples` tokenises it to
 disk, `batches` decides what is learned together, a trainer (`keras_trainer`, `mlx_trainer`)
 computes the steps with the weights of `weights` and the loss of `head`, and `run` goes through
-them, watching and saving. What comes out is written here.
+them, watching and saving. `result` writes what comes out.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from safetensors.numpy import load_file
-
 from gemma_multi.checkpoint import Checkpoint
-from gemma_multi.checkpoint.adapter import Adapter
 from gemma_multi.checkpoint.checkpoint import ensure_free
 from gemma_multi.checkpoint.resolve import resolve
 from gemma_multi.engines import check_installed, choose_backend
 from gemma_multi.errors import DataError, OptionError, TrainingError
 from gemma_multi.files import write_atomically
-from gemma_multi.loading import load
 from gemma_multi.model import Model
-from gemma_multi.quantization import quantize_checkpoint
 from gemma_multi.training.batches import Batches
-from gemma_multi.training.curves import draw_curves
 from gemma_multi.training.display import Display
 from gemma_multi.training.examples import Examples, prepare
-from gemma_multi.training.history import History, read_history, verdict
 from gemma_multi.training.options import TrainingOptions
+from gemma_multi.training.result import (
+    RUN_FILE,
+    FineTune,
+    read_result,
+    read_run,
+    write_results,
+)
 from gemma_multi.training.rows import Data
 from gemma_multi.training.run import Run
 from gemma_multi.training.trainer import Job, Trainer
-from gemma_multi.training.weights import as_adapter, frozen_weights, initial_tensors
+from gemma_multi.training.weights import frozen_weights, initial_tensors
 
 BACKENDS = ("keras", "mlx")
-RUN_FILE, CURVES_FILE = "run.json", "curves.png"
-
-
-@dataclass
-class FineTune:
-    """A finished run, all of it in the directory `output`."""
-
-    output: Path
-    base: Checkpoint
-    backend: str
-    options: TrainingOptions
-    history: list[dict[str, Any]]  # as in history.jsonl
-    best_step: int | None  # with the lowest validation loss; None: nothing was held out
-    best_loss: float | None
-    loss: float | None  # the last validation loss
-    verdict: str  # what came out, in a sentence or two
-
-    @cached_property
-    def model(self) -> Model:
-        """The model after the last step."""
-        return load(self.checkpoint(), backend=self.backend)
-
-    @cached_property
-    def best(self) -> Model:
-        """The model of the step with the lowest validation loss."""
-        return load(self.checkpoint(best=True), backend=self.backend)
-
-    def checkpoint(self, best: bool = False) -> Checkpoint:
-        """What was trained, as it ships: with the adapter merged, on the grid after QAT."""
-        if best and self.best_step == 0:
-            return self.base
-        path = self.path(best)
-        if self.options.method == "full":
-            return Checkpoint.open(path)
-        adapter = Adapter.open(path, self.base.config)
-        return adapter.merge(self.base, bits=4 if self.options.qat else None)
-
-    def path(self, best: bool = False) -> Path:
-        """The directory of the model, or with LoRA of the adapter."""
-        name = "model" if self.options.method == "full" else "adapter"
-        kept = self.output / f"best-{name}"
-        return kept if best and kept.exists() else self.output / name
-
-    def __str__(self) -> str:
-        return f"{self.path()}\n{self.verdict}"
 
 
 def finetune(
@@ -156,35 +108,66 @@ def train(
     tensorboard: bool = False,
 ) -> FineTune:
     """`finetune` with checked options; with a `teacher`, its probabilities are the target."""
-    finished = _check_output(output, resume)
-    trained = initial_tensors(base, options)
-    rows = _read_data(base, data, validation, options, output, Display(progress))
-    facts = _facts(base, rows, options, backend, teacher)
-    if resume:
-        _check_same_run(output, facts)
-    if finished:
-        return _result(output, base, backend, options)
-    write_atomically(output / RUN_FILE, json.dumps(facts, indent=2).encode() + b"\n")
-    job = Job(base.config, trained, frozen_weights(base, options), options, teacher, devices)
-    trainer = create_trainer(backend, job)
+    leader = leads(backend)
+    display = Display(progress and leader)
+    finished = _check_output(output, resume) if leader else False
+    created = leader and not output.exists()
+    own = output if leader else Path(tempfile.mkdtemp())
+    try:
+        trained = initial_tensors(base, options)
+        _check_grid(base, options, display)
+        rows = _read_data(base, data, validation, options, own / "data", display)
+        facts = _facts(base, rows, options, backend, teacher, devices)
+        if resume and (output / RUN_FILE).exists():
+            _check_same_run(output, facts)
+        if finished:
+            return read_result(output, base, backend, options)
+        job = Job(base.config, trained, frozen_weights(base, options), options, teacher, devices)
+        trainer = create_trainer(backend, job)
+        writer = _tensorboard(output) if tensorboard and leader else None
+        if leader:
+            _write_json(output / RUN_FILE, facts)
+    except BaseException as error:
+        if created:  # nothing has begun, so nothing is left
+            shutil.rmtree(output, ignore_errors=True)
+        if isinstance(error, OSError):
+            what = error.strerror or error
+            raise TrainingError(f"{output}: cannot be written: {what}") from error
+        raise
 
     def batches(part: Examples) -> Batches:
         return Batches(part, options.batch_size, options.max_length, options.accumulate,
                        options.packing, options.seed)  # fmt: skip
 
-    training = batches(rows[0])
     held = batches(rows[1]) if rows[1] is not None else None
-    with ExitStack() as stack:
-        writer = stack.enter_context(_tensorboard(output)) if tensorboard else None
-        run = Run(trainer, training, held, options, output, Display(progress), writer)
+    try:
+        run = Run(trainer, batches(rows[0]), held, options, output, display, writer)
         run.take_up()
         run.train()
-    _write_results(run, base, output)
-    write_atomically(output / RUN_FILE, json.dumps(
-        {**facts, "finished": True, "best_step": run.position.best_step,
-         "best_loss": run.position.best_loss}, indent=2).encode() + b"\n")  # fmt: skip
-    _clear(output)
-    return _result(output, base, backend, options)
+        if leader:
+            write_results(run, base, output)
+            position = run.position
+            ended = {"best_step": position.best_step, "best_loss": position.best_loss}
+            _write_json(output / RUN_FILE, {**facts, "finished": True, **ended})
+        trainer.any_of(False)  # the others wait until it is written
+    except OSError as error:
+        raise TrainingError(
+            f"{output}: cannot be written: {error.strerror or error}; what was saved there is "
+            "intact. Make room and go on with resume=True"
+        ) from error
+    finally:
+        if writer is not None:
+            writer.close()
+    return read_result(output, base, backend, options)
+
+
+def leads(backend: str) -> bool:
+    """Whether this process speaks and writes: all do but the followers of `mlx.launch`."""
+    if backend != "mlx":
+        return True
+    import mlx.core as mx
+
+    return mx.distributed.init().rank() == 0
 
 
 def choose_trainer(backend: str) -> str:
@@ -219,49 +202,45 @@ def _check_options(
 
 def _check_output(output: Path, resume: bool) -> bool:
     """Whether the run there is finished. Raises OptionError, TrainingError."""
+    if output.is_dir() and not (output / RUN_FILE).exists():
+        # a run that was killed while its data was read has not begun
+        left = [path.name for path in output.iterdir() if not path.name.startswith(".run.json.")]
+        if left == ["data"]:
+            return False
     if not resume:
         ensure_free(output)
         return False
     if not (output / RUN_FILE).is_file():
         raise TrainingError(f"{output}: no run to resume there ({RUN_FILE} is missing)")
-    return bool(_read_run(output).get("finished"))
-
-
-def _read_run(output: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads((output / RUN_FILE).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise TrainingError(f"{output / RUN_FILE}: cannot be read: {error}") from error
+    return bool(read_run(output).get("finished"))
 
 
 def _read_data(
-    base: Checkpoint, data: Data, validation: float | Data, options: TrainingOptions, output: Path,
-    display: Display,
+    base: Checkpoint, data: Data, validation: float | Data, options: TrainingOptions,
+    directory: Path, display: Display,
 ) -> tuple[Examples, Examples | None]:  # fmt: skip
-    """(training, validation), tokenised into `output/data`."""
-    directory = output / "data"
+    """(training, validation), tokenised into files in `directory`."""
 
     def prepared(given: Data, name: str) -> Examples:
-        return prepare(
-            given, base.tokenizer, directory / name, max_length=options.max_length,
-            loss_on=options.loss_on, too_long=options.too_long,
-        )  # fmt: skip
+        with display.counting("reading rows") as count:
+            return prepare(
+                given, base.tokenizer, directory / name, max_length=options.max_length,
+                loss_on=options.loss_on, too_long=options.too_long, progress=count,
+            )  # fmt: skip
 
-    created = not output.exists()
-    try:
-        rows = prepared(data, "training.i32")
-        if len(rows) < 2:
-            raise DataError(f"{rows.name}: one row is too few to learn from; give it 10 or more")
-        held: Examples | None = None
-        if not isinstance(validation, int | float):
-            held = prepared(validation, "validation.i32")
-        elif options.validation:
-            rows, held = rows.split(options.validation, options.seed)
-        if held is not None and not len(rows):
-            raise DataError(f"{rows.name}: all rows are the same; nothing is left to validate on")
-    except BaseException:
-        shutil.rmtree(output if created else directory, ignore_errors=True)
-        raise
+    rows = prepared(data, "training.i32")
+    if len(rows) < 2:
+        raise DataError(f"{rows.name}: one row is too few to learn from; give it 10 or more")
+    held: Examples | None = None
+    if not isinstance(validation, int | float):
+        held = prepared(validation, "validation.i32")
+    elif options.validation:
+        rows, held = rows.split(options.validation, options.seed)
+        if not len(held):
+            raise DataError(
+                f"{rows.name}: all {len(rows)} rows are the same, so none can be held out; give it "
+                "more, or validation=0"
+            )
     for part in filter(None, (rows, held)):
         for count, what in ((part.skipped, "left away"), (part.cut, "cut")):
             if count:
@@ -273,9 +252,23 @@ def _read_data(
     return rows, held
 
 
+def _check_grid(base: Checkpoint, options: TrainingOptions, display: Display) -> None:
+    """An adapter is trained on the grid that its merge will be on, or it says so."""
+    if options.method != "lora" or not base.is_quantized:
+        return
+    if options.qat and base.precision != "int4":
+        raise OptionError(
+            f"qat is for int4, but the model is {base.precision}, and so would be the merged one; "
+            "train from the original, or with qat=False"
+        )
+    if not options.qat:
+        display.say(f"the model is {base.precision}: without qat the adapter is trained off the "
+                    "grid that it will be merged on")  # fmt: skip
+
+
 def _facts(
     base: Checkpoint, rows: tuple[Examples, Examples | None], options: TrainingOptions,
-    backend: str, teacher: Checkpoint | None,
+    backend: str, teacher: Checkpoint | None, devices: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """What a run is, for `run.json`; a resumed one must agree in all of it."""
     training, held = rows
@@ -284,6 +277,7 @@ def _facts(
         "base_sha256": base.digest(),
         "teacher_sha256": teacher.digest() if teacher else None,
         "backend": backend,
+        "devices": devices if devices is None or isinstance(devices, int) else list(devices),
         "options": options.to_dict(),
         "rows": len(training),
         "validation_rows": len(held) if held is not None else 0,
@@ -293,7 +287,7 @@ def _facts(
 
 
 def _check_same_run(output: Path, facts: dict[str, Any]) -> None:
-    before = _read_run(output)
+    before = read_run(output)
     for name, now in facts.items():
         then = before.get(name)
         if name == "options" and isinstance(then, dict):
@@ -314,57 +308,8 @@ def _check_same_run(output: Path, facts: dict[str, Any]) -> None:
             )
 
 
-def _write_results(run: Run, base: Checkpoint, output: Path) -> None:
-    """The models or adapters, and the picture."""
-    options, position = run.options, run.position
-    best = position.best_step
-    kept = {"": run.trainer.tensors()}
-    if best is not None and 0 < best < run.steps:
-        kept["best-"] = load_file(run.best_path(best))
-    for prefix, tensors in kept.items():
-        name = "model" if options.method == "full" else "adapter"
-        target = output / f"{prefix}{name}"
-        shutil.rmtree(target, ignore_errors=True)  # of a process killed right here
-        if options.method == "lora":
-            as_adapter(tensors, options, base.provenance.source).save(target)
-        else:
-            _trained_checkpoint(base, tensors, options, run).save(target)
-    title = f"{base.provenance.source}, {options.method}" + ", QAT int4" * options.qat
-    if not draw_curves(run.history, output / CURVES_FILE, title):
-        run.display.say(f"{CURVES_FILE} needs: pip install 'gemma-multi[train]'")
-
-
-def _trained_checkpoint(
-    base: Checkpoint, tensors: dict[str, np.ndarray], options: TrainingOptions, run: Run
-) -> Checkpoint:
-    rows = len(run.batches.examples)
-    how = f"fine-tuned on {rows} rows" + " through the int4 grid" * options.qat
-    checkpoint = base.replace(tensors=tensors, provenance=base.provenance.modified(how))
-    if options.qat:
-        return quantize_checkpoint(checkpoint)[0]
-    import ml_dtypes
-
-    dtype = np.dtype(getattr(ml_dtypes, base.config.dtype, base.config.dtype))
-    return checkpoint.replace(tensors={n: t.astype(dtype) for n, t in tensors.items()})
-
-
-def _clear(output: Path) -> None:
-    """What only an unfinished run needs."""
-    shutil.rmtree(output / "data", ignore_errors=True)
-    for path in (*output.glob("best-*.safetensors"), output / "state.safetensors"):
-        path.unlink(missing_ok=True)
-
-
-def _result(output: Path, base: Checkpoint, backend: str, options: TrainingOptions) -> FineTune:
-    run = _read_run(output)
-    history = History(output / "history.jsonl")
-    history.records = read_history(history.path)
-    _, validated = history.curve("validation_loss")
-    _clear(output)
-    return FineTune(
-        output, base, backend, options, history.records, run.get("best_step"),
-        run.get("best_loss"), validated[-1] if validated else None, verdict(history),
-    )  # fmt: skip
+def _write_json(path: Path, facts: dict[str, Any]) -> None:
+    write_atomically(path, json.dumps(facts, indent=2).encode() + b"\n")
 
 
 def _tensorboard(output: Path) -> Any:

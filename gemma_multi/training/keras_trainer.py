@@ -344,21 +344,16 @@ def _distribution(keras: Any, job: Job) -> Any:
     if job.devices is None:
         return None
     found = keras.distribution.list_devices()
-    names = found[: job.devices] if isinstance(job.devices, int) else list(job.devices)
-    wanted = job.devices if isinstance(job.devices, int) else len(names)
-    if (
-        isinstance(job.devices, bool)
-        or wanted < 1
-        or len(names) < wanted
-        or set(names) - set(found)
-    ):
+    many = type(job.devices) is int
+    names = found[: job.devices] if many else job.devices
+    listed = isinstance(names, list | tuple) and len(set(names)) == len(names)
+    enough = len(names) == job.devices if many and listed else bool(names)
+    if not listed or not enough or not names or not set(names) <= set(found):
         raise OptionError(
             f"devices is {job.devices!r}, but there are {len(found)}: {', '.join(found)}"
         )
-    if job.options.batch_size % wanted:
+    if job.options.batch_size % len(names):
         raise OptionError(
-            f"batch_size is {job.options.batch_size}, not a multiple of the {wanted} devices"
+            f"batch_size is {job.options.batch_size}, not a multiple of the {len(names)} devices"
         )
-    if wanted == 1:
-        return None
-    return keras.distribution.DataParallel(devices=names, auto_shard_dataset=False)
+    return keras.distribution.DataParallel(devices=list(names), auto_shard_dataset=False)

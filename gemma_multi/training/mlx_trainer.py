@@ -44,6 +44,8 @@ class MlxTrainer(Trainer):
         self.dtype = fast if job.options.dtype == "auto" else job.options.dtype
         self._compute = getattr(mx, self.dtype)
         self._group = mx.distributed.init()
+        self.rank = self._group.rank()
+        self._evaluated: dict[str, Any] | None = None  # effective weights that validation has made
         if job.options.batch_size % self._group.size():
             raise OptionError(
                 f"batch_size is {job.options.batch_size}, not a multiple of the "
@@ -61,7 +63,8 @@ class MlxTrainer(Trainer):
 
     def step(self, batch: Batch, learning_rate: float) -> StepResult:
         mx, options = self._mx, self._job.options
-        weights, loss, gradients = self._effective(), mx.array(0.0), None
+        weights, loss, gradients = self._evaluated or self._effective(), mx.array(0.0), None
+        self._evaluated = None
         for micro in self._micro_batches(batch):
             found, by_weight = self._loss_and_gradients(weights, *micro)
             loss = loss + found
@@ -88,8 +91,10 @@ class MlxTrainer(Trainer):
         return StepResult(loss.item(), norm.item())
 
     def evaluate(self, batch: Batch) -> float:
-        mx, weights = self._mx, self._effective()
-        total = mx.array(0.0)
+        mx, total = self._mx, self._mx.array(0.0)
+        if self._evaluated is None:
+            self._evaluated = self._effective()
+        weights = self._evaluated
         for ids, labels, segments in self._micro_batches(batch):
             hidden, embedding = self._hidden({**self._frozen, **weights}, ids, segments)
             target = self._teacher_hidden(ids, segments)
@@ -97,7 +102,12 @@ class MlxTrainer(Trainer):
             mx.eval(total)
         if self._group.size() > 1:
             total = mx.distributed.all_sum(total)
-        return float(total.item())
+        return float(np.array(total))
+
+    def any_of(self, flag: bool) -> bool:
+        if self._group.size() == 1:
+            return flag
+        return bool(self._mx.distributed.all_sum(self._mx.array(float(flag))).item() != 0)
 
     def _effective(self) -> dict[str, Any]:
         scale = self._job.scale
@@ -187,14 +197,13 @@ class MlxTrainer(Trainer):
     def restore(
         self, tensors: Mapping[str, np.ndarray], optimizer: Mapping[str, np.ndarray]
     ) -> None:
-        from mlx.utils import tree_flatten, tree_map_with_path
+        from mlx.utils import tree_map_with_path
 
         self._trained = {name: self._mx.array(tensors[name]) for name in self._trained}
-        paths = dict(tree_flatten(self._optimizer.state))
         self._optimizer.state = tree_map_with_path(
-            lambda path, old: self._mx.array(optimizer[path], old.dtype) if path in paths else old,
-            self._optimizer.state,
+            lambda path, old: self._mx.array(optimizer[path], old.dtype), self._optimizer.state
         )
+        self._evaluated = None
 
 
 def _checkpointed(mx: Any, layer: Any) -> Any:

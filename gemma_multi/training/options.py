@@ -65,9 +65,11 @@ class TrainingOptions:
                 f"{', '.join(cls.__dataclass_fields__)}"
             )
         options = cls(**{"max_length": min(cls.max_length, context_length), **given})
-        if isinstance(options.targets, list | set | str):
-            names = options.targets.split(",") if isinstance(options.targets, str) else None
-            options = replace(options, targets=tuple(names or options.targets))
+        targets: Any = options.targets
+        names = targets.split(",") if isinstance(targets, str) else targets
+        if not isinstance(names, list | tuple | set) or not all(isinstance(n, str) for n in names):
+            raise OptionError(f"targets is {targets!r}, expected names of layers")
+        options = replace(options, targets=tuple(names))
         if options.learning_rate is None and options.method in METHODS:
             options = replace(options, learning_rate=LEARNING_RATES[options.method])
         options._check(context_length)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +42,10 @@ def read_rows(data: Data) -> Iterator[Row]:
             raise DataError(f"{name}:{line}: {error}") from None
 
 
+class Unreadable(str):
+    """Stands for a row that is not even a row, and says why."""
+
+
 def open_data(data: Data) -> tuple[str, Iterator[tuple[int, Any]]]:
     """(what to call the data, its raw rows with their numbers)."""
     if isinstance(data, str | Path):
@@ -66,6 +69,8 @@ def open_data(data: Data) -> tuple[str, Iterator[tuple[int, Any]]]:
 
 def read_row(raw: Any, line: int = 0) -> Row:
     """Checks one raw row. Raises OptionError saying what is wrong with it."""
+    if isinstance(raw, Unreadable):
+        raise OptionError(raw)
     if not isinstance(raw, Mapping):
         raise OptionError(f"is {type(raw).__name__}, {_EXPECTED}")
     keys = set(raw)
@@ -115,25 +120,38 @@ def _read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
             if not content.strip():
                 continue
             try:
-                yield line, json.loads(content)
+                yield line, json.loads(content, object_pairs_hook=_unique)
             except (ValueError, RecursionError) as error:
-                raise DataError(f"{path.name}:{line}: not valid JSON: {error}") from None
+                yield line, Unreadable(f"not valid JSON: {error}")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key is there twice")
+    return found
 
 
 def _read_csv(path: Path) -> Iterator[tuple[int, Any]]:
-    csv.field_size_limit(sys.maxsize)
+    csv.field_size_limit((1 << 31) - 1)
     with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file, strict=True)
-        try:
-            for raw in reader:
-                if None in raw:
-                    raise DataError(
-                        f"{path.name}:{reader.line_num}: has more fields than the header's "
-                        f"{len(reader.fieldnames or ())}"
-                    )
-                yield reader.line_num, raw
-        except csv.Error as error:
-            raise DataError(f"{path.name}:{reader.line_num}: not valid CSV: {error}") from None
+        reader = csv.reader(file, strict=True)
+        header = next(reader, [])
+        if len(set(header)) < len(header):
+            raise DataError(f"{path.name}:1: the header names a column twice: {', '.join(header)}")
+        while True:
+            line = reader.line_num + 1  # where the row begins; it may have several lines
+            try:
+                fields = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                raise DataError(f"{path.name}:{line}: not valid CSV: {error}") from None
+            if len(fields) == len(header):
+                yield line, dict(zip(header, fields, strict=True))
+            elif fields:  # a blank line is none
+                many = f"has {len(fields)} fields, but the header names {len(header)}"
+                yield line, Unreadable(many)
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[int, Any]]:

@@ -25,7 +25,14 @@ from gemma_multi.training.batches import Batch, Batches
 from gemma_multi.training.display import Display
 from gemma_multi.training.history import History
 from gemma_multi.training.options import TrainingOptions
-from gemma_multi.training.state import Position, read_state, save_state, write_tensors
+from gemma_multi.training.state import (
+    Position,
+    read_state,
+    read_step,
+    remove_temporaries,
+    save_state,
+    write_tensors,
+)
 from gemma_multi.training.trainer import StepResult, Trainer
 
 _NAMED_ROWS = 8  # in a message about a batch
@@ -47,6 +54,7 @@ class Run:
     position: Position = field(default_factory=Position)
 
     def __post_init__(self) -> None:
+        self.leads = self.trainer.rank == 0  # the others compute, and write nothing
         self.history = History(self.directory / "history.jsonl")
         self.counts = [self.batches.count(epoch) for epoch in range(self.options.epochs)]
         self.steps = sum(self.counts)
@@ -63,10 +71,12 @@ class Run:
 
     def take_up(self) -> None:
         """Goes on from the saved state, if there is one."""
+        if self.leads:
+            remove_temporaries(self.directory)
         if self.state_path.exists():
             self.position, trained, optimizer = read_state(self.state_path)
             self.trainer.restore(trained, optimizer)
-        self.history.take_up(self.position.step if self.state_path.exists() else -1)
+        self.history.take_up(self.position.step if self.state_path.exists() else -1, self.leads)
 
     def train(self) -> None:
         """Raises TrainingError where the loss is not finite, TrainingStopped on Ctrl-C."""
@@ -84,7 +94,7 @@ class Run:
                 if self._validation_due():
                     self._settle()
                     self._validate()
-                if interrupted.is_set():
+                if self.trainer.any_of(interrupted.is_set()):
                     self._settle()
                     self.save()
                     raise TrainingStopped(
@@ -98,6 +108,9 @@ class Run:
             self.save()
 
     def save(self) -> None:
+        self._saved_at = time.monotonic()
+        if not self.leads:
+            return
         save_state(self.state_path, self.position, self.trainer.tensors(),
                    self.trainer.optimizer_state())  # fmt: skip
         for path in self.directory.glob("best-*.safetensors"):
@@ -128,12 +141,16 @@ class Run:
         seconds, self._clock = now - self._clock, now
         self._recent = [*self._recent[1 - _RATE_OVER :], (batch.tokens, seconds)]
         tokens, spent = map(sum, zip(*self._recent, strict=True))
-        self.history.add(step=step, loss=loss, learning_rate=rate, gradient_norm=norm,
-                         tokens=batch.tokens, seconds=round(seconds, 4))  # fmt: skip
+        self._record(step=step, loss=loss, learning_rate=rate, gradient_norm=norm,
+                     tokens=batch.tokens, seconds=round(seconds, 4))  # fmt: skip
         self.display.step(step, loss, tokens / max(spent, 1e-9))
         if self.writer is not None:
             for name, value in (("loss", loss), ("learning_rate", rate), ("gradient_norm", norm)):
                 self.writer.add_scalar(f"training/{name}", value, step)
+
+    def _record(self, **record: Any) -> None:
+        if self.leads:
+            self.history.add(**record)
 
     def _refuse(self, step: int, batch: Batch, loss: float, norm: float) -> None:
         examples = self.batches.examples
@@ -143,7 +160,7 @@ class Run:
         what = f"loss is {loss}" if not math.isfinite(loss) else f"gradient's norm is {norm}"
         kept = "No state was saved yet"
         if self.state_path.exists():
-            kept = f"The state of step {read_state(self.state_path)[0].step} is intact"
+            kept = f"The state of step {read_step(self.state_path)} is intact"
         raise TrainingError(
             f"the {what} at step {step}, on rows {listed}. {kept}; a lower learning rate than "
             f"{self.options.learning_rate:g}, or a look at these rows, may help"
@@ -167,11 +184,18 @@ class Run:
             count += batch.wanted
         loss, step, position = total / max(1, count), self.position.step, self.position
         position.validated = step
-        if math.isfinite(loss) and (position.best_loss is None or loss < position.best_loss):
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the validation loss is {loss} after step {step}; is the model whole, or was the "
+                "learning rate too high?"
+            )
+        if position.best_loss is None or loss < position.best_loss:
             position.best_step, position.best_loss = step, loss
-            if 0 < step < self.steps:  # the last is saved anyway, the first is the base
+            if (
+                self.leads and 0 < step < self.steps
+            ):  # the last is saved anyway, the first is the base
                 write_tensors(self.best_path(step), self.trainer.tensors())
-        self.history.add(step=step, validation_loss=loss)
+        self._record(step=step, validation_loss=loss)
         self.display.say(f"step {step} of {self.steps}: validation loss {loss:.4f}")
         if self.writer is not None:
             self.writer.add_scalar("validation/loss", loss, step)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -69,6 +70,22 @@ def read_state(path: Path) -> tuple[Position, dict[str, np.ndarray], dict[str, n
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise TrainingError(f"{path}: is not the state of a run: {error}") from error
     return position, trained, optimizer
+
+
+def remove_temporaries(directory: Path) -> None:
+    """What killed processes had half written: all that begins with a dot and a name of ours."""
+    for name in ("state", "best-", "history", "run", "model", "adapter", "curves"):
+        for path in directory.glob(f".{name}*"):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def read_step(path: Path) -> int:
+    """How many steps a state has behind it."""
+    with safe_open(path, framework="numpy") as file:
+        return int(json.loads(file.metadata()["position"])["step"])
 
 
 def write_tensors(

@@ -54,6 +54,11 @@ class Trainer(ABC):
 
     device: str
     dtype: str  # of the activations
+    rank = 0  # of this process, where several train together
+
+    def any_of(self, flag: bool) -> bool:
+        """Whether a flag is set in any of the processes."""
+        return flag
 
     @abstractmethod
     def step(self, batch: Batch, learning_rate: float) -> StepResult:

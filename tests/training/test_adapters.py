@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from goldens.make_training import ADAPTER, CONFIG, FILE, adapter_ids
 from safetensors.numpy import load_file, save_file
-from tiny import edit_json, random_tensors, tiny_checkpoint
+from tiny import TOKENIZER_PATH, edit_json, random_tensors, tiny_checkpoint
 
 import gemma_multi
 from gemma_multi import CheckpointError, OptionError
@@ -129,8 +129,7 @@ def test_a_chat_reads_its_conversation_anew_after_a_switch(tmp_path: Path) -> No
     chat.send("hello", max_tokens=4, temperature=0.0)
     model.adapter("a")
     answer = chat.send("again", max_tokens=6, temperature=0.0)
-    whole = model.engine.session().prefill(chat._before_for_test if False else answer.tokens[:1])
-    assert whole.shape[-1] == 4096
+    assert answer.tokens
     fresh = model.engine.session()
     fresh.prefill(chat._session.ids[0])
     np.testing.assert_allclose(fresh.step(5), chat._session.fork().step(5), rtol=0, atol=1e-4)
@@ -163,13 +162,14 @@ def test_an_adapter_that_does_not_fit(tmp_path: Path, what: str, message: str) -
     path = Path(shutil.copytree(ADAPTER, tmp_path / "adapter"))
     break_adapter(path, what)
     with pytest.raises(CheckpointError, match=message):
-        gemma_multi.load(BASE.replace(path=None), backend="keras", adapter=path)
+        gemma_multi.load(BASE.replace(path=TOKENIZER_PATH), backend="keras", adapter=path)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"peft_type": "IA3"}, "peft_type is 'IA3', expected 'LORA'"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'"),
         ({"use_dora": True}, "use_dora is True, which is not supported"),
         ({"bias": "all"}, "bias is 'all'"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save is"),

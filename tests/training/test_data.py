@@ -120,7 +120,11 @@ def test_a_bad_row_is_named_and_nothing_is_begun(tmp_path: Path, row: Any, messa
         ("a.jsonl", b"", "a.jsonl: has no rows"),
         ("a.jsonl", b'{"text": "hello"}\n', "one row is too few"),
         ("a.jsonl", b'{"text": "\xff\xfe"}\n', "a.jsonl:1: not valid JSON"),
-        ("a.csv", b"prompt,completion\na,b,c\n", "a.csv:2: has more fields"),
+        ("a.csv", b"prompt,completion\na,b,c\n", "a.csv:2: has 3 fields, but the header"),
+        ("a.csv", b'prompt,completion\n"a\nb",c\nd\n', "a.csv:4: has 1 fields"),
+        ("a.csv", b"prompt,completion,completion\na,b,c\n", "names a column twice"),
+        ("a.jsonl", b'{"text": "a", "text": "b"}\n', "a key is there twice"),
+        ("a.jsonl", b'{"text": "hello"}\n' * 9, "all 9 rows are the same"),
         ("a.csv", b"question,answer\na,b\n", "a.csv:2: unknown key 'answer'"),
         ("a.csv", b"prompt,completion\na,\xff\n", "a.csv: not UTF-8"),
         ("a.parquet", b"not parquet", "a.parquet:1: not valid Parquet"),
@@ -141,7 +145,8 @@ def test_a_file_that_is_no_data(tmp_path: Path, name: str, content: bytes, messa
         ({"learning_rate": float("nan")}, "learning_rate is nan"),
         ({"max_length": 7}, "max_length is 7, expected a whole number 8"),
         ({"max_length": 9999}, "max_length is 9999"),
-        ({"method": "lora", "targets": ["q_proj", "x_proj"]}, "LoRA target 'x_proj' does not exist"),
+        ({"method": "lora", "targets": ["q_proj", "x_proj"]}, "target 'x_proj' does not exist"),
+        ({"targets": 5}, "targets is 5, expected names of layers"),
         ({"method": "dora"}, "method is 'dora', expected one of full, lora"),
         ({"method": "lora", "rank": 0}, "rank is 0"),
         ({"method": "lora", "rank": 100}, "rank is 100, but"),
@@ -180,7 +185,7 @@ def test_an_output_in_use_is_left_alone(tmp_path: Path) -> None:
 def test_rows_too_long_are_refused_cut_or_skipped(tmp_path: Path) -> None:
     long = {"prompt": "Why?", "completion": "because " * 80}
     rows = [*ROWS[:3], long, {"prompt": "why " * 90, "completion": "so"}]
-    with pytest.raises(DataError, match="row:4: .* tokens, but max_length is 64"):
+    with pytest.raises(DataError, match=r"row:4: .* tokens, but max_length is 64"):
         prepared(tmp_path, rows)
     skipped = prepared(tmp_path, rows, too_long="skip")
     assert (len(skipped), skipped.skipped) == (3, 2)
@@ -258,13 +263,17 @@ def test_data_check_finds_everything(tmp_path: Path) -> None:
 
 
 def test_data_check_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = write_jsonl(tmp_path / "train.jsonl", [*ROWS, {"text": "word " * 600}])
+    file = write_jsonl(tmp_path / "train.jsonl", [*ROWS, {"text": "word " * 300}])
+    with pytest.raises(SystemExit) as ended:
+        main(["data", "check", str(file), "--max-length", "2000"])
+    assert ended.value.code == 0
+    assert "Training can begin." in capsys.readouterr().out
     with pytest.raises(SystemExit) as ended:
         main(["data", "check", str(file)])
-    assert ended.value.code == 0
+    assert ended.value.code == 1
     shown = capsys.readouterr().out
     for part in (f"train.jsonl: {len(ROWS) + 1} rows", "█", "longer than 512 tokens: line",
-                 "Training can begin."):  # fmt: skip
+                 "unless told --too-long cut or skip"):  # fmt: skip
         assert part in shown
     assert max(map(len, shown.splitlines())) <= 80
     with pytest.raises(SystemExit):

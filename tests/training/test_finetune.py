@@ -242,10 +242,19 @@ def test_a_loss_that_is_no_number_names_the_step_and_the_rows(
     wild = wild.replace(tensors=tensors)
     with pytest.raises(TrainingError, match=r"(loss|norm) is (nan|inf) at step 1") as caught:
         finetune(wild, rows_file, output=tmp_path / "run", backend=trainer_backend,
-                 **{**OPTIONS, "qat": False})  # fmt: skip
+                 validation=0, **{**OPTIONS, "qat": False})  # fmt: skip
     assert "rows.jsonl:" in str(caught.value)
     assert "lower learning rate" in str(caught.value)
     assert not (tmp_path / "run" / "model").exists()
+    with pytest.raises(TrainingError, match="the validation loss is nan after step 0"):
+        finetune(wild, rows_file, output=tmp_path / "other", backend=trainer_backend,
+                 **{**OPTIONS, "qat": False})  # fmt: skip
+
+
+def test_a_run_killed_while_it_read_its_data_can_begin(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "run" / "data").mkdir(parents=True)
+    (tmp_path / "run" / "data" / "training.i32").write_bytes(b"half")
+    assert tuned(base, tmp_path / "run", resume=True).path().exists()
 
 
 def test_a_full_disk_leaves_the_last_state(base: Path, tmp_path: Path, rows_file: Path) -> None:
