@@ -25,13 +25,16 @@ format: .venv/test
 
 # the goldens, and our engines, against transformers on torch
 reference: .venv/test
-	$(BIN)/pip install --quiet 'torch==2.13.0'
+	$(BIN)/pip install --quiet 'torch==2.13.0' 'peft>=0.17'
 	$(BIN)/python tests/goldens/make.py --check
+	$(BIN)/python tests/goldens/make_training.py --check
 	$(RUN) $(BIN)/gemma-multi parity storyteller --backends keras,litert --precision float32 --against transformers --trace
 
 bench: .venv/test
 	$(RUN) $(BIN)/python benchmarks/loading.py
 	$(RUN) $(BIN)/python benchmarks/parity.py
+	$(BIN)/pip install --quiet 'torch==2.13.0' trl datasets
+	$(BIN)/python benchmarks/finetuning.py
 
 .venv/demo: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

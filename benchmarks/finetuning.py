@@ -84,7 +84,8 @@ config = SFTConfig(
     output_dir=tempfile.mkdtemp(), per_device_train_batch_size=len(np.load(ids_file)),
     max_length=512, max_steps=steps, learning_rate=1e-4, lr_scheduler_type="constant",
     warmup_steps=0, report_to=[], save_strategy="no", logging_steps=1, bf16=dtype != "float32",
-    use_cpu=not torch.cuda.is_available(), dataloader_pin_memory=False, optim="adamw_torch", **extra,
+    use_cpu=not torch.cuda.is_available(), dataloader_pin_memory=False, optim="adamw_torch",
+    **extra,
 )
 tokenizer = PreTrainedTokenizerFast(tokenizer_file=f"{model}/tokenizer.json", pad_token="<pad>",
                                     eos_token="<eos>", bos_token="<bos>")

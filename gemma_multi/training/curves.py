@@ -10,6 +10,7 @@ import numpy as np
 from gemma_multi.files import write_atomically
 from gemma_multi.training.history import History
 
+_LOGARITHMIC = 20  # times that the loss falls: then a linear axis shows only the first part
 _TRAINING, _VALIDATION, _BEST = "#9db8d9", "#d95f02", "#444444"
 
 
@@ -39,7 +40,11 @@ def draw_curves(history: History, path: Path, title: str) -> bool:
             ha="right" if steps[best] > max(steps) / 2 else "left",
         )  # fmt: skip
     low, high = min(shown), max(shown)
-    axes.set_ylim(low - 0.08 * (high - low) - 1e-3, high + 0.12 * (high - low) + 1e-3)
+    if 0 < low < high / _LOGARITHMIC:
+        axes.set_yscale("log")
+        axes.set_ylim(low / 1.6, high * 1.6)
+    else:
+        axes.set_ylim(low - 0.08 * (high - low) - 1e-3, high + 0.12 * (high - low) + 1e-3)
     axes.set_xlabel("step")
     axes.set_ylabel("loss, nats a token")
     axes.set_title(title, fontsize=11)

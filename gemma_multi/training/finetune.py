@@ -124,6 +124,9 @@ def train(
             return read_result(output, base, backend, options)
         job = Job(base.config, trained, frozen_weights(base, options), options, teacher, devices)
         trainer = create_trainer(backend, job)
+        facts |= {"device": trainer.device, "dtype": trainer.dtype}
+        if resume and (output / RUN_FILE).exists():
+            _check_same_run(output, facts)
         writer = _tensorboard(output) if tensorboard and leader else None
         if leader:
             _write_json(output / RUN_FILE, facts)
@@ -158,6 +161,8 @@ def train(
     finally:
         if writer is not None:
             writer.close()
+        if not leader:
+            shutil.rmtree(own, ignore_errors=True)
     return read_result(output, base, backend, options)
 
 

@@ -13,6 +13,8 @@ Design choices:
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from functools import partial
@@ -37,6 +39,7 @@ _HEAD_BYTES = {"cpu": 1 << 28, "gpu": 1 << 30}  # of a chunk's logits
 
 class KerasTrainer(Trainer):
     def __init__(self, job: Job) -> None:
+        _ask_for_the_same_sums()
         keras = import_keras()
         runtime = Runtime(keras)
         if not runtime.on_jax:
@@ -315,6 +318,14 @@ class KerasTrainer(Trainer):
             place(tensors[n], v) for n, v in zip(self._names, self._values, strict=True)
         ]
         self._state = [place(optimizer[p], v) for p, v in zip(paths, self._state, strict=True)]
+
+
+def _ask_for_the_same_sums() -> None:
+    """GPUs add up the rows of an embedding's gradient in any order, unless told otherwise before
+    JAX starts; a resumed run is to end bit for bit where an uninterrupted one does."""
+    flag = "--xla_gpu_deterministic_ops=true"
+    if "jax" not in sys.modules and flag not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
 
 
 def _recomputed(jax: Any, layer: Any) -> Any:

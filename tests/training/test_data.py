@@ -263,7 +263,7 @@ def test_data_check_finds_everything(tmp_path: Path) -> None:
 
 
 def test_data_check_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = write_jsonl(tmp_path / "train.jsonl", [*ROWS, {"text": "word " * 300}])
+    file = write_jsonl(tmp_path / "train.jsonl", [*ROWS, {"text": "word " * 600}])
     with pytest.raises(SystemExit) as ended:
         main(["data", "check", str(file), "--max-length", "2000"])
     assert ended.value.code == 0

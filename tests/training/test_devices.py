@@ -11,6 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny import tiny_checkpoint
+
+import gemma_multi
+from gemma_multi import OptionError, finetune
+from training.conftest import ROWS
 
 SCRIPT = """
 import json, sys
@@ -50,6 +55,31 @@ def test_devices_train_through_the_grid(tmp_path: Path) -> None:
     np.testing.assert_allclose(two, one, rtol=0, atol=2e-2)  # a code that flips is a step
 
 
+def test_processes_of_mlx_share_a_batch(tmp_path: Path) -> None:
+    """`mlx.launch` starts two; one of them writes, both end with the same losses."""
+    script = tmp_path / "train.py"
+    code = SCRIPT.replace('"keras"', '"mlx"').replace("print(", "print('LOSSES', ")
+    tests = str(Path(__file__).parents[1])
+    script.write_text(
+        code.format(tests=tests, output=str(tmp_path / "two"), devices=None, qat=False)
+    )
+    launch = [str(Path(sys.executable).with_name("mlx.launch")), "-n", "2", "--backend", "ring",
+              "--python", sys.executable, str(script)]  # fmt: skip
+    done = subprocess.run(launch, capture_output=True, text=True, timeout=240)
+    lines = [line for line in done.stdout.splitlines() if "LOSSES" in line]
+    assert len(lines) == 2, done.stderr[-3000:]
+    two = [[r.get("loss", r.get("validation_loss")) for r in json.loads(line.split("LOSSES")[1])]
+           for line in lines]  # fmt: skip
+    assert two[0] == two[1]
+    one = gemma_multi.finetune(
+        tiny_checkpoint(vocab_size=4096), ROWS, output=tmp_path / "one", epochs=1,
+        learning_rate=1e-4, batch_size=4, max_length=64, qat=False, backend="mlx", progress=False,
+    )  # fmt: skip
+    expected = [r.get("loss", r.get("validation_loss")) for r in one.history]
+    np.testing.assert_allclose(two[0], expected, rtol=0, atol=2e-4)
+    assert (tmp_path / "two" / "model").exists()
+
+
 @pytest.mark.parametrize(
     ("devices", "batch_size", "message"),
     [(99, 4, "devices is 99, but there are"), (0, 4, "devices is 0"), (True, 4, "devices is True")],
@@ -59,7 +89,6 @@ def test_devices_that_are_not_there(
 ) -> None:
     from tiny import tiny_checkpoint
 
-    from gemma_multi import OptionError, finetune
     from training.conftest import ROWS
 
     with pytest.raises(OptionError, match=message):
