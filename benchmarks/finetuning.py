@@ -89,8 +89,10 @@ config = SFTConfig(
 )
 tokenizer = PreTrainedTokenizerFast(tokenizer_file=f"{model}/tokenizer.json", pad_token="<pad>",
                                     eos_token="<eos>", bos_token="<bos>")
-SFTTrainer(model=network, args=config, train_dataset=rows, processing_class=tokenizer,
-           callbacks=[Clock()]).train()
+class InOrder(SFTTrainer):  # the very same rows in every step
+    def _get_train_sampler(self, *_): return torch.utils.data.SequentialSampler(self.train_dataset)
+InOrder(model=network, args=config, train_dataset=rows, processing_class=tokenizer,
+        callbacks=[Clock()]).train()
 report(seconds, losses)
 """
 

@@ -1,9 +1,9 @@
 """The loss over 262,144 words, a few positions at a time.
 
 Logits of 4 x 512 tokens would be 2 GB in float32, and so would their gradient. Here only the
-positions on which a loss is taken are looked at, `CHUNK` at a time, and a chunk's gradients are
-made together with its loss: the gradient of cross-entropy is `softmax - target`, so nothing has
-to be computed twice or kept. This is one chunk; each engine loops over chunks in its own way.
+positions on which a loss is taken are looked at, some hundred at a time, and a chunk's gradients
+are made together with its loss: the gradient of cross-entropy is `softmax - target`, so nothing
+has to be computed twice or kept. This is one chunk; each engine loops over chunks in its own way.
 """
 
 from __future__ import annotations

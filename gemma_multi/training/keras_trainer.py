@@ -1,8 +1,10 @@
-"""Training on Keras and JAX: keras-hub's layers and Keras's Adam in one compiled step.
+"""Training on Keras and JAX: keras-hub's layers and Keras's Adam, compiled.
 
 Design choices:
+- A step is three programs: weights to their grid (compiled once per shape), the gradients, and the
+  update. As one, XLA would take half a minute to compile it, and hold more at a time.
 - Weights live under their Hugging Face names in that layout and are arranged for Keras's layers
-  inside the compiled step, so the grid is the exported one and what is trained is what is saved.
+  inside the compiled code, so the grid is the exported one and what is trained is what is saved.
 - The tied embedding gets its gradient from both its ends: the head's, made chunk by chunk with
   the loss, and on top of it, row by row, what comes back through the layers.
 - keras-hub's layers attend by `attention.attend`, which keeps packed examples apart and gives
@@ -34,6 +36,7 @@ from gemma_multi.training.weights import effective_weights, on_grid, trained_gra
 
 _ALL_SEEN = np.ones((1, 1, 1), bool)
 _LAST_NORM = "model.norm.weight"
+_GRID_ROWS = 512  # of a weight, put on its grid together
 _HEAD_BYTES = {"cpu": 1 << 28, "gpu": 1 << 30}  # of a chunk's logits
 
 
@@ -57,7 +60,7 @@ class KerasTrainer(Trainer):
         with self._distribution.scope() if self._distribution else nullcontext():
             self._place(keras)
         jax = self._jax
-        self._on_grid = jax.jit(partial(on_grid, jax.numpy)) if job.options.qat else None
+        self._on_grid = jax.jit(self._rows_on_grid) if job.options.qat else None
         self._gradients = jax.jit(self._over_devices(self._loss_and_gradients))
         self._add = jax.jit(partial(jax.tree.map, jax.numpy.add), donate_argnums=0)
         self._update = jax.jit(self._updated, donate_argnums=(0, 1))
@@ -124,6 +127,15 @@ class KerasTrainer(Trainer):
         self._optimizer.epsilon = EPSILON * jnp.sqrt(1 - BETAS[1] ** steps)
         values, state = self._optimizer.stateless_apply(state, [g * factor for g in found], values)
         return values, state, norm
+
+    def _rows_on_grid(self, weight: Any) -> Any:
+        """`on_grid`, some rows at a time: the search for scales takes several times the memory of
+        what it looks at."""
+        jax = self._jax
+        if weight.ndim == 1 or weight.shape[0] % _GRID_ROWS:
+            return on_grid(jax.numpy, weight)
+        parts = weight.reshape(-1, _GRID_ROWS, weight.shape[1])
+        return jax.lax.map(partial(on_grid, jax.numpy), parts).reshape(weight.shape)
 
     def _loss_and_gradients(
         self, weights: Any, frozen: Any, teacher: Any, micro: Any

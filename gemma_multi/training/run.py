@@ -191,9 +191,8 @@ class Run:
             )
         if position.best_loss is None or loss < position.best_loss:
             position.best_step, position.best_loss = step, loss
-            if (
-                self.leads and 0 < step < self.steps
-            ):  # the last is saved anyway, the first is the base
+            kept_anyway = step in (0, self.steps)  # the first is the base, the last is saved
+            if self.leads and not kept_anyway:
                 write_tensors(self.best_path(step), self.trainer.tensors())
         self._record(step=step, validation_loss=loss)
         self.display.say(f"step {step} of {self.steps}: validation loss {loss:.4f}")

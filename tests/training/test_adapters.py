@@ -205,3 +205,36 @@ def test_an_adapter_trained_on_one_engine_runs_on_the_others(tmp_path: Path) -> 
         for backend in ("keras", "mlx", "litert")
     }  # fmt: skip
     assert len(answers) == 1
+
+
+def test_an_adapter_on_a_grid_of_other_groups(tmp_path: Path) -> None:
+    """mlx-lm's 4-bit models have groups of 64; what an adapter changes goes on ours, of 32."""
+    import mlx.core as mx
+
+    base = tiny_checkpoint(vocab_size=4096, hidden_size=192)
+    tensors = dict(base.tensors)
+    for name, shape in base.config.tensor_shapes().items():
+        if len(shape) == 2:
+            parts = mx.quantize(mx.array(base.weight(name)), group_size=64, bits=4)
+            tensors[name] = QuantizedTensor(*(np.array(part) for part in parts), 4, 64)
+    base = base.replace(tensors=tensors)
+    rng = np.random.default_rng(0)
+    name = "model.layers.2.mlp.up_proj.weight"
+    pair = (rng.standard_normal((2, 192)).astype(np.float32) * 0.2,
+            rng.standard_normal((128, 2)).astype(np.float32) * 0.2)  # fmt: skip
+    path = Adapter(2, 4.0, {name: pair}).save(tmp_path / "adapter")
+    model = gemma_multi.load(base, backend="mlx", adapter=path)
+    ids = rng.integers(3, 4096, 12)
+    merged = Adapter.open(path, base.config).merge(base)
+    expected = create_engine(merged, "keras", "float32").session().score(ids)
+    np.testing.assert_allclose(model.engine.session().score(ids), expected, rtol=0, atol=2e-4)
+
+
+def test_adapters_and_grids_that_do_not_go_together(tmp_path: Path) -> None:
+    dense = tiny_checkpoint(vocab_size=4096)
+    int8, _ = gemma_multi.quantization.quantize_checkpoint(dense, 8, 8)
+    with pytest.raises(OptionError, match="qat is for int4, but the model is int8"):
+        gemma_multi.finetune(int8, ROWS, output=tmp_path / "run", method="lora", progress=False)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(OptionError, match="bits is 4, but the model is int8 already"):
+        random_adapter(0).merge(int8, bits=4)
