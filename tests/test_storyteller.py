@@ -8,7 +8,11 @@ from pathlib import Path
 import pytest
 
 import gemma_multi
+from gemma_multi.checkpoint.resolve import BUNDLED
 from gemma_multi.tokenizer import Tokenizer
+from gemma_multi.training.examples import WANTED, tokenize
+from gemma_multi.training.history import read_history
+from gemma_multi.training.rows import read_row
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "storyteller"))
 
@@ -61,18 +65,14 @@ def test_the_corpus_is_the_same_every_time_and_scores_only_the_answers() -> None
     tokenizer = gemma_multi.load("storyteller", backend="keras").tokenizer
     again = Tokenizer(corpus.train_tokenizer())
     assert [again.piece(i) for i in range(4096)] == [tokenizer.piece(i) for i in range(4096)]
-    for step in range(8):
-        ids, mask = corpus.batch(tokenizer, step)
-        again, _ = corpus.batch(tokenizer, step)
-        assert (ids == again).all()
-        assert ids.shape == mask.shape
-        for row, said in zip(ids.tolist(), mask.tolist(), strict=True):
-            text = tokenizer.decode(t for t, m in zip(row, said, strict=True) if m)
-            assert text
-            assert "Hero:" not in text
-            assert row[said.index(1) - 1] == tokenizer.encode("\n")[0]  # after `model\n`
-            last = max(i for i, m in enumerate(said) if m)
-            assert row[last] == tokenizer.end_of_turn_id
+    rows = list(corpus.rows(200))
+    assert rows == list(corpus.rows(200))
+    assert rows != list(corpus.rows(200, seed=1))
+    for row in [*rows, *corpus.held_out(20)]:
+        words = tokenize(tokenizer, read_row(row))
+        said = tokenizer.decode(int(word) & (WANTED - 1) for word in words if word >= WANTED)
+        assert said
+        assert "Hero:" not in said
 
 
 def test_every_task_has_an_answer_that_its_prompt_supports() -> None:
@@ -86,32 +86,27 @@ def test_every_task_has_an_answer_that_its_prompt_supports() -> None:
         assert task.answer in task.prompt
 
 
-def test_training_resumes_to_the_very_same_weights(
+def test_the_script_trains_from_nothing_and_through_the_grid(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import numpy as np
+    """The whole of `train.py` on a smaller model; a second start finds both runs finished."""
+    import shutil
+
     import train
 
     monkeypatch.setattr(train, "CONFIG", train.CONFIG.replace(
         num_hidden_layers=2, layer_types=train.CONFIG.layer_types[:2], hidden_size=64,
         intermediate_size=64))  # fmt: skip
-    tokenizer = gemma_multi.load("storyteller", backend="keras").tokenizer
-    ids, mask = corpus.batch(tokenizer, 0)
-
-    def run(trainer: train.Trainer, first: int, last: int) -> list[float]:
-        return [trainer.step(ids, mask, qat=step >= 3) for step in range(first, last)]
-
-    whole = train.Trainer(steps=100, seed=0)
-    losses = run(whole, 0, 5)
-    assert losses[-1] < losses[0]
-    first = train.Trainer(steps=100, seed=0)
-    run(first, 0, 2)
-    first.save(tmp_path / "state", 2)
-    second = train.Trainer(steps=100, seed=0)
-    assert second.resume(tmp_path / "absent") == 0
-    assert second.resume(tmp_path / "state") == 2
-    assert run(second, 2, 5) == losses[2:]
-    for a, b in zip(whole.values, second.values, strict=True):
-        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
-    with pytest.raises(SystemExit, match="of a run with seed 0, this one has 1"):
-        train.Trainer(steps=100, seed=1).resume(tmp_path / "state")
+    (tmp_path / "tokenizer").mkdir()
+    shutil.copy(BUNDLED["storyteller"] / "tokenizer.model", tmp_path / "tokenizer")
+    monkeypatch.setattr(sys, "argv", ["train.py", "--rows", "160", "--qat-rows", "80", "--work",
+                                      str(tmp_path)])  # fmt: skip
+    train.main()
+    made = gemma_multi.Checkpoint.open(tmp_path / "qat" / "model")
+    assert (made.precision, made.grid) == ("int4", "portable")
+    assert made.provenance.license == "apache-2.0"
+    losses = [record["loss"] for record in read_history(tmp_path / "dense" / "history.jsonl")
+              if "loss" in record]  # fmt: skip
+    assert losses[-1] < losses[0] - 0.5
+    train.main()
+    assert gemma_multi.Checkpoint.open(tmp_path / "qat" / "model").digest() == made.digest()
