@@ -1,4 +1,4 @@
-"""Files: atomic writes, and where this package keeps what it can make again."""
+"""Files: atomic writes, where this package keeps what it can make again, strict JSON."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 _UMASK = os.umask(0)  # can only be read by setting it, which is safe while modules are imported
 os.umask(_UMASK)
@@ -101,3 +102,11 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """`object_pairs_hook` for `json.loads`: of two values for one key it would drop the first."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key is there twice")
+    return found

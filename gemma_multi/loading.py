@@ -51,12 +51,12 @@ def load(
         named = adapter
     elif adapter is not None:
         named = {Path(adapter).resolve().name or "adapter": adapter}
-    for path in named.values():  # what is wrong with one is said before an engine is made
-        Adapter.open(path, model.config)
+    # what is wrong with one is said before an engine is made
+    opened = {name: Adapter.open(path, model.config) for name, path in named.items()}
     if backend == "auto" and isinstance(model.tensors, LitertTensors):
         backend = "litert"
     engine = create_engine(model, backend, precision, context_length, threads)
     loaded = Model(model, engine, context_length)
-    for name, path in named.items():
-        loaded.add_adapter(name, path)
-    return loaded.adapter(next(iter(named), None))
+    for name, one in opened.items():
+        loaded.add_adapter(name, one)
+    return loaded.adapter(next(iter(opened), None))

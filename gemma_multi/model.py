@@ -71,12 +71,14 @@ class Model:
     def config(self) -> ModelConfig:
         return self.base.config
 
-    def add_adapter(self, name: str, path: str | Path) -> None:
-        """Makes a LoRA adapter (PEFT's layout) known under `name`. Raises CheckpointError where it
-        is malformed or for another model."""
+    def add_adapter(self, name: str, adapter: str | Path | Adapter) -> None:
+        """Makes a LoRA adapter, or its directory in PEFT's layout, known under `name`. Raises
+        CheckpointError where it is malformed or for another model."""
         if not isinstance(name, str) or not name or name in self.adapters:
             raise OptionError(f"adapter name {name!r} is taken or no name")
-        self.adapters[name] = Adapter.open(path, self.config)
+        if not isinstance(adapter, Adapter):
+            adapter = Adapter.open(adapter, self.config)
+        self.adapters[name] = adapter
 
     def adapter(self, name: str | None) -> Model:
         """Switches to an adapter by name, or with None back to the base; the base is not loaded
@@ -170,16 +172,20 @@ class Model:
     def score(self, text: str) -> TextScore:
         """The log-probability of each token of a plain text, after `<bos>`."""
         ids = self.encode(text, raw=True)
+        return TextScore(tuple(ids[1:]), tuple(self.logprobs(ids).tolist()))
+
+    def logprobs(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The log-probability of each token but the first after those before it: `f64[T - 1]`."""
         session = self._session()
-        logprobs: list[float] = []
+        parts = [np.zeros(0)]
         for start in range(0, len(ids) - 1, _SCORE_CHUNK):
             targets = ids[start + 1 : start + 1 + _SCORE_CHUNK]
             logits = session.score(ids[start : start + len(targets)])[0]
             logits = logits - logits.max(axis=-1, keepdims=True)  # theirs may be read-only
             found = logits[np.arange(len(targets)), targets].astype(np.float64)
             totals = np.exp(logits, out=logits).sum(axis=-1, dtype=np.float64)
-            logprobs += (found - np.log(totals)).tolist()
-        return TextScore(tuple(ids[1:]), tuple(logprobs))
+            parts.append(found - np.log(totals))
+        return np.concatenate(parts)
 
     def describe(self) -> dict[str, Any]:
         """What runs here, in plain values that print and serialise."""

@@ -66,9 +66,8 @@ def gemma_parity(request: pytest.FixtureRequest) -> Check:
         __tracebackhide__ = True
         from gemma_multi import parity
 
-        name = (
-            model if isinstance(model, str | Path) else id(model)
-        )  # kept, so the id stays its own
+        # the model is kept, so its id stays its own
+        name = model if isinstance(model, str | Path) else id(model)
         key = repr((name, backends, sorted(options.items())))
         if key not in known:
             report = parity(model, backends, **options)

@@ -1,8 +1,7 @@
 """What the storyteller reads: conversations by number, and the tokenizer made for them.
 
 Conversation number `i` of a seed is always the same, so nothing needs to be stored, and a resumed
-run reads on where it stopped. Of ten conversations three are tasks, and two short, three medium
-and two long stories.
+run reads on where it stopped. Nine of sixteen rows are tasks, which are brief.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import tasks
 
 VOCAB_SIZE = 4096
 NUM_UNUSED = 99  # <unused0> .. <unused98>, so that <start_of_turn> is 105 as in Gemma
-KINDS = ("task",) * 9 + ("short",) * 2 + ("medium",) * 3 + ("long",) * 2  # by rows: tasks are brief
+KINDS = ("task",) * 9 + ("short",) * 2 + ("medium",) * 3 + ("long",) * 2
 TOKENIZER_KINDS = ("task",) * 3 + ("short",) * 2 + ("medium",) * 3 + ("long",) * 2
 
 

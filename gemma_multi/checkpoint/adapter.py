@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import save_file
 
 from gemma_multi.checkpoint.directory import read_optional_json
-from gemma_multi.checkpoint.safetensors_file import check_finite, read_safetensors
+from gemma_multi.checkpoint.safetensors_file import (
+    check_finite,
+    read_safetensors,
+    write_safetensors,
+)
 from gemma_multi.config import ModelConfig
 from gemma_multi.errors import CheckpointError, OptionError
 from gemma_multi.files import new_directory
@@ -51,7 +53,7 @@ class Adapter:
     alpha: float
     tensors: Mapping[str, tuple[np.ndarray, np.ndarray]]  # weight name -> A [r, in], B [out, r]
     base: str = ""  # the model it was trained on, for people
-    scaling: float = field(default=0.0)  # 0: alpha / rank
+    scaling: float = 0.0  # 0: alpha / rank
 
     @property
     def scale(self) -> float:
@@ -135,11 +137,11 @@ class Adapter:
         }
         try:
             with new_directory(path) as temporary:
-                save_file(flat, temporary / WEIGHTS_FILE, metadata={"format": "pt"})
+                write_safetensors(flat, temporary / WEIGHTS_FILE, {"format": "pt"})
                 text = json.dumps(settings, indent=2) + "\n"
                 (temporary / CONFIG_FILE).write_text(text, encoding="utf-8")
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{path}: cannot be saved: {error}") from error
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be saved: {error.strerror or error}") from error
         return path
 
     def merged(self, checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from gemma_multi.checkpoint import directory, litert_file
 from gemma_multi.checkpoint.provenance import Provenance
+from gemma_multi.checkpoint.safetensors_file import write_safetensors
 from gemma_multi.config import EMBEDDING, ModelConfig
 from gemma_multi.errors import CheckpointError, OptionError
 from gemma_multi.files import new_directory
@@ -180,7 +180,7 @@ class Checkpoint:
                 flat[f"{stem}.scales"], flat[f"{stem}.biases"] = tensor.scales, tensor.biases
             else:
                 flat[name] = np.ascontiguousarray(tensor)
-        _write_safetensors(flat, target / WEIGHTS_FILE)
+        write_safetensors(flat, target / WEIGHTS_FILE, {"format": "mlx"})
         config = self.config.to_dict()
         if quantized:
             config["quantization"] = _quantization_entry(quantized)
@@ -207,15 +207,6 @@ def _quantization_entry(quantized: Mapping[str, QuantizedTensor]) -> dict[str, A
         if (tensor.bits, tensor.group_size) != (linear.bits, linear.group_size):
             entry[name] = {"group_size": tensor.group_size, "bits": tensor.bits}
     return entry
-
-
-def _write_safetensors(tensors: dict[str, np.ndarray], path: Path) -> None:
-    try:
-        save_file(tensors, path, metadata={"format": "mlx"})
-    except OSError:
-        raise
-    except Exception as error:  # the library wraps input and output errors in its own type
-        raise OSError(None, str(error)) from error
 
 
 def _write_json(path: Path, data: Any) -> None:

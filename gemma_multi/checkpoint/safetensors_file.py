@@ -1,4 +1,4 @@
-"""A safetensors file as memory-mapped NumPy arrays.
+"""A safetensors file: read as memory-mapped NumPy arrays, written by the library.
 
 The safetensors library copies each tensor it reads and does not say which one is at fault. The
 format is small: 8 bytes of header length, a JSON header of `{name: {dtype, shape,
@@ -15,8 +15,10 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+from safetensors.numpy import save_file
 
 from gemma_multi.errors import CheckpointError
+from gemma_multi.files import unique_keys
 
 DTYPES = {
     "F32": np.dtype("<f4"),
@@ -47,7 +49,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]
         )
     try:
         header = json.loads(
-            mapped[8 : 8 + length].tobytes().decode("utf-8"), object_pairs_hook=_unique
+            mapped[8 : 8 + length].tobytes().decode("utf-8"), object_pairs_hook=unique_keys
         )
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: its header is not valid JSON: {error}") from error
@@ -73,6 +75,19 @@ def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]
     if position != len(data):
         raise CheckpointError(f"{path}: {len(data) - position} bytes follow the last tensor")
     return tensors, metadata
+
+
+def write_safetensors(
+    tensors: dict[str, np.ndarray], path: Path, metadata: dict[str, str] | None = None
+) -> None:
+    """Raises OSError, which the library wraps in a type of its own. Who calls forces it to the
+    disk."""
+    try:
+        save_file(tensors, path, metadata=metadata)
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(None, str(error)) from error
 
 
 def check_finite(path: Path, name: str, tensor: np.ndarray) -> None:
@@ -120,10 +135,3 @@ def _sizes(value: Any) -> bool:
     return isinstance(value, list) and all(
         isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 1 << 48 for n in value
     )
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a name appears twice")
-    return found

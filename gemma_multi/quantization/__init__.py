@@ -93,9 +93,11 @@ def quantize(
         raise OptionError(f"option {sorted(options)[0]!r} is for recover=..., which is not given")
     if recover is not None and (bits, embedding_bits) != (4, 4):
         raise OptionError(f"recover is for int4, received bits {bits} and {embedding_bits}")
-    quantized, report = quantize_checkpoint(checkpoint, bits, embedding_bits, progress)
     recovery = None
-    if recover is not None:
+    if recover is None:
+        quantized, report = quantize_checkpoint(checkpoint, bits, embedding_bits, progress)
+        quantized.save(dst)
+    else:
         from gemma_multi.training.recovery import recover as run
 
         work = Path(dst).with_name(f"{Path(dst).name}-recovery")
@@ -103,8 +105,6 @@ def quantize(
         quantized.save(dst)
         shutil.rmtree(work)
         report = _compared(quantized, checkpoint)
-    else:
-        quantized.save(dst)
     return QuantizationReport(report.tensors, Path(dst), quantized.nbytes, recovery)
 
 

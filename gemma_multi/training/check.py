@@ -6,7 +6,6 @@ data as well. A bad row does not end the check: all of them are found, the first
 
 from __future__ import annotations
 
-import hashlib
 from array import array
 from collections import Counter
 from collections.abc import Callable
@@ -17,8 +16,8 @@ import numpy as np
 
 from gemma_multi.errors import OptionError
 from gemma_multi.tokenizer import Tokenizer
-from gemma_multi.training.examples import WANTED, tokenize
-from gemma_multi.training.rows import Data, open_data, read_row
+from gemma_multi.training.examples import WANTED, example_hash, tokenize
+from gemma_multi.training.rows import Data, data_name, open_data, read_row
 
 NAMED = 10  # bad, long or double rows that are named
 
@@ -65,8 +64,7 @@ def check_data(
     known = None
     if validation is not None:
         known = {digest for _, digest, _ in _rows(validation, tokenizer, DataReport(""), None)}
-    name, _ = open_data(data)
-    report = DataReport(name, max_length=max_length, leaked=None if known is None else 0)
+    report = DataReport(data_name(data), max_length=max_length, leaked=None if known is None else 0)
     seen: set[int] = set()
     lengths = array("q")
     for line, digest, length in _rows(data, tokenizer, report, progress):
@@ -111,8 +109,7 @@ def _rows(
         words = tokenize(tokenizer, row)
         report.tokens += len(words)
         report.answer_tokens += int((words >= WANTED).sum())
-        digest = hashlib.blake2b(words.tobytes(), digest_size=8).digest()
-        yield line, int.from_bytes(digest, "little"), len(words)
+        yield line, example_hash(words), len(words)
     report.kinds, report.roles = dict(kinds), dict(roles)
 
 

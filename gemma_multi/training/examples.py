@@ -19,7 +19,7 @@ import numpy as np
 from gemma_multi.chat import encode_answered
 from gemma_multi.errors import DataError
 from gemma_multi.tokenizer import Tokenizer
-from gemma_multi.training.rows import Data, Row, read_rows
+from gemma_multi.training.rows import Data, Row, data_name, read_rows
 
 WANTED = 1 << 30
 SHORTEST = 8  # tokens; a max_length below this holds no conversation
@@ -38,6 +38,12 @@ def tokenize(tokenizer: Tokenizer, row: Row, loss_on: str = "answer") -> np.ndar
     wanted = np.array(said) if loss_on == "answer" else np.ones(len(ids), bool)
     wanted[0] = False  # nothing comes before <bos> that could predict it
     return words | np.where(wanted, WANTED, 0).astype(np.int32)
+
+
+def example_hash(words: np.ndarray) -> int:
+    """Of 64 bits; equal examples have equal ones."""
+    digest = hashlib.blake2b(words.tobytes(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
 
 
 @dataclass(frozen=True)
@@ -99,7 +105,7 @@ def prepare(
     progress: Callable[[int], None] | None = None,
 ) -> Examples:
     """Tokenises `data` into the file `path`. Raises DataError naming the bad row."""
-    name = Path(data).name if isinstance(data, str | Path) else "row"
+    name = data_name(data)
     offsets, lines, hashes = array("q", [0]), array("q"), array("Q")
     sha, skipped, cut = hashlib.sha256(), 0, 0
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -122,8 +128,7 @@ def prepare(
             sha.update(len(words).to_bytes(4, "little") + content)
             offsets.append(offsets[-1] + len(words))
             lines.append(row.line)
-            digest = hashlib.blake2b(content, digest_size=8).digest()
-            hashes.append(int.from_bytes(digest, "little"))
+            hashes.append(example_hash(words))
             if progress and len(lines) % 1000 == 0:
                 progress(len(lines))
     if len(lines) < 1:

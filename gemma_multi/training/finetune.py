@@ -118,17 +118,19 @@ def train(
         _check_grid(base, options, display)
         rows = _read_data(base, data, validation, options, own / "data", display)
         facts = _facts(base, rows, options, backend, teacher, devices)
-        if resume and (output / RUN_FILE).exists():
+        begun = resume and (output / RUN_FILE).exists()
+        if begun:
             _check_same_run(output, facts)
         if finished:
             return read_result(output, base, backend, options)
         job = Job(base.config, trained, frozen_weights(base, options), options, teacher, devices)
         trainer = create_trainer(backend, job)
-        facts |= {"device": trainer.device, "dtype": trainer.dtype}
-        if resume and (output / RUN_FILE).exists():
-            _check_same_run(output, facts)
+        place = {"device": trainer.device, "dtype": trainer.dtype}
+        if begun:
+            _check_same_run(output, place)
         writer = _tensorboard(output) if tensorboard and leader else None
         if leader:
+            facts |= place
             _write_json(output / RUN_FILE, facts)
     except BaseException as error:
         if created:  # nothing has begun, so nothing is left

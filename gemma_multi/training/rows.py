@@ -16,6 +16,7 @@ from typing import Any
 
 from gemma_multi.chat import ROLES, fold_system
 from gemma_multi.errors import DataError, OptionError
+from gemma_multi.files import unique_keys
 
 Data = str | Path | Iterable[Mapping[str, Any]]
 KINDS = {"messages": {"messages"}, "completion": {"prompt", "completion"}, "text": {"text"}}
@@ -46,6 +47,11 @@ class Unreadable(str):
     """Stands for a row that is not even a row, and says why."""
 
 
+def data_name(data: Data) -> str:
+    """What messages call the data."""
+    return Path(data).name if isinstance(data, str | Path) else "row"
+
+
 def open_data(data: Data) -> tuple[str, Iterator[tuple[int, Any]]]:
     """(what to call the data, its raw rows with their numbers)."""
     if isinstance(data, str | Path):
@@ -58,13 +64,13 @@ def open_data(data: Data) -> tuple[str, Iterator[tuple[int, Any]]]:
             )
         if not path.is_file():
             raise DataError(f"{path}: {'is no file' if path.exists() else 'no such file'}")
-        return path.name, _readable(path, reader(path))
+        return data_name(data), _readable(path, reader(path))
     if isinstance(data, Mapping) or not isinstance(data, Iterable):
         raise DataError(
             f"data is {type(data).__name__}, expected a file or rows such as "
             "{'prompt': ..., 'completion': ...}"
         )
-    return "row", enumerate(iter(data), 1)
+    return data_name(data), enumerate(iter(data), 1)
 
 
 def read_row(raw: Any, line: int = 0) -> Row:
@@ -120,16 +126,9 @@ def _read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
             if not content.strip():
                 continue
             try:
-                yield line, json.loads(content, object_pairs_hook=_unique)
+                yield line, json.loads(content, object_pairs_hook=unique_keys)
             except (ValueError, RecursionError) as error:
                 yield line, Unreadable(f"not valid JSON: {error}")
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key is there twice")
-    return found
 
 
 def _read_csv(path: Path) -> Iterator[tuple[int, Any]]:

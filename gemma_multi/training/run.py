@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,8 @@ class Run:
         self.leads = self.trainer.rank == 0  # the others compute, and write nothing
         self.history = History(self.directory / "history.jsonl")
         self.counts = [self.batches.count(epoch) for epoch in range(self.options.epochs)]
-        self.steps = sum(self.counts)
+        self.ends = list(accumulate(self.counts))  # the step each epoch ends with
+        self.steps = self.ends[-1]
         self._pending: tuple[int, Batch, StepResult, float] | None = None
         self._recent: list[tuple[int, float]] = []
         self._clock = time.monotonic()
@@ -120,12 +122,11 @@ class Run:
 
     def _remaining(self) -> Iterator[tuple[int, Batch]]:
         """(step, its batch) from where the run stands."""
-        start = 0
-        for epoch, count in enumerate(self.counts):
-            first = min(max(0, self.position.step - start), count)
+        for epoch, (end, count) in enumerate(zip(self.ends, self.counts, strict=True)):
+            start = end - count
+            first = max(0, self.position.step - start)
             if first < count:
                 yield from enumerate(self.batches.epoch(epoch, first), start + first)
-            start += count
 
     def _settle(self) -> None:
         """Reads the result of the step that is on its way, and records it."""
@@ -170,10 +171,7 @@ class Run:
         every, step = self.options.evaluate_every, self.position.step
         if step == self.steps:
             return True
-        if every is not None:
-            return step % every == 0
-        ends = [sum(self.counts[: i + 1]) for i in range(len(self.counts))]
-        return step in ends
+        return step in self.ends if every is None else step % every == 0
 
     def _validate(self) -> None:
         if self.validation is None:

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
+from gemma_multi.checkpoint.safetensors_file import write_safetensors
 from gemma_multi.errors import TrainingError
 from gemma_multi.files import renamed_when_whole
 
@@ -94,11 +94,8 @@ def write_tensors(
     """A safetensors file, whole and on the disk, or not at all. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with renamed_when_whole(path) as temporary:
-        try:
-            # zero-dimensional and foreign-ordered arrays come out as they went in
-            save_file({n: np.ascontiguousarray(a).reshape(a.shape) for n, a in tensors.items()},
-                      temporary, metadata=metadata)  # fmt: skip
-        except SafetensorError as error:  # the library wraps input and output errors in its own
-            raise OSError(None, str(error)) from error
+        # zero-dimensional and foreign-ordered arrays come out as they went in
+        whole = {n: np.ascontiguousarray(a).reshape(a.shape) for n, a in tensors.items()}
+        write_safetensors(whole, temporary, metadata)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())

@@ -11,13 +11,9 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from gemma_multi.model import Model
 from gemma_multi.training.examples import prepare
 from gemma_multi.training.rows import Data
-
-_CHUNK = 128  # positions whose logits are looked at together
 
 
 @dataclass(frozen=True)
@@ -43,16 +39,8 @@ def validation_loss(
                            max_length=max_length, loss_on=loss_on)  # fmt: skip
         for i in range(len(examples)):
             tokens, wanted = examples.example(i)
-            session = model.engine.session(1, model.context_length)
-            for start in range(0, len(tokens) - 1, _CHUNK):
-                inputs = tokens[start : start + _CHUNK][: len(tokens) - 1 - start]
-                targets = tokens[start + 1 : start + 1 + len(inputs)]
-                logits = session.score(inputs)[0]
-                logits = logits - logits.max(axis=-1, keepdims=True)
-                found = logits[np.arange(len(targets)), targets]
-                losses = np.log(np.exp(logits).sum(axis=-1, dtype=np.float64)) - found
-                chosen = wanted[start + 1 : start + 1 + len(inputs)]
-                total += float(losses[chosen].sum())
-                count += int(chosen.sum())
+            losses = -model.logprobs(tokens)[wanted[1:]]
+            total += float(losses.sum())
+            count += len(losses)
         del tokens, wanted, examples  # the mapped file is to be removed
     return ValidationLoss(total / max(1, count), count)
