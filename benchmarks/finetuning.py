@@ -53,7 +53,7 @@ ids = np.load(ids_file)[None].astype(np.int32)
 labels = np.roll(ids, -1, -1); labels[..., -1] = -1
 options = TrainingOptions.checked({"learning_rate": 1e-4, "dtype": dtype, **extra}, 32768)
 def place():
-    checkpoint = Checkpoint.open(model)
+    checkpoint = open_checkpoint(model)
     return KerasTrainer(Job(checkpoint.config, initial_tensors(checkpoint, options),
                             frozen_weights(checkpoint, options), options))
 trainer = place()
@@ -61,7 +61,7 @@ batch = Batch(ids, labels, np.ones_like(ids), ())
 seconds, losses = [], []
 for _ in range(steps):
     start = time.perf_counter()
-    losses.append(float(trainer.step(batch, 1e-4).loss) / batch.wanted)
+    losses.append(float(trainer.step(batch, 1e-4).loss) / batch.loss_tokens)
     seconds.append(time.perf_counter() - start)
 report(seconds, losses)
 """

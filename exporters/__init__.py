@@ -1,52 +1,81 @@
-"""Exporters: a Checkpoint to what phones and peers load. One module per format, one signature."""
+"""Exporters: a Checkpoint to what phones and peers load.
+
+One module a format, with the name it has in `gemma_multi.formats`, and in it a record `EXPORTER`;
+they are found by that name.
+"""
 
 from __future__ import annotations
 
 import importlib
+import pkgutil
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from gemma_multi.errors import OptionError
+from gemma_multi.checkpoint import Checkpoint
+from gemma_multi.errors import CheckpointError, OptionError
+from gemma_multi.exporters.base import Exporter, ExportReport
+from gemma_multi.files import check_output
+from gemma_multi.formats import Format, formats
+from gemma_multi.options import checked
+from gemma_multi.progress import Report, silent
 
-if TYPE_CHECKING:
-    from gemma_multi.checkpoint import Checkpoint
-    from gemma_multi.exporters.report import ExportReport
-    from gemma_multi.model import Model
-
-FORMATS = {".tflite": "tflite", ".litertlm": "litertlm"}
+__all__ = ["ExportReport", "Exporter", "choose_format", "export_checkpoint", "exporters", "save"]
 
 
-def export(
-    model: str | Path | Checkpoint | Model, path: str | Path, **options: Any
-) -> ExportReport:
-    """Writes a model as a file of the format that the suffix of `path` names.
+@cache
+def exporters() -> dict[str, Exporter]:
+    """Every exporter by its format's name."""
+    found: dict[str, Exporter] = {}
+    for module in pkgutil.iter_modules(__path__):
+        record = getattr(importlib.import_module(f"{__name__}.{module.name}"), "EXPORTER", None)
+        if isinstance(record, Exporter):
+            found[record.format] = record
+    return found
 
-    `model` is whatever `load` takes, or a loaded Model. For the options see the format's module:
-    `.tflite` and `.litertlm` take `context_length`, `prefill`, `precision` and `cache`.
-    Raises OptionError or CheckpointError; then nothing is left behind.
-    """
-    from gemma_multi.checkpoint import Checkpoint
-    from gemma_multi.checkpoint.resolve import resolve
 
-    suffix = check_format(path)
-    writer = importlib.import_module(f"gemma_multi.exporters.{FORMATS[suffix]}").export
-    from gemma_multi.model import Model
+def choose_format(output: str | Path, name: str | None = None) -> Format:
+    """The format to write: the one named, or the one whose suffix `output` has. Raises
+    OptionError."""
+    known = formats()
+    writable = [known[one] for one in exporters() if one in known]
+    if name is not None:
+        for one in writable:
+            if one.name == name:
+                return one
+        names = ", ".join(one.name for one in writable)
+        raise OptionError(f"format is {name!r}, expected one of {names}")
+    suffix = Path(output).suffix
+    for one in writable:
+        if one.suffix and one.suffix == suffix:
+            return one
+    files = " or ".join(one.suffix for one in writable if one.suffix)
+    directories = " or ".join(repr(one.name) for one in writable if one.is_directory)
+    raise OptionError(
+        f"{output}: the name must end in {files}, to say what it is; for a directory give "
+        f"format={directories}"
+    )
 
-    if isinstance(model, Model):
-        model = model.checkpoint
-    checkpoint = model if isinstance(model, Checkpoint) else resolve(model)
+
+def export_checkpoint(
+    checkpoint: Checkpoint, output: str | Path, *, format: str | None = None,
+    progress: Report = silent, **options: Any,
+) -> ExportReport:  # fmt: skip
+    """Writes `checkpoint`; see `gemma_multi.export`, which this is behind."""
+    output, chosen = Path(output), choose_format(output, format)
+    check_output(output, directory=chosen.is_directory)
+    exporter = exporters()[chosen.name]
+    settings: Any = checked(exporter.options, options, f"format {chosen.name!r}")
     try:
-        return writer(checkpoint, path, **options)
-    except TypeError as error:
-        if "unexpected keyword" not in str(error):
-            raise
-        unknown = str(error).split("'")[-2]
-        raise OptionError(f"{suffix} takes no option {unknown!r}") from None
+        return exporter.write(checkpoint, output, settings, progress)
+    except OSError as error:
+        raise CheckpointError(
+            f"{output}: cannot be written: {error.strerror or error}; nothing was written"
+        ) from error
 
 
-def check_format(path: str | Path) -> str:
-    """The suffix of `path`, if it names a format."""
-    suffix = Path(path).suffix
-    if suffix not in FORMATS:
-        raise OptionError(f"{path}: the name must end in {' or '.join(FORMATS)}, to say what it is")
-    return suffix
+def save(checkpoint: Checkpoint, output: str | Path) -> Path:
+    """Writes a directory in the stored precision: mlx-lm's where a tensor is quantised, else
+    Hugging Face's. Raises OptionError where `output` is in use, CheckpointError."""
+    kind = "mlx" if checkpoint.is_quantized else "huggingface"
+    return export_checkpoint(checkpoint, output, format=kind).path

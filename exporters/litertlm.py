@@ -13,16 +13,16 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from gemma_multi.checkpoint import Checkpoint
-from gemma_multi.errors import BackendError, CheckpointError
-from gemma_multi.exporters.report import ExportReport, check_target
-from gemma_multi.exporters.tflite import build
+from gemma_multi.errors import BackendError
+from gemma_multi.exporters.base import Exporter, ExportReport
+from gemma_multi.exporters.tflite import Options, build
 from gemma_multi.files import renamed_when_whole
-from gemma_multi.generation import GenerationOptions
+from gemma_multi.progress import Report
+from gemma_multi.sampling.options import GenerationOptions
 from gemma_multi.tokenizer import with_spoken_steering_pieces
 
 _TOP_P = 2  # SamplerParameters.Type
@@ -30,19 +30,24 @@ _TOP_P = 2  # SamplerParameters.Type
 # beginning of the later one, because after an answer it has read `<end_of_turn>` and no more; with
 # its built-in template the break is lost from the second turn on.
 _TEMPLATE = """\
-{%- macro text(content) -%}
+{%- macro said(content) -%}
 {%- if content is string -%}{{ content | trim }}
 {%- else -%}{%- for part in content -%}{{ part.text | trim }}{%- endfor -%}
+{%- endif -%}
+{%- endmacro -%}
+{%- macro given(content) -%}
+{%- if content is string -%}{{ content }}
+{%- else -%}{%- for part in content -%}{{ part.text }}{%- endfor -%}
 {%- endif -%}
 {%- endmacro -%}
 {%- set ns = namespace(system="", first=true) -%}
 {%- for message in messages -%}
 {%- if message.role == "system" -%}
-{%- set ns.system = text(message.content) + "\n\n" -%}
+{%- set ns.system = given(message.content) + "\n\n" -%}
 {%- else -%}
 {%- if not ns.first -%}{{ "\n" }}{%- endif -%}
 {{ "<start_of_turn>" + ("user" if message.role == "user" else "model") + "\n" }}
-{{- ns.system + text(message.content) + "<end_of_turn>" -}}
+{{- ns.system + said(message.content) + "<end_of_turn>" -}}
 {%- set ns.system = "" -%}
 {%- set ns.first = false -%}
 {%- endif -%}
@@ -51,13 +56,9 @@ _TEMPLATE = """\
 """
 
 
-def export(
-    checkpoint: Checkpoint, path: str | Path, *, context_length: int | None = None,
-    prefill: Sequence[int] | None = None, precision: str = "auto", cache: str = "auto",
-) -> ExportReport:  # fmt: skip
-    """Writes `checkpoint` as a `.litertlm` bundle. Options and errors as for `tflite.export`."""
-    path = Path(path)
-    check_target(path)
+def _write(
+    checkpoint: Checkpoint, output: Path, options: Options, progress: Report
+) -> ExportReport:
     try:
         from litert_lm_builder import litertlm_builder
     except ImportError:
@@ -65,45 +66,39 @@ def export(
             "writing a .litertlm needs litert-lm-builder: pip install 'gemma-multi[litert]'"
         ) from None
     sentencepiece = with_spoken_steering_pieces(checkpoint.tokenizer.model)
-    built = build(
-        checkpoint, context_length=context_length, prefill=prefill, precision=precision,
-        cache=cache, tokenizer=sentencepiece,
-    )  # fmt: skip
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as work,
-            renamed_when_whole(path) as target,
+    built = build(checkpoint, options, tokenizer=sentencepiece, progress=progress)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as work,
+        renamed_when_whole(output) as target,
+    ):
+        names = ("model.tflite", "tokenizer.model", "metadata.pb", "NOTICE")
+        model, tokenizer, facts, notice = (Path(work, name) for name in names)
+        with model.open("wb") as file:
+            for part in built.parts:
+                file.write(part)
+        built.parts.clear()
+        tokenizer.write_bytes(sentencepiece)
+        facts.write_bytes(_metadata(checkpoint, built.info.context_length).SerializeToString())
+        notice.write_text(built.provenance.notice(), encoding="utf-8")
+        builder = litertlm_builder.LitertLmFileBuilder()
+        text = litertlm_builder.DType.STRING
+        for key, value in (
+            ("Authors", "gemma_multi"),
+            ("Source", built.provenance.source),
+            ("License", built.provenance.license),
         ):
-            names = ("model.tflite", "tokenizer.model", "metadata.pb", "NOTICE")
-            model, tokenizer, facts, notice = (Path(work, name) for name in names)
-            with model.open("wb") as file:
-                for part in built.parts:
-                    file.write(part)
-            built.parts.clear()
-            tokenizer.write_bytes(sentencepiece)
-            facts.write_bytes(_metadata(checkpoint, built.info.context_length).SerializeToString())
-            notice.write_text(built.provenance.notice(), encoding="utf-8")
-            builder = litertlm_builder.LitertLmFileBuilder()
-            text = litertlm_builder.DType.STRING
-            for key, value in (
-                ("Authors", "gemma_multi"),
-                ("Source", built.provenance.source),
-                ("License", built.provenance.license),
-            ):
-                builder.add_system_metadata(litertlm_builder.Metadata(key, value, text))
-            builder.add_llm_metadata(str(facts))
-            builder.add_sentencepiece_tokenizer(str(tokenizer))
-            kind = litertlm_builder.TfLiteModelType.PREFILL_DECODE
-            builder.add_tflite_model(str(model), kind)
-            builder.add_generic_binary_data(str(notice))
-            with target.open("wb") as file:
-                builder.build(file, validate_metadata=True)
-                file.flush()
-                os.fsync(file.fileno())
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}") from error
-    return built.report(path, "litertlm")
+            builder.add_system_metadata(litertlm_builder.Metadata(key, value, text))
+        builder.add_llm_metadata(str(facts))
+        builder.add_sentencepiece_tokenizer(str(tokenizer))
+        kind = litertlm_builder.TfLiteModelType.PREFILL_DECODE
+        builder.add_tflite_model(str(model), kind)
+        builder.add_generic_binary_data(str(notice))
+        with target.open("wb") as file:
+            builder.build(file, validate_metadata=True)
+            file.flush()
+            os.fsync(file.fileno())
+    return built.report(output, EXPORTER.format)
 
 
 def _metadata(checkpoint: Checkpoint, context_length: int) -> Any:
@@ -127,3 +122,6 @@ def _metadata(checkpoint: Checkpoint, context_length: int) -> Any:
     sampler.k = 1 if greedy else options.top_k or tokenizer.vocab_size
     sampler.p, sampler.temperature = options.top_p, 1.0 if greedy else options.temperature
     return facts
+
+
+EXPORTER = Exporter(format="litertlm", options=Options, write=_write)

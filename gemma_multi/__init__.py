@@ -29,16 +29,19 @@ if TYPE_CHECKING:
         TrainingError,
         TrainingStopped,
     )
-    from gemma_multi.exporters import export
-    from gemma_multi.exporters.report import ExportReport
-    from gemma_multi.generation import GenerationOptions, GenerationResult, TextScore
+    from gemma_multi.exporters import ExportReport
+    from gemma_multi.exporting import export
+    from gemma_multi.generation import GenerationResult, TextScore
     from gemma_multi.loading import load
     from gemma_multi.model import Chat, Model, TextStream
-    from gemma_multi.quantization import QuantizationReport, quantize
+    from gemma_multi.quantizing import quantize
+    from gemma_multi.sampling import GenerationOptions
+    from gemma_multi.sources import open_checkpoint
     from gemma_multi.tokenizer import Tokenizer
     from gemma_multi.training.finetune import finetune
     from gemma_multi.training.result import FineTune
     from gemma_multi.training.validation import ValidationLoss, validation_loss
+    from gemma_multi.transforms import QuantizationReport
 
 __version__ = "0.1.0"
 
@@ -50,17 +53,17 @@ _HOME = {
     "ConfigError": "errors",
     "ContextError": "errors",
     "DataError": "errors",
-    "ExportReport": "exporters.report",
+    "ExportReport": "exporters",
     "FineTune": "training.result",
     "GemmaError": "errors",
-    "GenerationOptions": "generation",
+    "GenerationOptions": "sampling",
     "GenerationResult": "generation",
     "HubError": "errors",
     "Model": "model",
     "ModelConfig": "config",
     "OptionError": "errors",
     "ParityReport": "comparison",
-    "QuantizationReport": "quantization",
+    "QuantizationReport": "transforms",
     "TextScore": "generation",
     "TextStream": "model",
     "Tokenizer": "tokenizer",
@@ -68,11 +71,12 @@ _HOME = {
     "TrainingError": "errors",
     "TrainingStopped": "errors",
     "ValidationLoss": "training.validation",
-    "export": "exporters",
+    "export": "exporting",
     "finetune": "training.finetune",
     "load": "loading",
+    "open_checkpoint": "sources",
     "parity": "comparison",
-    "quantize": "quantization",
+    "quantize": "quantizing",
     "validation_loss": "training.validation",
 }
 __all__ = [
@@ -104,6 +108,7 @@ __all__ = [
     "export",
     "finetune",
     "load",
+    "open_checkpoint",
     "parity",
     "quantize",
     "validation_loss",

@@ -2,8 +2,9 @@
 
 A prompt is `<bos>`, then per turn `<start_of_turn>user|model\\n`, the stripped text,
 `<end_of_turn>\\n`, and at the end `<start_of_turn>model\\n`. System text goes in front of the
-first user turn with a blank line between. Text is encoded on its own and spliced in as ids, so
-no text can forge a turn, and `<bos>` appears once.
+first user turn with a blank line between, and as it is: Google's template trims what is said in
+turns and not this. Text is encoded on its own and spliced in as ids, so no text can forge a turn,
+and `<bos>` appears once.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def encode_answered(
     ids, said = [tokenizer.bos_id], [False]
     for role, text in turns:
         opening, closing = open_turn(tokenizer, role), close_turn(tokenizer)
-        content = tokenizer.encode(text.strip())
+        content = tokenizer.encode(text)
         ids += opening + content + closing
         said += [False] * len(opening) + [role == "model"] * (len(content) + 1)
         said += [False] * (len(closing) - 1)
@@ -47,7 +48,12 @@ def encode_answered(
 
 def encode_turn(tokenizer: Tokenizer, role: str, text: str) -> list[int]:
     """One whole turn, from `<start_of_turn>` to the newline after `<end_of_turn>`."""
-    return open_turn(tokenizer, role) + tokenizer.encode(text.strip()) + close_turn(tokenizer)
+    return open_turn(tokenizer, role) + tokenizer.encode(text) + close_turn(tokenizer)
+
+
+def user_text(text: str, system: str = "") -> str:
+    """What stands in a user's turn, the first one if there is system text."""
+    return f"{system}\n\n{text.strip()}" if system else text.strip()
 
 
 def open_turn(tokenizer: Tokenizer, role: str) -> list[int]:
@@ -59,7 +65,8 @@ def close_turn(tokenizer: Tokenizer) -> list[int]:
 
 
 def fold_system(messages: Sequence[Message]) -> list[tuple[str, str]]:
-    """Checked (role, text) pairs, user and model in turn, with system text folded in."""
+    """Checked (role, text) pairs, user and model in turn: texts as they are encoded, with system
+    text folded in."""
     if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence):
         raise OptionError(
             f"messages must be a list of {{'role', 'content'}}, received {type(messages).__name__}"
@@ -71,16 +78,14 @@ def fold_system(messages: Sequence[Message]) -> list[tuple[str, str]]:
         if role == "system":
             if i:
                 raise OptionError(f"message {i} is a system message, allowed only as the first")
-            system = text.strip()
+            system = text
             continue
         expected = "model" if len(turns) % 2 else "user"
         if role != expected:
             raise OptionError(f"message {i} has role {role!r}, but it is the turn of {expected!r}")
-        turns.append((role, text))
+        turns.append((role, user_text(text, "" if turns else system)))
     if not turns or turns[-1][0] != "user":
         raise OptionError("messages must end with a user's turn for the model to answer")
-    if system:
-        turns[0] = ("user", f"{system}\n\n{turns[0][1].strip()}")
     return turns
 
 

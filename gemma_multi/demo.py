@@ -2,19 +2,26 @@
 
 The first part samples with one seed in float32, so that what differs can only be a bug. The
 second exports a `.litertlm` and runs it twice, greedily: on the LiteRT engine here, and on
-LiteRT-LM, the engine that Android apps use.
+LiteRT-LM, the engine that Android apps use. A backend that is not installed, or cannot be on this
+machine, is named and passed over.
 """
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import click
 
-from gemma_multi import export, load
-from gemma_multi.engines import missing_packages
+from gemma_multi.comparison.text import disagreements
+from gemma_multi.comparison.tolerances import tolerance_of
+from gemma_multi.engines import backends
 from gemma_multi.errors import OptionError
+from gemma_multi.exporting import export
+from gemma_multi.loading import load
 from gemma_multi.model import Model
 from gemma_multi.terminal import notes, show_stream
 
@@ -22,80 +29,153 @@ STORY = (
     "Tell me a bedtime story.\nHero: Pip the hedgehog\nSetting: an old lighthouse by the sea\n"
     "Twist: the monster was a hungry kitten\nTheme: courage\nLength: medium"
 )
-_TITLES = {"mlx": "MLX", "keras": "Keras", "litert": "LiteRT"}
 
 
-def run(seed: int) -> bool:
-    """Whether every engine told the same story."""
-    told: dict[str, tuple[int, ...]] = {}
-    for name, title in _TITLES.items():
-        if missing := missing_packages(name):
-            notes.print(f"[dim]{title}: {', '.join(missing)} not installed, passed over[/dim]")
+@dataclass(frozen=True)
+class Telling:
+    """One story, and who told it."""
+
+    teller: str
+    device: str
+    text: str
+    tokens: tuple[int, ...]
+    tokens_per_second: float
+
+
+@dataclass
+class Outcome:
+    """All that was told, and whether it was the same."""
+
+    tellings: list[Telling] = field(default_factory=list)
+    differences: list[str] = field(default_factory=list)
+    passed_over: list[str] = field(default_factory=list)  # in words
+    from_the_file: dict[str, str] = field(default_factory=dict)  # by teller
+    file_bytes: int = 0
+
+    @property
+    def same(self) -> bool:
+        return not self.differences
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "same": self.same}
+
+
+def run(seed: int, silent: bool = False) -> Outcome:
+    """Tells the stories, as they come unless `silent`. Raises OptionError without a backend."""
+    outcome = Outcome()
+    for backend in backends().values():
+        if backend.is_reference:
             continue
-        model = load("storyteller", backend=name, precision="float32")
-        told[title] = _tell(model, title, temperature=None, seed=seed)
-    if not told:
+        if missing := backend.missing():
+            why = f"{backend.title}: {', '.join(missing)} not installed, passed over"
+            outcome.passed_over.append(why)
+            notes.print(f"[dim]{why}[/dim]")
+            continue
+        outcome.tellings.append(_tell(backend.name, backend.title, seed, silent))
+    if not outcome.tellings:
         raise OptionError("no backend is installed; see gemma-multi doctor")
+    outcome.differences += _differences(outcome.tellings)
+    if any(telling.teller == "LiteRT" for telling in outcome.tellings):
+        _tell_from_the_file(outcome, silent)
+    return outcome
+
+
+def show(outcome: Outcome) -> None:
+    """What was found, in colour."""
     click.echo()
-    same = _compare(told)
-    if "LiteRT" in told:
-        same = _from_the_bundle() and same
-    return same
+    for difference in outcome.differences:
+        click.secho(difference, fg="red")
+    names = [telling.teller for telling in outcome.tellings]
+    if len(names) == 1:
+        click.echo(f"Only {names[0]} is installed here, so there is nothing to compare.")
+    elif not _differences(outcome.tellings):
+        count = len(outcome.tellings[0].tokens)
+        listed = f"{', '.join(names[:-1])} and {names[-1]}"
+        click.secho(f"{listed} gave the same {count} tokens.", fg="green")
+    told = " and ".join(outcome.from_the_file)
+    if len(set(outcome.from_the_file.values())) == 1 < len(outcome.from_the_file):
+        click.secho(f"{told} told the same story from the file for phones.", fg="green")
+    elif len(outcome.from_the_file) > 1 and outcome.same:
+        click.secho(f"{told} told the same story from the file for phones, but for a tie: two "
+                    "words were equally likely, and they parted there.", fg="green")  # fmt: skip
 
 
-def _tell(model: Model, title: str, temperature: float | None, seed: int) -> tuple[int, ...]:
-    click.secho(f"\n{title} ({model.engine.device}) tells:\n", bold=True)
-    stream = model.stream(STORY, seed=seed, temperature=temperature)
-    show_stream(stream, indent="  ")
+def _tell(name: str, title: str, seed: int, silent: bool) -> Telling:
+    model = load("storyteller", backend=name, precision="float32", progress=not silent)
+    stream = model.stream(STORY, seed=seed)
+    _show(f"{title} ({model.engine.device})", stream, silent)
     result = stream.result
-    speed = f"{result.generated_tokens} tokens, {result.tokens_per_second:.0f} a second"
-    click.secho(f"\n  {speed}", dim=True)
-    return result.tokens
+    if not silent:
+        speed = f"{result.generated_tokens} tokens, {result.tokens_per_second:.0f} a second"
+        click.secho(f"\n  {speed}", dim=True)
+    return Telling(title, model.engine.device, result.text, result.tokens, result.tokens_per_second)
 
 
-def _compare(told: dict[str, tuple[int, ...]]) -> bool:
-    (first, tokens), *others = told.items()
-    if not others:
-        click.echo(f"Only {first} is installed here, so there is nothing to compare.")
-    differ = False
-    for name, other in others:
-        pairs = enumerate(zip(tokens, other, strict=False))
-        at = next((i for i, (x, y) in pairs if x != y), min(len(tokens), len(other)))
-        if tokens != other:
-            click.secho(f"{first} and {name} differ from token {at} on.", fg="red")
-            differ = True
-    if others and not differ:
-        *most, last = told
-        names = f"{', '.join(most)} and {last}"
-        click.secho(f"{names} gave the same {len(tokens)} tokens.", fg="green")
-    return not differ
+def _show(teller: str, pieces: Iterable[str], silent: bool) -> None:
+    if silent:
+        for _ in pieces:
+            pass
+        return
+    click.secho(f"\n{teller} tells:\n", bold=True)
+    show_stream(pieces, indent="  ")
 
 
-def _from_the_bundle() -> bool:
+def _differences(tellings: list[Telling]) -> list[str]:
+    first, *others = tellings
+    found = []
+    for other in others:
+        if first.tokens != other.tokens:
+            pairs = enumerate(zip(first.tokens, other.tokens, strict=False))
+            end = min(len(first.tokens), len(other.tokens))
+            at = next((i for i, (x, y) in pairs if x != y), end)
+            found.append(f"{first.teller} and {other.teller} differ from token {at} on.")
+    return found
+
+
+def _tell_from_the_file(outcome: Outcome, silent: bool) -> None:
     """Exports, then compares our LiteRT engine with Google's on the same file."""
+
+    def pass_over(why: str) -> None:
+        outcome.passed_over.append(why)
+        notes.print(f"[dim]{why}[/dim]")
+
     try:
         from litert_lm_builder import litertlm_builder as _  # noqa: F401  needed to export
     except ImportError:
-        notes.print("[dim].litertlm: litert-lm-builder not installed, passed over[/dim]")
-        return True
+        pass_over(".litertlm: litert-lm-builder not installed, passed over")
+        return
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "storyteller.litertlm"
-        report = export("storyteller", path)
-        click.echo(f"\nExported {path.name}: {report.nbytes / 1e6:.1f} MB of {report.precision}.")
-        ours = load(path).generate(STORY, temperature=0).text.strip()
+        report = export("storyteller", path, progress=not silent)
+        outcome.file_bytes = report.nbytes
+        if not silent:
+            size = f"{report.nbytes / 1e6:.1f} MB of {report.precision}"
+            click.echo(f"\nExported {path.name}: {size}.")
+        model = load(path, progress=not silent)
+        ours = model.generate(STORY, temperature=0).text.strip()
+        outcome.from_the_file["Our LiteRT engine"] = ours
         try:
             theirs = ask_litert_lm(path, STORY).strip()
         except ImportError:
-            notes.print("[dim]LiteRT-LM: litert-lm-api not installed, passed over[/dim]")
-            return True
-        click.secho("\nLiteRT-LM, which runs it on Android, tells:\n", bold=True)
-        show_stream([theirs], indent="  ")
-    click.echo()
-    if ours == theirs:
-        click.secho("Our LiteRT engine and LiteRT-LM told the same story from it.", fg="green")
-    else:
-        click.secho("Our LiteRT engine and LiteRT-LM told different stories from it.", fg="red")
-    return ours == theirs
+            pass_over("LiteRT-LM: litert-lm-api not installed, passed over")
+            return
+    _show("LiteRT-LM, which runs it on Android,", [theirs], silent)
+    outcome.from_the_file["LiteRT-LM"] = theirs
+    if ours != theirs:
+        outcome.differences += _no_ties(model, theirs)
+
+
+def _no_ties(model: Model, theirs: str) -> list[str]:
+    """What parts the two stories for good. Both round activations to int8, each in its own order,
+    so that where two tokens are as good as equal either may come."""
+    tie = tolerance_of(model.engine.compute, model.engine.compute).tie
+    found = disagreements(model, model.encode(STORY), theirs, tie)
+    return [
+        f"LiteRT-LM said {one.received} at token {one.position}, where our LiteRT engine would say "
+        f"{one.expected} ({one.gap:.2g} apart)."
+        for one in found
+        if not one.tie
+    ]
 
 
 def ask_litert_lm(path: Path, prompt: str) -> str:

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 from importlib import metadata
 
-from gemma_multi.engines import BACKENDS, INSTALL, missing_packages
+from gemma_multi.engines import Backend, backends
 from gemma_multi.errors import GemmaError
-
-_PACKAGES = {
-    "mlx": ("mlx", "mlx-lm"),
-    "keras": ("keras", "keras-hub", "jax", "tensorflow"),
-    "litert": ("ai-edge-litert", "litert-lm-builder"),
-}
+from gemma_multi.loading import load
 
 
 @dataclass(frozen=True)
@@ -28,32 +22,27 @@ class Diagnosis:
 
 
 def diagnose() -> list[Diagnosis]:
-    return [_diagnose(backend) for backend in BACKENDS]
+    """Every backend but the references."""
+    return [_diagnose(one) for one in backends().values() if not one.is_reference]
 
 
-def _diagnose(backend: str) -> Diagnosis:
-    from gemma_multi.loading import load
-
+def _diagnose(backend: Backend) -> Diagnosis:
     versions = {}
-    for package in _PACKAGES[backend]:
+    for package in backend.packages:
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    if missing := missing_packages(backend):
-        advice = f"{', '.join(missing)} missing: {INSTALL[backend]}"
-        return Diagnosis(backend, False, advice=advice, versions=versions)
+    if missing := backend.missing():
+        advice = f"{', '.join(missing)} missing: {backend.install}"
+        return Diagnosis(backend.name, False, advice=advice, versions=versions)
     try:
-        model = load("storyteller", backend=backend)
+        model = load("storyteller", backend=backend.name, progress=False)
         model.generate("Good night.", max_tokens=1, temperature=0)
     except GemmaError as error:
-        return Diagnosis(backend, False, advice=str(error), versions=versions)
+        return Diagnosis(backend.name, False, advice=str(error), versions=versions)
     except Exception as error:  # a broken installation can fail in any way
         advice = f"fails with {type(error).__name__}: {error}"
-        return Diagnosis(backend, False, advice=advice, versions=versions)
-    advice = ""
-    if backend == "mlx" and sys.platform != "darwin":
-        advice = "for checking only; MLX is fast on Apple silicon"
-    if backend == "keras" and model.engine.device == "cpu":
-        advice = "on an NVIDIA GPU: pip install 'gemma-multi[cuda]'"
-    return Diagnosis(backend, True, model.engine.device, advice, versions)
+        return Diagnosis(backend.name, False, advice=advice, versions=versions)
+    advice = backend.advice(model.engine)
+    return Diagnosis(backend.name, True, model.engine.device, advice, versions)

@@ -44,7 +44,7 @@ class DataError(GemmaError):
 
 
 class TrainingError(GemmaError):
-    """A training run that cannot start, go on, or be taken up again."""
+    """A training run that cannot start, go on, or be resumed."""
 
 
 class TrainingStopped(TrainingError):

@@ -1,56 +1,35 @@
-"""Files: atomic writes, where this package keeps what it can make again, strict JSON."""
+"""Files: atomic writes, outputs that are free, locks, strict JSON.
+
+Everything is written to a temporary sibling first and renamed when it is whole, so a killed
+process leaves the old file or none. Temporary names are created with the permissions that any
+file of the user would have; nothing here asks for or changes the process's umask.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-_UMASK = os.umask(0)  # can only be read by setting it, which is safe while modules are imported
-os.umask(_UMASK)
+from gemma_multi.errors import CheckpointError, OptionError
 
-
-def cache_directory(*parts: str) -> Path:
-    """`GEMMA_MULTI_CACHE`, or the user's cache directory; nothing in it is ever needed."""
-    chosen = os.environ.get("GEMMA_MULTI_CACHE")
-    if chosen:
-        return Path(chosen, *parts)
-    try:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    except RuntimeError:  # a user without a home, as in some containers
-        base = Path(tempfile.gettempdir())
-    return base.joinpath("gemma_multi", *parts)
-
-
-def writable_cache(*parts: str) -> Path | None:
-    """The cache directory, made; None where it cannot be written."""
-    path = cache_directory(*parts)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return None
-    return path if os.access(path, os.W_OK) else None
+_TRIES = 100
 
 
 def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
     """Writes a file whole or not at all: a sibling temporary name, fsync, rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            for part in parts:
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_UMASK)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with renamed_when_whole(path) as temporary, temporary.open("wb") as file:
+        for part in parts:
+            file.write(part)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 @contextmanager
@@ -59,12 +38,11 @@ def renamed_when_whole(path: Path) -> Iterator[Path]:
 
     Who writes it forces it to the disk.
     """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
+    temporary = _sibling(path, lambda name: os.close(os.open(name, os.O_CREAT | os.O_EXCL, 0o666)))
+    mode = temporary.stat().st_mode
     try:
         yield temporary
-        os.chmod(temporary, 0o666 & ~_UMASK)
+        os.chmod(temporary, mode)  # a writer may have put a private file in its place
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -77,13 +55,13 @@ def new_directory(path: Path) -> Iterator[Path]:
     `path` must be absent or an empty directory.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    temporary = _sibling(path, os.mkdir)
     try:
         yield temporary
+        mode = temporary.stat().st_mode & 0o666
         for file in temporary.iterdir():
-            os.chmod(file, 0o666 & ~_UMASK)  # temporary names begin private
+            os.chmod(file, mode)  # some writers make theirs private
             _sync(file)
-        os.chmod(temporary, 0o777 & ~_UMASK)
         _sync(temporary)
         if path.exists():
             path.rmdir()  # empty, and in the way of a rename on Windows
@@ -91,6 +69,35 @@ def new_directory(path: Path) -> Iterator[Path]:
         _sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _sibling(path: Path, create: Any) -> Path:
+    """Creates a new hidden name beside `path`."""
+    for _ in range(_TRIES):
+        temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}")
+        with contextlib.suppress(FileExistsError):
+            create(temporary)
+            return temporary
+    raise FileExistsError(f"no free temporary name beside {path}")
+
+
+def check_output(path: Path, *, directory: bool) -> None:
+    """Refuses, before any work, an output that is in use or cannot be written.
+
+    An empty directory is free for a directory. Raises OptionError, CheckpointError.
+    """
+    try:
+        if path.exists() and not (directory and path.is_dir() and not any(path.iterdir())):
+            raise OptionError(f"{path}: exists already; choose another name or remove it first")
+        parent = path.absolute().parent
+        while not parent.exists():
+            parent = parent.parent
+    except OSError as error:  # a name too long, a directory that may not be entered
+        raise CheckpointError(f"{path}: cannot be written: {error.strerror}") from error
+    except ValueError as error:  # a NUL in the name
+        raise OptionError(f"{str(path)!r} is not a path: {error}") from error
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise CheckpointError(f"{path}: cannot be written: no permission in {parent}")
 
 
 def _sync(path: Path) -> None:
@@ -102,6 +109,26 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def read_optional_json(path: Path) -> dict[str, Any]:
+    """A JSON object, or an empty one when there is no such file."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, received {type(data).__name__}")
+    return data
+
+
+def write_json(path: Path, data: Any) -> None:
+    """As people read it; not atomic, for directories that are."""
+    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

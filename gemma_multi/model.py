@@ -1,51 +1,60 @@
 """Model: what a user holds. Words in, words out, the same on every backend.
 
 One prompt's way through this package: `Model.stream` turns messages into ids (`chat`), the loop
-(`generation.loop`) asks the engine's session for logits and the sampler for a token, and
+(`generation.loop`) asks the engine's session for logits and the decoding for a token, and
 `TextStream` here turns tokens into text and watches for stop texts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+import threading
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from gemma_multi import chat as chat_format
-from gemma_multi.checkpoint import Checkpoint
-from gemma_multi.checkpoint.adapter import Adapter
-from gemma_multi.checkpoint.checkpoint import Tensor
+from gemma_multi.checkpoint import Adapter, Checkpoint, Tensor
 from gemma_multi.config import ModelConfig
-from gemma_multi.engines import create_engine
-from gemma_multi.engines.base import Engine, Session
+from gemma_multi.engines import ALL, Engine, Session, create_engine
 from gemma_multi.errors import ContextError, OptionError
-from gemma_multi.generation import GenerationOptions, GenerationResult, TextScore
-from gemma_multi.generation.loop import Progress, generate_tokens
+from gemma_multi.exporters import ExportReport, export_checkpoint, save
+from gemma_multi.formats.peft import read_adapter
+from gemma_multi.generation import (
+    Decoding,
+    GenerationResult,
+    TextScore,
+    Timing,
+    generate_tokens,
+)
+from gemma_multi.progress import Progress, reporting
+from gemma_multi.sampling import GenerationOptions
 from gemma_multi.tokenizer import Tokenizer
+from gemma_multi.transforms import cast_to_stored, merge
+from gemma_multi.transforms.merge import merged_tensors
 
-if TYPE_CHECKING:
-    from gemma_multi.exporters.report import ExportReport
-
-_SCORE_CHUNK = 128  # positions whose logits are looked at together; 134 MB over 262,144 words
+_SCORE_CHUNK = (
+    128  # positions whose logits are looked at together; 134 MB over a vocabulary of 262,144
+)
 
 
 class Model:
     """A checkpoint on an engine. Made by `gemma_multi.load`."""
 
     def __init__(
-        self, checkpoint: Checkpoint, engine: Engine, context_length: int | None = None
-    ) -> None:
+        self, checkpoint: Checkpoint, engine: Engine, context_length: int | None = None,
+        backend_options: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
         self.base = checkpoint
         self.engine = engine
         self.context_length = engine.check_context(context_length)
         self.adapters: dict[str, Adapter] = {}  # that can be switched to, by name
         self.active_adapter: str | None = None
+        self._backend_options = dict(backend_options or {})  # to make the engine again
         self._merged: tuple[str, Checkpoint] | None = None  # the last one asked for
-        self._packed: dict[
-            str, dict[str, Tensor]
-        ] = {}  # merged layers on the grid, which are small
+        # merged layers on the grid, which are small
+        self._packed: dict[str, dict[str, Tensor]] = {}
         vocabulary = self.tokenizer.vocab_size
         if vocabulary < self.config.vocab_size - 64:  # models pad their vocabulary a little
             raise OptionError(
@@ -55,11 +64,12 @@ class Model:
 
     @property
     def checkpoint(self) -> Checkpoint:
-        """What runs: the checkpoint that was loaded, with the active adapter merged."""
+        """What runs: the checkpoint that was loaded, with the active adapter merged. What the
+        adapter changes in a dense one is in float32, to be rounded once."""
         if self.active_adapter is None:
             return self.base
         if self._merged is None or self._merged[0] != self.active_adapter:
-            merged = self.adapters[self.active_adapter].merge(self.base)
+            merged = merge(self.base, self.adapters[self.active_adapter])
             self._merged = (self.active_adapter, merged)
         return self._merged[1]
 
@@ -77,10 +87,10 @@ class Model:
         if not isinstance(name, str) or not name or name in self.adapters:
             raise OptionError(f"adapter name {name!r} is taken or no name")
         if not isinstance(adapter, Adapter):
-            adapter = Adapter.open(adapter, self.config)
+            adapter = read_adapter(adapter, self.config)
         self.adapters[name] = adapter
 
-    def adapter(self, name: str | None) -> Model:
+    def switch_adapter(self, name: str | None) -> Model:
         """Switches to an adapter by name, or with None back to the base; the base is not loaded
         again. A chat reads its conversation anew when it goes on. Returns this model."""
         if name is not None and name not in self.adapters:
@@ -90,10 +100,10 @@ class Model:
             return self
         before = self.adapters.get(self.active_adapter or "")
         if self.engine.fixed_weights:
-            merged = self.base if name is None else self.adapters[name].merge(self.base)
+            merged = self.base if name is None else merge(self.base, self.adapters[name])
             self.engine = create_engine(
                 merged, self.engine.name, self.engine.precision, self.engine.context_length,
-                getattr(self.engine, "threads", None),
+                self._backend_options,
             )  # fmt: skip
         else:
             changes = {n: self.base.tensors[n] for n in (before.tensors if before else ())}
@@ -106,7 +116,7 @@ class Model:
         if name is None:
             return {}
         if name not in self._packed:
-            merged = dict(self.adapters[name].merged(self.base))
+            merged = merged_tensors(self.base, self.adapters[name])
             if not self.base.is_quantized:
                 return merged
             self._packed[name] = merged
@@ -180,7 +190,7 @@ class Model:
         parts = [np.zeros(0)]
         for start in range(0, len(ids) - 1, _SCORE_CHUNK):
             targets = ids[start + 1 : start + 1 + _SCORE_CHUNK]
-            logits = session.score(ids[start : start + len(targets)])[0]
+            logits = session.read(ids[start : start + len(targets)], ALL)
             logits = logits - logits.max(axis=-1, keepdims=True)  # theirs may be read-only
             found = logits[np.arange(len(targets)), targets].astype(np.float64)
             totals = np.exp(logits, out=logits).sum(axis=-1, dtype=np.float64)
@@ -189,7 +199,7 @@ class Model:
 
     def describe(self) -> dict[str, Any]:
         """What runs here, in plain values that print and serialise."""
-        config, checkpoint = self.config, self.checkpoint
+        config, checkpoint = self.config, self.base
         return {
             "source": checkpoint.provenance.source,
             **({"adapter": self.active_adapter} if self.active_adapter else {}),
@@ -209,20 +219,23 @@ class Model:
             "activations": self.engine.compute,
         }
 
-    def save(self, path: str | Path) -> Path:
+    def save(self, output: str | Path) -> Path:
         """Writes the checkpoint, with the active adapter merged, in its stored precision to a new
         directory."""
-        return self.checkpoint.save(path)
+        return save(cast_to_stored(self.checkpoint, self.base), output)
 
-    def export(self, path: str | Path, **options: Any) -> ExportReport:
-        """Writes the checkpoint, with the active adapter merged, as a `.tflite` or `.litertlm`
-        file; see `gemma_multi.export`."""
-        from gemma_multi.exporters import export
-
-        return export(self.checkpoint, path, **options)
+    def export(
+        self, output: str | Path, *, format: str | None = None, progress: Progress = True,
+        **options: Any,
+    ) -> ExportReport:  # fmt: skip
+        """Writes the checkpoint, with the active adapter merged; see `gemma_multi.export`."""
+        with reporting(progress, "exporting") as report:
+            return export_checkpoint(
+                self.checkpoint, output, format=format, progress=report, **options
+            )
 
     def _session(self) -> Session:
-        return self.engine.session(1, self.context_length)
+        return self.engine.session(self.context_length)
 
     def _options(self, given: dict[str, Any]) -> GenerationOptions:
         return GenerationOptions.merge(self.base.generation, given)
@@ -234,11 +247,13 @@ class TextStream:
     def __init__(
         self, model: Model, session: Session, prompt: Sequence[int], options: GenerationOptions
     ) -> None:
-        self._progress = Progress()
-        self._options = options
+        self._timing = Timing()
         self._prompt_tokens = len(prompt) + session.length
         self._text: list[str] = []
-        self._tokens: list[int] = []
+        self._decoding = Decoding(
+            options, [*session.ids.tolist(), *prompt], model.stop_ids,
+            vocabulary=model.tokenizer.vocab_size, context_length=session.context_length,
+        )  # fmt: skip
         self._generator = self._pieces(model, session, prompt)
 
     def __iter__(self) -> TextStream:
@@ -252,33 +267,33 @@ class TextStream:
         self._generator.close()
 
     @property
+    def cancelled(self) -> threading.Event:
+        """Set it, from any thread, and the stream ends before its next token."""
+        return self._decoding.cancelled
+
+    @property
     def result(self) -> GenerationResult:
+        decoding = self._decoding
         return GenerationResult(
             text="".join(self._text),
-            tokens=tuple(self._tokens),
-            finish_reason=self._progress.finish_reason,
+            tokens=tuple(decoding.tokens),
+            finish_reason=decoding.finish_reason or "closed",
             prompt_tokens=self._prompt_tokens,
-            seed=self._options.seed or 0,
-            prefill_seconds=self._progress.prefill_seconds,
-            decode_seconds=self._progress.decode_seconds,
+            seed=decoding.options.seed or 0,
+            prefill_seconds=self._timing.prefill,
+            decode_seconds=self._timing.decode,
         )
 
     def _pieces(self, model: Model, session: Session, prompt: Sequence[int]) -> Generator[str]:
-        decoder, held = model.tokenizer.stream(), ""
-        tokens = generate_tokens(
-            session, prompt, self._options, model.stop_ids, self._progress,
-            model.tokenizer.vocab_size,
-        )  # fmt: skip
-        for token in tokens:
-            self._tokens.append(token)
+        decoder, held, stops = model.tokenizer.stream(), "", self._decoding.options.stop
+        for token in generate_tokens(session, prompt, self._decoding, self._timing):
             held += decoder.feed(token)
-            end = _find_stop(held, self._options.stop)
+            end = _find_stop(held, stops)
             if end is not None:
-                self._progress.finish_reason = "stop"
-                tokens.close()
+                self._decoding.stop_early()
                 held = held[:end]
                 break
-            safe = len(held) - _possible_stop(held, self._options.stop)
+            safe = len(held) - _possible_stop(held, stops)
             if safe:
                 piece, held = held[:safe], held[safe:]
                 self._text.append(piece)
@@ -335,9 +350,8 @@ class ChatStream(TextStream):
         model, tokenizer = chat._model, chat._model.tokenizer
         if not isinstance(text, str) or not text.strip():
             raise OptionError("the prompt is empty; give it some text")
-        spoken = text
-        if chat._system and not chat.messages:
-            spoken = f"{chat._system.strip()}\n\n{text.strip()}"
+        system = chat._system if chat._system and not chat.messages else ""
+        spoken = chat_format.user_text(text, system)
         self._before = chat._ids + chat_format.encode_turn(tokenizer, "user", spoken)
         self._before += chat_format.open_turn(tokenizer, "model")
         if len(self._before) > model.context_length:
@@ -348,7 +362,7 @@ class ChatStream(TextStream):
         if chat._adapter != model.active_adapter:
             chat._start_session()
         # what an earlier turn generated but never read is read now, with the new turn
-        known = _common_prefix(chat._session.ids[0].tolist(), self._before)
+        known = _common_prefix(chat._session.ids.tolist(), self._before)
         chat._session.truncate(min(known, len(self._before) - 1))
         self._chat, self._user = chat, text
         super().__init__(model, chat._session, self._before[chat._session.length :], options)
@@ -362,7 +376,7 @@ class ChatStream(TextStream):
 
     def close(self) -> None:
         super().close()
-        if self._tokens:
+        if self._decoding.tokens:
             self._remember()
         elif self._chat._answer is self:
             self._chat._answer = None

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TextIO
 
+from rich import progress as rich_progress
 from rich.cells import cell_len
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -102,10 +102,11 @@ def readable(name: str, value: Any) -> str:
 @contextmanager
 def progress_bar(label: str) -> Iterator[Any]:
     """Yields a function (done, total) that moves a bar on standard error."""
-    columns = (TextColumn(label), BarColumn(), TextColumn("{task.percentage:3.0f}%"))
+    text = rich_progress.TextColumn
+    columns = (text(label), rich_progress.BarColumn(), text("{task.percentage:3.0f}%"))
     quiet = not notes.is_terminal
-    with Progress(
-        *columns, TimeRemainingColumn(), console=notes, transient=True, disable=quiet
+    with rich_progress.Progress(
+        *columns, rich_progress.TimeRemainingColumn(), console=notes, transient=True, disable=quiet
     ) as progress:
         task = progress.add_task(label, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -23,8 +23,9 @@ from typing import Any
 
 import sentencepiece
 
+from gemma_multi.cache import TOKENIZERS, writable_cache
 from gemma_multi.errors import TokenizerError
-from gemma_multi.files import cache_directory, write_atomically
+from gemma_multi.files import write_atomically
 
 STEERING_PIECES = (
     "<start_of_turn>",
@@ -34,7 +35,8 @@ STEERING_PIECES = (
     "<image_soft_token>",
 )
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6  # sentencepiece_model.proto
-_BUILDER = 1  # of the cached models; raise it when `sentencepiece_from_json` changes its answer
+_DIGEST = 32  # bytes of a SHA-256
+_BUILDER = 2  # of the cached models; raise it when `sentencepiece_from_json` changes its answer
 _BROKEN = re.compile("[\ud800-\udfff]+")
 
 
@@ -140,11 +142,11 @@ class Tokenizer:
             raise TokenizerError(f"the vocabulary has no piece {piece!r}; is it Gemma's?")
         return found
 
-    def stream(self) -> TextStream:
-        return TextStream(self)
+    def stream(self) -> TokenDecoder:
+        return TokenDecoder(self)
 
 
-class TextStream:
+class TokenDecoder:
     """Turns tokens into text as they come, never half a character."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -187,15 +189,22 @@ def _change_steering_pieces(model: bytes, old: int, new: int) -> bytes:
 
 
 def _cached_model(tokenizer_json: bytes) -> bytes:
-    """The SentencePiece model for a `tokenizer.json`, built at most once on this machine."""
-    name = f"{hashlib.sha256(tokenizer_json).hexdigest()[:32]}-{_BUILDER}"
-    path = cache_directory("tokenizers") / f"{name}.model"
-    try:
-        return path.read_bytes()
-    except OSError:
-        model = sentencepiece_from_json(tokenizer_json)
+    """The SentencePiece model for a `tokenizer.json`, built at most once on this machine.
+
+    Its own hash stands behind it: a file that was damaged since is built again.
+    """
+    kept = writable_cache(TOKENIZERS)
+    if kept is None:
+        return sentencepiece_from_json(tokenizer_json)
+    path = kept / f"{hashlib.sha256(tokenizer_json).hexdigest()[:32]}-{_BUILDER}.model"
+    with contextlib.suppress(OSError):
+        data = path.read_bytes()
+        model, digest = data[:-_DIGEST], data[-_DIGEST:]
+        if hashlib.sha256(model).digest() == digest:
+            return model
+    model = sentencepiece_from_json(tokenizer_json)
     with contextlib.suppress(OSError):  # without the cache, the next load only takes longer
-        write_atomically(path, model)
+        write_atomically(path, model, hashlib.sha256(model).digest())
     return model
 
 
@@ -227,9 +236,12 @@ def _build(data: dict[str, Any]) -> bytes:
     if sorted(vocab.values()) != list(range(len(vocab))):
         raise TokenizerError("its token ids are not 0, 1, 2, ... without a gap")
     score: dict[str, int] = {}
+    splits: dict[str, int] = {}  # merges that are listed for a piece
     for rank, merge in enumerate(data["model"]["merges"]):
         left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
         score.setdefault(left + right, -rank)
+        splits[left + right] = splits.get(left + right, 0) + 1
+    _check_splits(data["model"]["vocab"], splits)
 
     proto = schema.ModelProto()
     for piece in sorted(vocab, key=vocab.__getitem__):
@@ -259,6 +271,18 @@ def _build(data: dict[str, Any]) -> bytes:
     return bytes(proto.SerializeToString())
 
 
+def _check_splits(vocab: dict[str, int], splits: dict[str, int]) -> None:
+    """Refuses a tokenizer that lists only some of the ways to make a piece. Hugging Face merges
+    the listed pairs, SentencePiece any pair whose joined text is a piece."""
+    for piece, listed in splits.items():
+        possible = sum(piece[:i] in vocab and piece[i:] in vocab for i in range(1, len(piece)))
+        if listed < possible:
+            raise TokenizerError(
+                f"its merges leave out {possible - listed} of {possible} ways to make the piece "
+                f"{piece!r}, which a SentencePiece model would take"
+            )
+
+
 def _check_kind(data: dict[str, Any]) -> None:
     """Refuses what a byte-fallback BPE model without further rules would not reproduce."""
     model = data["model"]
@@ -267,7 +291,7 @@ def _check_kind(data: dict[str, Any]) -> None:
             f"a {model['type']} model (byte_fallback {model.get('byte_fallback')}), expected "
             "Gemma's byte-fallback BPE"
         )
-    for rule in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
+    for rule in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges"):
         if model.get(rule):
             raise TokenizerError(f"its model has {rule} {model[rule]!r}, expected none")
     space = {"String": " "}

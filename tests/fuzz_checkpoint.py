@@ -17,8 +17,8 @@ from typing import Any
 
 import gemma_multi.checkpoint.directory
 import gemma_multi.tokenizer  # noqa: F401  imported before files are watched
-from gemma_multi.checkpoint import Checkpoint
 from gemma_multi.errors import GemmaError
+from gemma_multi.sources import open_checkpoint
 
 WEIGHTS = "model.safetensors"
 ODD: list[Any] = [None, True, -1, 0, 1 << 62, 1e308, "", "x", "../../etc/passwd", [], [[]], {},
@@ -206,7 +206,7 @@ def main() -> None:
         signal.alarm(20)
         watching = True
         try:
-            checkpoint = Checkpoint.open(directory)
+            checkpoint = open_checkpoint(directory)
             checkpoint.tokenizer.encode("Once upon a time")
             outcome, message = "opened", ""
         except GemmaError as error:

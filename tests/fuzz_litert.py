@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 from gemma_multi import load
-from gemma_multi.checkpoint.litert_format import TRAILER_MARK
 from gemma_multi.errors import GemmaError
+from gemma_multi.formats.tflite.layout import TRAILER_MARK
 
 
 def truncate(rng: random.Random, data: bytearray) -> bytes:

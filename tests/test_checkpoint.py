@@ -15,9 +15,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from tiny import edit_json, random_tensors, tiny_checkpoint, tiny_config
 
-from gemma_multi.checkpoint import Checkpoint
 from gemma_multi.errors import CheckpointError, ConfigError, GemmaError, OptionError
+from gemma_multi.exporters import save
 from gemma_multi.quantization import quantize
+from gemma_multi.sources import open_checkpoint
 
 EMBEDDING = "model.embed_tokens.weight"
 NORM = "model.norm.weight"
@@ -41,14 +42,14 @@ class TestReading:
         config = tiny_config(dtype=name)
         tensors = {k: v.astype(dtype) for k, v in random_tensors(config).items()}
         path = tiny_checkpoint().replace(config=config, tensors=tensors).save(tmp_path / "m")
-        checkpoint = Checkpoint.open(path)
+        checkpoint = open_checkpoint(path)
         assert checkpoint.precision == name
         for key, expected in tensors.items():
             assert checkpoint.tensors[key].dtype == dtype
             np.testing.assert_array_equal(checkpoint.weight(key), expected)
 
     def test_tensors_are_views_of_the_file(self, tiny_directory: Path) -> None:
-        checkpoint = Checkpoint.open(tiny_directory)
+        checkpoint = open_checkpoint(tiny_directory)
         for tensor in checkpoint.tensors.values():
             base = tensor
             while isinstance(base.base, np.ndarray):
@@ -78,7 +79,7 @@ class TestReading:
             "    lines = open('/proc/self/status').read().splitlines()\n"
             "    return next(int(l.split()[1]) for l in lines if l.startswith('RssAnon')) / 1024\n"
             "before = private()\n"
-            "checkpoint = Checkpoint.open(path)\n"
+            "checkpoint = open_checkpoint(path)\n"
             "print(checkpoint.nbytes, private() - before)\n"
         )
         if not Path("/proc/self/status").exists():
@@ -101,13 +102,13 @@ class TestReading:
         (tiny_copy / "model.safetensors").unlink()
         index = tiny_copy / "model.safetensors.index.json"
         index.write_text(json.dumps({"weight_map": weight_map}))
-        checkpoint = Checkpoint.open(tiny_copy)
+        checkpoint = open_checkpoint(tiny_copy)
         for name, array in expected.items():
             np.testing.assert_array_equal(checkpoint.weight(name), array)
 
         index.write_text(json.dumps({"weight_map": {**weight_map, names[0]: weight_map[names[1]]}}))
         with pytest.raises(CheckpointError, match=f"'{names[0]}' is not where"):
-            Checkpoint.open(tiny_copy)
+            open_checkpoint(tiny_copy)
 
     def test_a_vision_models_text_part_is_read(self, tiny_copy: Path) -> None:
         expected = load_file(tiny_copy / "model.safetensors")
@@ -121,7 +122,7 @@ class TestReading:
             (tiny_copy / "config.json").write_text(
                 json.dumps({"model_type": "gemma3", "text_config": text_config})
             )
-            checkpoint = Checkpoint.open(tiny_copy)
+            checkpoint = open_checkpoint(tiny_copy)
             np.testing.assert_array_equal(checkpoint.weight(NORM), expected[NORM])
 
     def test_a_head_that_copies_the_embedding_is_dropped_and_another_refused(
@@ -129,23 +130,23 @@ class TestReading:
     ) -> None:
         embedding = load_file(tiny_copy / "model.safetensors")[EMBEDDING]
         rewrite(tiny_copy, lm_head__weight=embedding)
-        assert "lm_head.weight" not in Checkpoint.open(tiny_copy).tensors
+        assert "lm_head.weight" not in open_checkpoint(tiny_copy).tensors
         rewrite(tiny_copy, lm_head__weight=embedding + 1)
         with pytest.raises(CheckpointError, match="ties the two"):
-            Checkpoint.open(tiny_copy)
+            open_checkpoint(tiny_copy)
 
 
 class TestRefusals:
     def test_no_directory_a_file_or_no_weights(self, tmp_path: Path, tiny_copy: Path) -> None:
         with pytest.raises(CheckpointError, match="no such directory"):
-            Checkpoint.open(tmp_path / "absent")
+            open_checkpoint(tmp_path / "absent")
         with pytest.raises(CheckpointError, match="is a file, expected a directory"):
-            Checkpoint.open(tiny_copy / "config.json")
+            open_checkpoint(tiny_copy / "config.json")
         (tiny_copy / "model.safetensors").unlink()
         with pytest.raises(CheckpointError, match="has no weights"):
-            Checkpoint.open(tiny_copy)
+            open_checkpoint(tiny_copy)
         with pytest.raises(ConfigError, match=r"config\.json: not found"):
-            Checkpoint.open(tmp_path)
+            open_checkpoint(tmp_path)
 
     def test_a_missing_an_extra_and_a_misshapen_tensor_are_named(self, tiny_copy: Path) -> None:
         for change, message in (
@@ -158,7 +159,7 @@ class TestRefusals:
             original = load_file(tiny_copy / "model.safetensors")
             rewrite(tiny_copy, **change)
             with pytest.raises(CheckpointError, match=message) as caught:
-                Checkpoint.open(tiny_copy)
+                open_checkpoint(tiny_copy)
             assert str(tiny_copy) in str(caught.value)
             save_file(original, tiny_copy / "model.safetensors")
 
@@ -172,7 +173,7 @@ class TestRefusals:
         tensors[EMBEDDING][300, 17] = value
         save_file(tensors, tiny_copy / "model.safetensors")
         with pytest.raises(CheckpointError, match=f"'{EMBEDDING}' holds NaN or infinity"):
-            Checkpoint.open(tiny_copy)
+            open_checkpoint(tiny_copy)
 
     def test_an_index_may_not_leave_the_directory(self, tiny_copy: Path) -> None:
         (tiny_copy / "model.safetensors").rename(tiny_copy.parent / "outside.safetensors")
@@ -181,7 +182,7 @@ class TestRefusals:
             index = {"weight_map": {NORM: name}}
             (tiny_copy / "model.safetensors.index.json").write_text(json.dumps(index))
             with pytest.raises(CheckpointError, match="plain name of a file"):
-                Checkpoint.open(tiny_copy)
+                open_checkpoint(tiny_copy)
 
     def test_a_packed_weight_needs_its_parts(self, tiny_directory: Path, tmp_path: Path) -> None:
         quantize(tiny_directory, tmp_path / "q")
@@ -194,7 +195,7 @@ class TestRefusals:
             original = load_file(tmp_path / "q" / "model.safetensors")
             rewrite(tmp_path / "q", **change)
             with pytest.raises(CheckpointError, match=message):
-                Checkpoint.open(tmp_path / "q")
+                open_checkpoint(tmp_path / "q")
             save_file(original, tmp_path / "q" / "model.safetensors")
         for entry, message in (
             (None, "no quantization entry"),
@@ -204,25 +205,25 @@ class TestRefusals:
         ):
             edit_json(tmp_path / "q" / "config.json", quantization=entry)
             with pytest.raises(CheckpointError, match=message):
-                Checkpoint.open(tmp_path / "q")
+                open_checkpoint(tmp_path / "q")
 
     def test_a_tensor_under_two_names_is_refused(self, tiny_copy: Path) -> None:
         norm = load_file(tiny_copy / "model.safetensors")[NORM]
         rewrite(tiny_copy, language_model__model__norm__weight=norm)
         with pytest.raises(CheckpointError, match="is there twice"):
-            Checkpoint.open(tiny_copy)
+            open_checkpoint(tiny_copy)
 
     def test_stop_ids_that_are_no_ids_are_refused(self, tiny_copy: Path) -> None:
         for value in ({}, [[1]], "1", [1.0]):
             (tiny_copy / "generation_config.json").write_text(json.dumps({"eos_token_id": value}))
             with pytest.raises(CheckpointError, match=r"generation_config\.json: eos_token_id"):
-                Checkpoint.open(tiny_copy)
+                open_checkpoint(tiny_copy)
 
 
 class TestSaving:
     def test_what_is_saved_opens_as_the_same(self, tiny_directory: Path, tmp_path: Path) -> None:
-        first = Checkpoint.open(tiny_directory)
-        second = Checkpoint.open(first.save(tmp_path / "again"))
+        first = open_checkpoint(tiny_directory)
+        second = open_checkpoint(save(first, tmp_path / "again"))
         assert second.digest() == first.digest()
         assert second.config == first.config
         assert second.tokenizer.model == first.tokenizer.model
@@ -236,7 +237,7 @@ class TestSaving:
         assert "Gemma Terms of Use" in notice
         assert "https://ai.google.dev/gemma/terms" in notice
         assert "- quantised to int4 in groups of 32, embedding int4" in notice
-        again = Checkpoint.open(tmp_path / "q").save(tmp_path / "again")
+        again = open_checkpoint(tmp_path / "q").save(tmp_path / "again")
         assert (again / "NOTICE").read_text() == notice
 
     def test_a_notice_that_came_with_the_weights_goes_on(
@@ -245,36 +246,36 @@ class TestSaving:
         (tiny_copy / "provenance.json").unlink()
         (tiny_copy / "NOTICE").write_text("Tuned by Example Ltd.")
         for i in range(2):  # and is not repeated
-            tiny_copy = Checkpoint.open(tiny_copy).save(tmp_path / f"copy{i}")
+            tiny_copy = open_checkpoint(tiny_copy).save(tmp_path / f"copy{i}")
         notice = (tiny_copy / "NOTICE").read_text()
         assert notice.count("Tuned by Example Ltd.") == 1
         assert "Gemma Terms of Use" in notice
 
     def test_a_target_in_use_is_refused_and_kept(self, tiny_copy: Path) -> None:
-        checkpoint = Checkpoint.open(tiny_copy)
+        checkpoint = open_checkpoint(tiny_copy)
         before = sorted((p.name, p.read_bytes()) for p in tiny_copy.iterdir())
         with pytest.raises(OptionError, match="exists already"):
-            checkpoint.save(tiny_copy)
+            save(checkpoint, tiny_copy)
         with pytest.raises(OptionError, match="exists already"):
-            checkpoint.save(tiny_copy / "config.json")
+            save(checkpoint, tiny_copy / "config.json")
         assert sorted((p.name, p.read_bytes()) for p in tiny_copy.iterdir()) == before
 
     def test_no_space_left_leaves_nothing(self, tiny_directory: Path, tmp_path: Path) -> None:
         """A limit on file size fails writes half-way as a full disk does."""
-        checkpoint = Checkpoint.open(tiny_directory)
+        checkpoint = open_checkpoint(tiny_directory)
         _ = checkpoint.tokenizer
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
         try:
             with pytest.raises(CheckpointError, match=r"cannot be saved.*nothing was written"):
-                checkpoint.save(tmp_path / "full")
+                save(checkpoint, tmp_path / "full")
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         assert list(tmp_path.iterdir()) == []
 
     def test_a_target_that_cannot_be_written_is_a_clear_error(self, tiny_directory: Path) -> None:
         with pytest.raises(CheckpointError, match="cannot be saved"):
-            Checkpoint.open(tiny_directory).save("/proc/nowhere/model")
+            open_checkpoint(tiny_directory).save("/proc/nowhere/model")
 
     def test_a_killed_save_leaves_no_half_model(self, tiny_directory: Path, tmp_path: Path) -> None:
         script = (
@@ -282,13 +283,13 @@ class TestSaving:
             "from gemma_multi.checkpoint import Checkpoint, checkpoint\n"
             "def die(*_): os.kill(os.getpid(), signal.SIGKILL)\n"
             "checkpoint._write_json = die\n"
-            "Checkpoint.open(sys.argv[1]).save(sys.argv[2])\n"
+            "open_checkpoint(sys.argv[1]).save(sys.argv[2])\n"
         )
         target = tmp_path / "model"
         done = subprocess.run([sys.executable, "-c", script, str(tiny_directory), str(target)])
         assert done.returncode == -9
         assert not target.exists()
-        Checkpoint.open(Checkpoint.open(tiny_directory).save(target))
+        open_checkpoint(open_checkpoint(tiny_directory).save(target))
 
 
 def test_fuzzed_directories_are_refused_by_name_and_never_crash(

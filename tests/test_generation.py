@@ -13,12 +13,12 @@ import pytest
 from goldens.make import FILTERS, FILTERS_FILE, filter_input
 from tiny import tiny_checkpoint
 
-from gemma_multi.engines import create_engine
+from gemma_multi.engines import ALL, create_engine
 from gemma_multi.engines.base import Engine
 from gemma_multi.errors import ContextError, OptionError
 from gemma_multi.generation import GenerationOptions, generate_tokens
 from gemma_multi.generation.loop import Progress
-from gemma_multi.generation.sampler import candidates, choose, gumbel
+from gemma_multi.sampling.sampler import candidates, choose, gumbel
 
 NOTHING = np.zeros(0, np.int32)
 
@@ -158,7 +158,7 @@ class TestLoop:
         greedy = options(max_tokens=40, temperature=0.0)
         made = list(generate_tokens(engine.session(), prompt, greedy, ()))
         assert len(made) == 40
-        logits = engine.session().score([*prompt, *made])[0]
+        logits = engine.session().read([*prompt, *made], ALL)
         np.testing.assert_array_equal(logits[3:-1].argmax(-1), made)
 
     def test_it_stops_at_a_stop_token_at_max_tokens_and_when_the_context_is_full(
@@ -172,11 +172,11 @@ class TestLoop:
         assert until == made[: made.index(stop)]
         assert progress.finish_reason == "stop"
         progress = Progress()
-        full = list(generate_tokens(engine.session(1, 12), [2, 9], greedy, (), progress))
+        full = list(generate_tokens(engine.session(12), [2, 9], greedy, (), progress))
         assert full == made[:11]  # ten read after the prompt, and one nobody reads
         assert progress.finish_reason == "length"
         with pytest.raises(ContextError):
-            next(generate_tokens(engine.session(1, 3), [2, 9, 8, 7], greedy, ()))
+            next(generate_tokens(engine.session(3), [2, 9, 8, 7], greedy, ()))
 
     def test_a_seed_names_one_text(self, engine: Engine) -> None:
         def run(seed: int) -> list[int]:

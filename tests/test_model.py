@@ -14,7 +14,9 @@ from tiny import edit_json
 
 import gemma_multi
 from gemma_multi import chat as chat_format
+from gemma_multi.engines import ALL
 from gemma_multi.errors import BackendError, CheckpointError, ContextError, OptionError
+from gemma_multi.exporters import save
 
 STORY = (
     "Tell me a bedtime story.\nHero: Nora the otter\nSetting: a windmill on a green hill\n"
@@ -61,7 +63,7 @@ class TestGenerate:
         ids = [2, *mlx.tokenizer.encode(text)]
         result = mlx.generate(text, raw=True, max_tokens=3, temperature=0)
         assert result.prompt_tokens == len(ids)
-        best = int(mlx.engine.session().prefill(ids)[0].argmax())
+        best = int(mlx.engine.session().read(ids).argmax())
         assert best not in mlx.stop_ids
         assert result.tokens[0] == best
 
@@ -262,7 +264,7 @@ class TestScore:
         ids = [2, *model.tokenizer.encode(text)]
         assert len(ids) > 128  # more than one chunk
         assert score.tokens == tuple(ids[1:])
-        logits = model.engine.session().score(ids)[0, :-1].astype(np.float64)
+        logits = model.engine.session().read(ids, ALL)[:-1].astype(np.float64)
         logprobs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
         expected = logprobs[np.arange(len(ids) - 1), ids[1:]]
         np.testing.assert_allclose(score.logprobs, expected, atol=1e-4)
@@ -288,7 +290,7 @@ class TestSaveAndLoad:
 
         config = tiny_config(vocab_size=262144, hidden_size=32, intermediate_size=32)
         source = tiny_checkpoint().replace(config=config, tensors=random_tensors(config))
-        path = source.save(tmp_path / "model")
+        path = save(source, tmp_path / "model")
         (path / "tokenizer.model").unlink()
         os.symlink(gemma_tokenizer_directory / "tokenizer.json", path / "tokenizer.json")
         model = gemma_multi.load(path, backend="mlx")
@@ -312,7 +314,7 @@ class TestSaveAndLoad:
 
         config = tiny_config(vocab_size=262145, hidden_size=32, intermediate_size=32)
         source = tiny_checkpoint().replace(config=config, tensors=random_tensors(config))
-        path = source.save(tmp_path / "model")  # with the tokenizer of the tiny model
+        path = save(source, tmp_path / "model")  # with the tokenizer of the tiny model
         os.symlink(gemma_tokenizer_directory / "tokenizer.json", path / "tokenizer.json")
         assert gemma_multi.load(path, backend="mlx").tokenizer.vocab_size == 262145
 
@@ -335,23 +337,23 @@ class TestSaveAndLoad:
         json.dumps(described)
 
     def test_asking_for_int4_puts_a_dense_model_on_the_grid(self, tiny_directory: Path) -> None:
-        from gemma_multi.quantization import quantize_checkpoint
+        from gemma_multi.transforms import quantize_checkpoint
 
         model = gemma_multi.load(tiny_directory, backend="mlx", precision="int4")
         grid, _ = quantize_checkpoint(model.checkpoint)
         other = gemma_multi.load(grid, backend="keras", precision="float32")
         ids = np.arange(5, 25)
         np.testing.assert_allclose(
-            model.engine.session().score(ids), other.engine.session().score(ids), atol=1e-4
+            model.engine.session().read(ids, ALL), other.engine.session().read(ids, ALL), atol=1e-4
         )
 
     @pytest.mark.parametrize("backend", ["mlx", "keras"])
     def test_mixed_and_8_bit_directories_run_and_are_called_what_they_are(
         self, backend: str, tiny_directory: Path, tmp_path: Path
     ) -> None:
-        from gemma_multi.quantization import quantize_checkpoint
+        from gemma_multi.transforms import quantize_checkpoint
 
-        dense = gemma_multi.Checkpoint.open(tiny_directory)
+        dense = gemma_multi.open_checkpoint(tiny_directory)
         int4, _ = quantize_checkpoint(dense)
         int8, _ = quantize_checkpoint(dense, bits=8, embedding_bits=8)
         gate = "model.layers.0.mlp.gate_proj.weight"
@@ -361,13 +363,15 @@ class TestSaveAndLoad:
                      int4.tensors["model.embed_tokens.weight"]})  # fmt: skip
         ids = np.arange(5, 25)
         for name, checkpoint in {"int8": int8, "mixed": mixed, "float32": only_embedding}.items():
-            opened = gemma_multi.Checkpoint.open(checkpoint.save(tmp_path / name))
+            opened = gemma_multi.open_checkpoint(save(checkpoint, tmp_path / name))
             assert (opened.precision, opened.is_quantized) == (name, True)
             model = gemma_multi.load(opened, backend=backend)
             assert model.engine.precision == name
             wide = gemma_multi.load(opened, backend=backend, precision="float32")
             np.testing.assert_allclose(
-                model.engine.session().score(ids), wide.engine.session().score(ids), atol=1e-4
+                model.engine.session().read(ids, ALL),
+                wide.engine.session().read(ids, ALL),
+                atol=1e-4,
             )
             with pytest.raises(CheckpointError, match="already"):
                 quantize_checkpoint(opened)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import gemma_multi
-from gemma_multi.checkpoint.resolve import BUNDLED
+from gemma_multi.sources import BUNDLED
 
 FRAMEWORKS = ("mlx", "keras", "keras_hub", "jax", "tensorflow", "torch", "transformers")
 ROOT = Path(__file__).parents[1]
@@ -88,7 +88,7 @@ def test_the_wheel_carries_the_model_the_types_and_the_exporters(tmp_path: Path)
 def test_the_bundled_model_is_what_was_promised() -> None:
     directory = BUNDLED["storyteller"]
     assert sum(p.stat().st_size for p in directory.iterdir()) <= 6_000_000
-    checkpoint = gemma_multi.Checkpoint.open(directory)
+    checkpoint = gemma_multi.open_checkpoint(directory)
     config = checkpoint.config
     assert (checkpoint.precision, checkpoint.grid) == ("int4", "portable")
     assert config.num_hidden_layers >= 8

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 import gemma_multi
-from gemma_multi.checkpoint.resolve import BUNDLED
+from gemma_multi.sources import BUNDLED
 from gemma_multi.tokenizer import Tokenizer
-from gemma_multi.training.examples import WANTED, tokenize
+from gemma_multi.training.examples import HAS_LOSS, tokenize
 from gemma_multi.training.history import read_history
 from gemma_multi.training.rows import read_row
 
@@ -70,7 +70,7 @@ def test_the_corpus_is_the_same_every_time_and_scores_only_the_answers() -> None
     assert rows != list(corpus.rows(200, seed=1))
     for row in [*rows, *corpus.held_out(20)]:
         words = tokenize(tokenizer, read_row(row))
-        said = tokenizer.decode(int(word) & (WANTED - 1) for word in words if word >= WANTED)
+        said = tokenizer.decode(int(word) & (HAS_LOSS - 1) for word in words if word >= HAS_LOSS)
         assert said
         assert "Hero:" not in said
 
@@ -102,11 +102,11 @@ def test_the_script_trains_from_nothing_and_through_the_grid(
     monkeypatch.setattr(sys, "argv", ["train.py", "--rows", "160", "--qat-rows", "80", "--work",
                                       str(tmp_path)])  # fmt: skip
     train.main()
-    made = gemma_multi.Checkpoint.open(tmp_path / "qat" / "model")
+    made = gemma_multi.open_checkpoint(tmp_path / "qat" / "model")
     assert (made.precision, made.grid) == ("int4", "portable")
     assert made.provenance.license == "apache-2.0"
     losses = [record["loss"] for record in read_history(tmp_path / "dense" / "history.jsonl")
               if "loss" in record]  # fmt: skip
     assert losses[-1] < losses[0] - 0.5
     train.main()
-    assert gemma_multi.Checkpoint.open(tmp_path / "qat" / "model").digest() == made.digest()
+    assert gemma_multi.open_checkpoint(tmp_path / "qat" / "model").digest() == made.digest()

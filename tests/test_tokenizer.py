@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import tokenizers
-from tiny import TOKENIZER_PATH
+from tiny import STORYTELLER
 from varied_text import samples
 
 from gemma_multi import chat
@@ -38,7 +38,7 @@ def theirs(gemma_tokenizer_directory: Path) -> tokenizers.Tokenizer:
 
 @pytest.fixture(scope="module")
 def small() -> Tokenizer:
-    return Tokenizer.from_directory(TOKENIZER_PATH)
+    return Tokenizer.from_directory(STORYTELLER)
 
 
 def test_ids_equal_hugging_face_and_come_back(

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gemma_multi.checkpoint import Checkpoint
-from gemma_multi.checkpoint.resolve import BUNDLED
 from gemma_multi.config import ModelConfig, alternate
+from gemma_multi.sources import BUNDLED
+from gemma_multi.tokenizer import Tokenizer
 
-TOKENIZER_PATH = BUNDLED["storyteller"]  # its 4,096 pieces serve the tiny models too
+STORYTELLER = BUNDLED["storyteller"]
+
+
+@cache
+def tokenizer() -> Tokenizer:
+    """The storyteller's; its 4,096 pieces serve the tiny models too."""
+    return Tokenizer.from_directory(STORYTELLER)
 
 
 def tiny_config(**changes: Any) -> ModelConfig:
@@ -45,9 +53,12 @@ def random_tensors(config: ModelConfig, seed: int = 0) -> dict[str, np.ndarray]:
     return tensors
 
 
+def random_checkpoint(config: ModelConfig, seed: int = 0) -> Checkpoint:
+    return Checkpoint(config, random_tensors(config, seed), make_tokenizer=tokenizer)  # type: ignore[arg-type]
+
+
 def tiny_checkpoint(seed: int = 0, **changes: Any) -> Checkpoint:
-    config = tiny_config(**changes)
-    return Checkpoint(config, random_tensors(config, seed), path=TOKENIZER_PATH)
+    return random_checkpoint(tiny_config(**changes), seed)
 
 
 def edit_json(path: Path, **changes: Any) -> None:

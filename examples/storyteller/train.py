@@ -88,7 +88,7 @@ def main() -> None:
     options = parser.parse_args()
 
     if options.start:
-        dense = gemma_multi.Checkpoint.open(options.start)
+        dense = gemma_multi.open_checkpoint(options.start)
     else:
         first = train(random_checkpoint(options.work), options.work / "dense", options.rows, 0,
                       qat=False, learning_rate=3e-3, warmup=0.04, weight_decay=0.05)  # fmt: skip

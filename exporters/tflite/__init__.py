@@ -1,8 +1,9 @@
 """`.tflite`: Gemma 3 as one TensorFlow Lite file, for Android and for CPUs.
 
 Nothing is traced and nothing is quantised again: `decoder` writes the operators, `weights` hands
-over the checkpoint's own codes and scales, `flatbuffer` packs both. The file names, signatures
-and metadata are in `gemma_multi.checkpoint.litert_format`.
+over the checkpoint's own codes and scales, `flatbuffer` packs both. The file's names, signatures
+and metadata are in `gemma_multi.formats.tflite.layout`. (LiteRT-LM cannot use the last positions of
+a context that the smallest prefill size does not fit into.)
 """
 
 from __future__ import annotations
@@ -14,22 +15,23 @@ from pathlib import Path
 
 import numpy as np
 
-from gemma_multi.checkpoint import Checkpoint
-from gemma_multi.checkpoint.litert_file import ExportInfo, metadata_json
-from gemma_multi.checkpoint.litert_format import (
+from gemma_multi.checkpoint import Checkpoint, Provenance
+from gemma_multi.config import check_context_length
+from gemma_multi.errors import BackendError, OptionError
+from gemma_multi.exporters.base import Exporter, ExportReport
+from gemma_multi.files import write_atomically
+from gemma_multi.formats.tflite.file import ExportInfo, metadata_json
+from gemma_multi.formats.tflite.layout import (
     CACHE_TYPES,
     METADATA,
     NORMS,
     TOKENIZER,
     TRAILER_MARK,
 )
-from gemma_multi.checkpoint.provenance import Provenance
-from gemma_multi.config import check_context_length
-from gemma_multi.errors import BackendError, CheckpointError, OptionError
-from gemma_multi.exporters.report import ExportReport, check_target
-from gemma_multi.files import write_atomically
-from gemma_multi.quantization import TensorError
+from gemma_multi.options import option
+from gemma_multi.progress import Report, silent
 from gemma_multi.tokenizer import with_spoken_steering_pieces
+from gemma_multi.transforms import TensorError
 
 PRECISIONS = ("int4", "int8", "float32")
 PREFILL = (16, 128)  # tokens; the large one for speed, the small one for short turns
@@ -38,34 +40,30 @@ _ALIGNMENT = 16
 _LARGEST = (1 << 31) - (1 << 24)  # bytes; offsets in a flatbuffer have 31 bits
 
 
-def export(
-    checkpoint: Checkpoint, path: str | Path, *, context_length: int | None = None,
-    prefill: Sequence[int] | None = None, precision: str = "auto", cache: str = "auto",
-) -> ExportReport:  # fmt: skip
-    """Writes `checkpoint` as a `.tflite` file.
+@dataclass(frozen=True)
+class Options:
+    """What a `.tflite` and a `.litertlm` can be told."""
 
-    context_length: positions the file can hold; None for all the model has.
-    prefill: how many tokens are read at a time, one signature each; (16, 128) if None. LiteRT-LM
-        cannot use the last positions of a context that the smallest of them does not fit into.
-    precision: `"int4"`, `"int8"`, `"float32"`, or `"auto"`: as stored, and float32 if dense.
-    cache: type of the global layers' caches, `"float32"`, `"int8"` (a scale per row) or `"auto"`:
-        int8 for quantised weights and more than 8,192 positions.
-
-    Raises OptionError for an option outside the format, CheckpointError for a checkpoint that
-    cannot be exported or a target that cannot be written; then nothing is left behind.
-    """
-    path = Path(path)
-    check_target(path)
-    built = build(
-        checkpoint, context_length=context_length, prefill=prefill, precision=precision,
-        cache=cache, tokenizer=with_spoken_steering_pieces(checkpoint.tokenizer.model),
-        embed_tokenizer=True,
+    context_length: int | None = option(None, "Positions it can hold; all the model has.")
+    prefill: Sequence[int] | None = option(
+        None, "Tokens read at a time, one graph each.  [16, 128]"
+    )
+    precision: str = option("auto", "int4, int8, float32, or auto: as stored, float32 if dense.")
+    cache: str = option(
+        "auto", "Type of the global layers' caches: float32, int8, or auto: int8 from 8,193 "
+        "positions on if weights are quantised."
     )  # fmt: skip
-    try:
-        built.write(path)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}") from error
-    return built.report(path, "tflite")
+
+
+def _write(
+    checkpoint: Checkpoint, output: Path, options: Options, progress: Report
+) -> ExportReport:
+    built = build(
+        checkpoint, options, tokenizer=with_spoken_steering_pieces(checkpoint.tokenizer.model),
+        embed_tokenizer=True, progress=progress,
+    )  # fmt: skip
+    built.write(output)
+    return built.report(output, EXPORTER.format)
 
 
 @dataclass(frozen=True)
@@ -86,16 +84,15 @@ class Built:
 
 
 def build(
-    checkpoint: Checkpoint, *, context_length: int | None = None,
-    prefill: Sequence[int] | None = None, precision: str = "auto", cache: str = "auto",
-    tokenizer: bytes = b"", embed_tokenizer: bool = False, trace: bool = False,
+    checkpoint: Checkpoint, options: Options, *, tokenizer: bytes = b"",
+    embed_tokenizer: bool = False, trace: bool = False, progress: Report = silent,
 ) -> Built:  # fmt: skip
     """The file, not yet written.
 
     `tokenizer` is the SentencePiece model that goes along, inside or in a section of its own.
     `trace` adds the signatures with which parity reports look for a fault.
     """
-    info = _choose(checkpoint, context_length, prefill, precision, cache)
+    info = _choose(checkpoint, options)
     try:
         from gemma_multi.exporters.tflite.decoder import Shape, add_signatures
         from gemma_multi.exporters.tflite.flatbuffer import ModelWriter
@@ -104,7 +101,7 @@ def build(
         raise BackendError(
             f"exporting needs ai-edge-litert ({error}): pip install 'gemma-multi[litert]'"
         ) from error
-    checkpoint, refitted = prepare(checkpoint, info.precision)
+    checkpoint, refitted = prepare(checkpoint, info.precision, progress)
     config = checkpoint.config
     model = ModelWriter(f"Gemma 3, {info.precision}, context {info.context_length}")
     shape = Shape(info.context_length, info.prefill, info.cache == "int8", trace)
@@ -130,12 +127,10 @@ def build(
     return Built([graph, padding, TRAILER_MARK + sha.digest()], info, provenance, refitted)
 
 
-def _choose(
-    checkpoint: Checkpoint, context_length: int | None, prefill: Sequence[int] | None,
-    precision: str, cache: str,
-) -> ExportInfo:  # fmt: skip
+def _choose(checkpoint: Checkpoint, options: Options) -> ExportInfo:
     """The options, checked, with the automatic ones decided."""
-    length = check_context_length(context_length, checkpoint.config.max_position_embeddings)
+    precision, prefill, cache = options.precision, options.prefill, options.cache
+    length = check_context_length(options.context_length, checkpoint.config.max_position_embeddings)
     if precision == "auto":  # float32 holds whatever is stored, mixtures too
         precision = checkpoint.precision if checkpoint.precision in PRECISIONS else "float32"
     if precision not in PRECISIONS:
@@ -163,3 +158,6 @@ def _choose(
             "than 2; use a smaller precision"
         )
     return ExportInfo(precision, length, sizes, cache)
+
+
+EXPORTER = Exporter(format="tflite", options=Options, write=_write)

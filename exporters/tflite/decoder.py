@@ -1,7 +1,7 @@
 """Gemma 3's decoder as TensorFlow Lite operators.
 
 Design choices:
-- A sliding layer keeps its window and a few positions more (`litert_format.RING_SPARE`). A call
+- A sliding layer keeps its window and a few positions more (`layout.RING_SPARE`). A call
   with one token writes first: its slot holds a position that has left the window. A call with
   many tokens looks at two things side by side, the cache as it was before and its own keys and
   values, and writes at the end.
@@ -24,7 +24,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gemma_multi.checkpoint.litert_format import (
+from gemma_multi.config import EMBEDDING, ModelConfig
+from gemma_multi.exporters.tflite.flatbuffer import ModelWriter, Subgraph, Value, Weight
+from gemma_multi.formats.tflite.layout import (
     DECODE,
     HIDDEN,
     HIDDEN_STATE,
@@ -43,8 +45,6 @@ from gemma_multi.checkpoint.litert_format import (
     gain_name,
     ring_positions,
 )
-from gemma_multi.config import EMBEDDING, ModelConfig
-from gemma_multi.exporters.tflite.flatbuffer import ModelWriter, Subgraph, Value, Weight
 
 _STEEP = np.float32(1e30)  # times half a position: far below any score, far above -inf
 _INT8_MAX = 127

@@ -12,49 +12,38 @@ from functools import partial
 
 import numpy as np
 
-from gemma_multi.checkpoint import Checkpoint
-from gemma_multi.checkpoint.checkpoint import Tensor
-from gemma_multi.checkpoint.litert_format import (
+from gemma_multi.checkpoint import Checkpoint, Tensor
+from gemma_multi.exporters.tflite.flatbuffer import Weight
+from gemma_multi.formats.tflite.layout import (
     INT4_SIGN_BITS,
     INT8_SIGN_BIT,
     fused_tensors,
 )
-from gemma_multi.errors import CheckpointError
-from gemma_multi.exporters.tflite.flatbuffer import Weight
-from gemma_multi.quantization import TensorError, quantize_checkpoint
+from gemma_multi.progress import Report, silent
 from gemma_multi.quantization.tensor import QuantizedTensor, quantize_tensor
+from gemma_multi.transforms import TensorError, to_precision
 
 
-def prepare(checkpoint: Checkpoint, precision: str) -> tuple[Checkpoint, tuple[TensorError, ...]]:
+def prepare(
+    checkpoint: Checkpoint, precision: str, progress: Report = silent
+) -> tuple[Checkpoint, tuple[TensorError, ...]]:
     """The checkpoint with every tensor in a form LiteRT holds, and what was refitted to get there.
 
     Raises CheckpointError where the stored form cannot become `precision`.
     """
-    if precision == "float32":
+    if precision == "float32":  # any tensor is written so, one at a time
         return checkpoint, ()
-    bits = 4 if precision == "int4" else 8
-    if not checkpoint.is_quantized:
-        checkpoint, _ = quantize_checkpoint(checkpoint, bits, embedding_bits=bits)
-        return checkpoint, ()
-    if checkpoint.precision != precision:
-        raise CheckpointError(
-            f"precision is {precision!r}, but the checkpoint is stored as {checkpoint.precision}; "
-            "export it as it is, as 'float32', or from the original"
-        )
-    tensors: dict[str, Tensor] = {}
+    checkpoint = to_precision(checkpoint, precision, progress)
+    refitted: dict[str, Tensor] = {}
     errors = []
     for name, tensor in checkpoint.tensors.items():
         if isinstance(tensor, QuantizedTensor) and not _fits(tensor):
-            refitted, error = quantize_tensor(tensor.dequantize(), tensor.bits)
+            refitted[name], error = quantize_tensor(tensor.dequantize(), tensor.bits)
             errors.append(TensorError(name, tensor.shape, tensor.bits, error))
-            tensors[name] = refitted
-        else:
-            tensors[name] = tensor
     if not errors:
         return checkpoint, ()
     how = f"{len(errors)} tensors refitted to positive scales for LiteRT"
-    provenance = checkpoint.provenance.modified(how)
-    return checkpoint.replace(tensors=tensors, provenance=provenance), tuple(errors)
+    return checkpoint.with_tensors(refitted, how), tuple(errors)
 
 
 def _fits(tensor: QuantizedTensor) -> bool:

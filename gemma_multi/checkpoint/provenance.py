@@ -2,7 +2,8 @@
 
 Gemma weights pass on the Gemma Terms of Use, which ask that the terms go along and that changes
 are stated. `provenance.json` carries the facts from save to save; `NOTICE` is the same for people.
-A checkpoint that says nothing is taken to be Gemma's.
+A checkpoint that says nothing is taken to be Gemma's. Of what comes from the hub, the hub's own
+word on id, commit and licence stands.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 GEMMA, APACHE = "gemma", "apache-2.0"
+PROVENANCE_FILE, NOTICE_FILE = "provenance.json", "NOTICE"
 _TERMS = {
     GEMMA: (
         "Gemma is provided under and subject to the Gemma Terms of Use found at\n"
@@ -50,16 +52,21 @@ class Provenance:
             + received
         )
 
-    def save(self, directory: Path) -> None:
-        text = json.dumps(asdict(self), indent=2) + "\n"
-        (directory / "provenance.json").write_text(text, encoding="utf-8")
-        (directory / "NOTICE").write_text(self.notice(), encoding="utf-8")
+    def from_hub(self, source: str, revision: str, license: str | None) -> Provenance:
+        """The same as found on the hub: what the hub says of a repository (its id, the commit, the
+        licence on its card) stands, whatever a file in it claims."""
+        return replace(
+            self, source=source, revision=revision, license=license if license in _TERMS else GEMMA
+        )
+
+    def to_json(self) -> bytes:
+        return json.dumps(asdict(self), indent=2).encode() + b"\n"
 
     @classmethod
-    def read(cls, directory: Path, source: str, revision: str) -> Provenance:
-        """The directory's own account, or Gemma's terms and `source` where it has none."""
+    def read(cls, directory: Path) -> Provenance:
+        """The directory's own account, or Gemma's terms and its name where it has none."""
         try:
-            data = json.loads((directory / "provenance.json").read_text(encoding="utf-8"))
+            data = json.loads((directory / PROVENANCE_FILE).read_text(encoding="utf-8"))
             return cls(
                 license=data["license"] if data["license"] in _TERMS else GEMMA,
                 source=str(data["source"]),
@@ -68,11 +75,11 @@ class Provenance:
                 received_notice=str(data.get("received_notice", "")),
             )
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            return cls(source=source, revision=revision, received_notice=_text(directory))
+            return cls(source=directory.name, received_notice=_text(directory / NOTICE_FILE))
 
 
-def _text(directory: Path) -> str:
+def _text(path: Path) -> str:
     try:
-        return (directory / "NOTICE").read_text(encoding="utf-8", errors="replace").strip()
+        return path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
         return ""

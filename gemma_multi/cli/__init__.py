@@ -64,6 +64,6 @@ def cli() -> None:
 
 for command in (
     ask.generate, ask.chat, train.finetune, train.data, train.merge, files.quantize, files.export,
-    files.info, check.parity, check.doctor, check.demo,
+    files.info, files.cache, check.parity, check.doctor, check.demo,
 ):  # fmt: skip
     cli.add_command(command)

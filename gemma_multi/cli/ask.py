@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from gemma_multi.cli.common import generation_options, load_model, model_options, print_json
+from gemma_multi.cli.common import field_options, given, load_model, model_options, print_json
 from gemma_multi.errors import GemmaError, OptionError
+from gemma_multi.sampling import GenerationOptions
+
+if TYPE_CHECKING:
+    from gemma_multi.generation import GenerationResult
 
 
 @click.command()
 @click.argument("prompt", required=False)
 @click.option("--system", help="Text in front of the conversation.")
 @click.option("--raw", is_flag=True, help="Continue the prompt as plain text, without a turn.")
-@click.option("--stop", multiple=True, help="A text that ends generation; may be repeated.")
 @click.option("--json", "as_json", is_flag=True, help="The result as one JSON object.")
 @model_options
-@generation_options
+@field_options(GenerationOptions)
 def generate(
     prompt: str | None, system: str | None, raw: bool, as_json: bool, **options: Any
 ) -> None:
@@ -33,26 +36,28 @@ def generate(
     model = load_model(options)
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": text})
-    stream = model.stream(text if raw else messages, raw=raw, **options)
+    stream = model.stream(text if raw else messages, raw=raw, **given(options))
     if not as_json:
         show_stream(stream)
         return
     for _ in stream:
         pass
-    result = stream.result
-    print_json(
-        {
-            "text": result.text,
-            "tokens": list(result.tokens),
-            "finish_reason": result.finish_reason,
-            "prompt_tokens": result.prompt_tokens,
-            "generated_tokens": result.generated_tokens,
-            "seed": result.seed,
-            "prefill_seconds": round(result.prefill_seconds, 4),
-            "decode_seconds": round(result.decode_seconds, 4),
-            "backend": model.backend,
-        }
-    )
+    print_json(_facts(stream.result, model.backend))
+
+
+def _facts(result: GenerationResult, backend: str) -> dict[str, Any]:
+    """An answer for scripts."""
+    return {
+        "text": result.text,
+        "tokens": list(result.tokens),
+        "finish_reason": result.finish_reason,
+        "prompt_tokens": result.prompt_tokens,
+        "generated_tokens": result.generated_tokens,
+        "seed": result.seed,
+        "prefill_seconds": round(result.prefill_seconds, 4),
+        "decode_seconds": round(result.decode_seconds, 4),
+        "backend": backend,
+    }
 
 
 def _read_prompt(prompt: str | None) -> str:
@@ -65,9 +70,10 @@ def _read_prompt(prompt: str | None) -> str:
 
 @click.command()
 @click.option("--system", help="Text in front of the conversation.")
+@click.option("--json", "as_json", is_flag=True, help="Each answer as one JSON object on a line.")
 @model_options
-@generation_options
-def chat(system: str | None, **options: Any) -> None:
+@field_options(GenerationOptions)
+def chat(system: str | None, as_json: bool, **options: Any) -> None:
     """Talk to a model. /reset starts anew, Ctrl-C stops an answer, Ctrl-D leaves."""
     from gemma_multi.terminal import notes, show_stream
 
@@ -76,7 +82,7 @@ def chat(system: str | None, **options: Any) -> None:
     interactive = sys.stdin.isatty()
     if interactive:
         notes.print(
-            f"{model.checkpoint.provenance.source} on {model.backend}. "
+            f"{model.base.provenance.source} on {model.backend}. "
             "/reset starts anew, Ctrl-D leaves.",
             style="dim",
             markup=False,
@@ -93,13 +99,19 @@ def chat(system: str | None, **options: Any) -> None:
             conversation.reset()
             continue
         try:
-            stream = conversation.stream(line, **options)
+            stream = conversation.stream(line, **given(options))
         except GemmaError as error:
             if not interactive:
                 raise
             notes.print(f"{error}; /reset starts anew", markup=False)
             continue
         try:
-            show_stream(stream)
+            if as_json:
+                for _ in stream:
+                    pass
+            else:
+                show_stream(stream)
         except KeyboardInterrupt:
             stream.close()
+        if as_json:
+            print_json(_facts(stream.result, model.backend))

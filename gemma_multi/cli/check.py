@@ -59,13 +59,11 @@ def parity(
 
     from gemma_multi.comparison import parity as run
     from gemma_multi.comparison.page import check_page
-    from gemma_multi.terminal import progress_bar
 
     if html is not None:
         check_page(html)
     names = backends if backends == "auto" else [name.strip() for name in backends.split(",")]
-    with progress_bar("comparing") as progress:
-        report = run(model, names, against=against, progress=progress, **options)
+    report = run(model, names, against=against, **options)
     if as_json:
         print_json(report.to_dict())
     else:
@@ -78,9 +76,15 @@ def parity(
 
 @click.command()
 @click.option("--seed", type=int, default=7, show_default=True)
-def demo(seed: int) -> None:
+@click.option("--json", "as_json", is_flag=True, help="The stories and what was compared, as JSON.")
+def demo(seed: int, as_json: bool) -> None:
     """Tell one bedtime story on every installed backend and from the phone's file; compare."""
-    from gemma_multi.demo import run
+    from gemma_multi.demo import run, show
 
-    if not run(seed):
+    outcome = run(seed, silent=as_json)
+    if as_json:
+        print_json(outcome.to_dict())
+    else:
+        show(outcome)
+    if not outcome.same:
         raise click.exceptions.Exit(1)

@@ -1,21 +1,25 @@
-"""`quantize`, `export` and `info`: models at rest."""
+"""`quantize`, `export`, `info` and `cache`: models at rest."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from gemma_multi.cli.common import print_json, source_options
-
-if TYPE_CHECKING:
-    from gemma_multi.checkpoint import Checkpoint
+from gemma_multi.cli.common import (
+    field_options,
+    given,
+    output_option,
+    print_json,
+    source_options,
+)
+from gemma_multi.exporters import exporters
 
 
 @click.command()
 @click.argument("model")
-@click.argument("target", type=click.Path(path_type=Path))
+@output_option("A new directory.")
 @click.option("--bits", type=int, default=4, show_default=True, help="Of the linear layers.")
 @click.option("--embedding-bits", type=int, default=4, show_default=True, help="4 or 8.")
 @click.option("--recover", type=click.Path(path_type=Path), metavar="DATA",
@@ -25,75 +29,40 @@ if TYPE_CHECKING:
 @click.option("--epochs", type=int, help="With --recover.")
 @source_options
 @click.option("--json", "as_json", is_flag=True, help="The error of each tensor as JSON.")
-def quantize(
-    model: str,
-    target: Path,
-    bits: int,
-    embedding_bits: int,
-    recover: Path | None,
-    revision: str | None,
-    local_files_only: bool,
-    as_json: bool,
-    **options: Any,
-) -> None:
-    """Write MODEL as an int4 directory TARGET."""
-    from gemma_multi.checkpoint.resolve import resolve
-    from gemma_multi.quantization import quantize as run
-    from gemma_multi.terminal import notes, progress_bar
+def quantize(model: str, output: str, as_json: bool, **options: Any) -> None:
+    """Write MODEL as an int4 directory."""
+    from gemma_multi.quantizing import quantize as run
+    from gemma_multi.terminal import notes
 
-    checkpoint = resolve(model, revision=revision, local_files_only=local_files_only)
-    given = {name: value for name, value in options.items() if value is not None}
-    if recover is None:
-        with progress_bar("quantising") as progress:
-            report = run(checkpoint, target, bits, embedding_bits, progress, **given)
-    else:  # shows its own progress
-        report = run(checkpoint, target, bits, embedding_bits, recover=recover, **given)
+    report = run(model, output, **given(options))
     if as_json:
         rows = [{"name": t.name, "shape": t.shape, "bits": t.bits, "error": t.error}
                 for t in report.tensors]  # fmt: skip
         won = report.recovery and {"before": report.recovery.before, "after": report.recovery.after}
-        print_json({"path": str(target), "bytes": report.nbytes, "tensors": rows,
+        print_json({"path": output, "bytes": report.nbytes, "tensors": rows,
                     "recovery": won})  # fmt: skip
         return
     click.echo(report)
-    sizes = f"{report.nbytes / 1e6:.1f} MB, was {checkpoint.nbytes / 1e6:.1f} MB"
-    notes.print(f"{target}: {sizes}", markup=False)
+    notes.print(f"{output}: {report.nbytes / 1e6:.1f} MB", markup=False)
 
 
 @click.command()
 @click.argument("model")
-@click.argument("target", type=click.Path(path_type=Path))
-@click.option("--context-length", type=int, help="Positions it can hold; all the model has.")
-@click.option("--prefill", type=int, multiple=True, metavar="N",
-              help="Tokens read at a time; may be repeated.  [default: 16, 128]")  # fmt: skip
-@click.option("--precision", default="auto", show_default=True, help="int4, int8, float32 or auto.")
-@click.option("--cache", default="auto", show_default=True,
-              help="Type of the global layers' caches: float32, int8 or auto.")  # fmt: skip
+@output_option("A new file, or a directory with --format.")
+@click.option("--format", help=f"{', '.join(exporters())}; a file's suffix says it as well.")
+@field_options({name: one.options for name, one in exporters().items()})
 @source_options
 @click.option("--json", "as_json", is_flag=True, help="What was written, as JSON.")
-def export(
-    model: str,
-    target: Path,
-    prefill: tuple[int, ...],
-    revision: str | None,
-    local_files_only: bool,
-    as_json: bool,
-    **options: Any,
-) -> None:
-    """Write MODEL as TARGET, a .tflite or .litertlm file for phones."""
-    from gemma_multi.checkpoint.resolve import resolve
-    from gemma_multi.exporters import check_format
-    from gemma_multi.exporters import export as write
-    from gemma_multi.quantization import QuantizationReport
+def export(model: str, output: str, as_json: bool, **options: Any) -> None:
+    """Write MODEL for phones (.tflite, .litertlm) or as a directory."""
+    from gemma_multi.exporting import export as run
     from gemma_multi.terminal import notes
+    from gemma_multi.transforms import QuantizationReport
 
-    check_format(target)
-    checkpoint = resolve(model, revision=revision, local_files_only=local_files_only)
-    with notes.status(f"writing {target.name}"):
-        report = write(checkpoint, target, prefill=prefill or None, **options)
+    report = run(model, output, **given(options))
     if as_json:
         errors = {t.name: t.error for t in report.refitted}
-        print_json({"path": str(target), "bytes": report.nbytes, "format": report.format,
+        print_json({"path": output, "bytes": report.nbytes, "format": report.format,
                      "precision": report.precision, "context_length": report.context_length,
                      "refitted": errors})  # fmt: skip
         return
@@ -102,7 +71,7 @@ def export(
         notes.print(f"{len(report.refitted)} tensors had scales LiteRT cannot hold and were "
                     "refitted; see the error of each")  # fmt: skip
     notes.print(
-        f"{target}: {report.nbytes / 1e6:.1f} MB, {report.precision}, "
+        f"{output}: {report.nbytes / 1e6:.1f} MB, {report.precision}, "
         f"context length {report.context_length:,}",
         markup=False,
     )
@@ -112,21 +81,22 @@ def export(
 @click.argument("model", default="storyteller")
 @source_options
 @click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
-def info(model: str, revision: str | None, local_files_only: bool, as_json: bool) -> None:
+def info(model: str, as_json: bool, **options: Any) -> None:
     """Say what MODEL is: config, sizes, grid, hashes. Runs nothing."""
     from rich.console import Console
 
-    from gemma_multi.checkpoint.resolve import resolve
+    from gemma_multi.sources import open_checkpoint
     from gemma_multi.terminal import facts_table
 
-    checkpoint = resolve(model, revision=revision, local_files_only=local_files_only)
-    config = checkpoint.config
+    checkpoint = open_checkpoint(model, **given(options))
+    config, origin = checkpoint.config, checkpoint.tensors.origin
     facts = {
         "source": checkpoint.provenance.source,
         "revision": checkpoint.provenance.revision or "-",
         "license": checkpoint.provenance.license,
         "modified": list(checkpoint.provenance.modifications) or ["no"],
         "path": str(checkpoint.path),
+        "format": checkpoint.format,
         "parameters": config.num_parameters,
         "embedding_parameters": config.num_embedding_parameters,
         "layers": config.num_hidden_layers,
@@ -136,7 +106,7 @@ def info(model: str, revision: str | None, local_files_only: bool, as_json: bool
         f"{config.head_dim} wide",
         "sliding_window": config.sliding_window,
         "context_length": config.max_position_embeddings,
-        **_exported_facts(checkpoint),
+        **({f"exported_{name}": value for name, value in origin.facts.items()} if origin else {}),
         "embedding_scale": config.embedding_scale,
         "vocabulary": checkpoint.tokenizer.vocab_size,
         "stored_as": checkpoint.precision,
@@ -150,15 +120,35 @@ def info(model: str, revision: str | None, local_files_only: bool, as_json: bool
         Console(highlight=False).print(facts_table(facts))
 
 
-def _exported_facts(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What an exporter fixed in the file that was opened, if it is one."""
-    from gemma_multi.checkpoint.litert_file import LitertTensors
+@click.command()
+@click.option("--clear", is_flag=True, help="Remove everything, or what --kind names.")
+@click.option("--kind", help="exports, tokenizers or jax.")
+@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
+def cache(clear: bool, kind: str | None, as_json: bool) -> None:
+    """Show or empty what is kept to be quicker next time. Nothing there is ever needed."""
+    from gemma_multi import cache as kept
+    from gemma_multi.errors import OptionError
+    from gemma_multi.terminal import facts_table, notes
 
-    if not isinstance(checkpoint.tensors, LitertTensors):
-        return {}
-    info = checkpoint.tensors.file.info
-    return {
-        "exported_context": info.context_length,
-        "exported_prefill": list(info.prefill),
-        "exported_cache": info.cache,
-    }
+    files = kept.cached_files()
+    kinds = sorted({file.kind for file in files} | {kept.EXPORTS, kept.TOKENIZERS, kept.COMPILED})
+    if kind is not None and kind not in kinds:
+        raise OptionError(f"kind is {kind!r}, expected one of {', '.join(kinds)}")
+    if clear:
+        freed = kept.clear(kind)
+        if as_json:
+            print_json({"path": str(kept.cache_directory()), "freed_bytes": freed})
+        else:
+            notes.print(f"{kept.cache_directory()}: freed {freed / 1e6:,.1f} MB", markup=False)
+        return
+    sizes = {name: sum(file.nbytes for file in files if file.kind == name)
+             for name in kinds if kind in (None, name)}  # fmt: skip
+    facts = {"path": str(kept.cache_directory()),
+             **{f"{name}_bytes": size for name, size in sizes.items()},
+             "limit_of_exports_bytes": kept.limit()}  # fmt: skip
+    if as_json:
+        print_json(facts)
+        return
+    from rich.console import Console
+
+    Console(highlight=False).print(facts_table(facts))

@@ -2,62 +2,45 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 import click
 
-from gemma_multi.cli.common import print_json, source_options
+from gemma_multi.cli.common import (
+    field_options,
+    given,
+    output_option,
+    print_json,
+    source_options,
+)
 from gemma_multi.errors import OptionError
-
-
-def _training_options(command: Any) -> Any:
-    """An option for each field of TrainingOptions; unset ones stay at their defaults."""
-    from gemma_multi.training.options import TrainingOptions
-
-    for field in reversed(dataclasses.fields(TrainingOptions)):
-        kind = {"bool": bool, "int": int, "float": float}.get(str(field.type).split(" ")[0], str)
-        name = "--" + field.name.replace("_", "-")
-        if field.name == "validation":
-            continue
-        meaning = field.metadata["help"]
-        if field.default is not None and field.name != "targets":
-            meaning += f"  [{str(field.default).lower()}]"
-        if kind is bool:
-            name = f"{name}/--no-{name[2:]}"
-        command = click.option(name, type=kind, default=None, help=meaning)(command)
-    return command
+from gemma_multi.training.options import TrainingOptions
 
 
 @click.command()
 @click.argument("model")
 @click.argument("data", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True,
-              help="A new directory for the model, its history and its curves.")  # fmt: skip
+@output_option("A new directory for the model, its history and its curves.")
 @click.option("-b", "--backend", default="auto", show_default=True, help="keras, mlx or auto.")
 @click.option("--validation", default="0.1", show_default=True, metavar="SHARE|FILE",
               help="The share of rows to hold out, or rows of their own.")  # fmt: skip
 @click.option("--devices", type=int, help="Of JAX, to share each batch.")
 @click.option("--resume", is_flag=True, help="Go on where a run in the output was stopped.")
 @click.option("--tensorboard", is_flag=True, help="Also write events for TensorBoard.")
-@_training_options
+@field_options(TrainingOptions, leave_out=["validation"])
 @source_options
 @click.option("--json", "as_json", is_flag=True, help="The outcome as JSON.")
 def finetune(
-    model: str, data: Path, validation: str, revision: str | None, local_files_only: bool,
-    as_json: bool, **options: Any,
-) -> None:  # fmt: skip
+    model: str, data: Path, output: str, validation: str, as_json: bool, **options: Any
+) -> None:
     """Train MODEL on DATA (.jsonl, .csv or .parquet).
 
     Writes a model through the int4 grid unless told --no-qat; with --method lora an adapter.
     """
-    from gemma_multi.checkpoint.resolve import resolve
     from gemma_multi.training.finetune import finetune as run
 
-    given = {name: value for name, value in options.items() if value is not None}
-    checkpoint = resolve(model, revision=revision, local_files_only=local_files_only)
-    result = run(checkpoint, data, validation=_validation(validation), **given)
+    result = run(model, data, output, validation=_validation(validation), **given(options))
     if as_json:
         best = str(result.path(best=True)) if result.best_step else None
         print_json({
@@ -89,19 +72,19 @@ def data() -> None:
 @source_options
 @click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
 def check(
-    file: Path, model: str, validation: Path | None, max_length: int, revision: str | None,
-    local_files_only: bool, as_json: bool,
+    file: Path, model: str, validation: Path | None, max_length: int, as_json: bool,
+    **options: Any,
 ) -> None:  # fmt: skip
     """Say what FILE holds: rows, roles, lengths, duplicates, and what is wrong with it.
 
     The exit status is 1 where training could not begin.
     """
-    from gemma_multi.checkpoint.resolve import resolve
+    from gemma_multi.sources import open_checkpoint
     from gemma_multi.terminal import notes
     from gemma_multi.training.check import check_data
     from gemma_multi.training.check_view import show
 
-    tokenizer = resolve(model, revision=revision, local_files_only=local_files_only).tokenizer
+    tokenizer = open_checkpoint(model, **given(options)).tokenizer
     with notes.status(f"reading {file.name}") as status:
         report = check_data(
             file, tokenizer, validation=validation, max_length=max_length,
@@ -118,23 +101,25 @@ def check(
 @click.command()
 @click.argument("model")
 @click.argument("adapter", type=click.Path(path_type=Path))
-@click.argument("target", type=click.Path(path_type=Path))
+@output_option("A new directory.")
 @click.option("--bits", type=int, help="4 or 8 puts a dense MODEL on the grid.")
 @source_options
-def merge(
-    model: str, adapter: Path, target: Path, bits: int | None, revision: str | None,
-    local_files_only: bool,
-) -> None:  # fmt: skip
-    """Write MODEL with the LoRA ADAPTER in it as the directory TARGET."""
-    from gemma_multi.checkpoint.adapter import Adapter
-    from gemma_multi.checkpoint.checkpoint import ensure_free
-    from gemma_multi.checkpoint.resolve import resolve
+def merge(model: str, adapter: Path, output: str, bits: int | None, **options: Any) -> None:
+    """Write MODEL with the LoRA ADAPTER in it."""
+    from gemma_multi.exporters import save
+    from gemma_multi.files import check_output
+    from gemma_multi.formats.peft import read_adapter
+    from gemma_multi.sources import open_checkpoint
     from gemma_multi.terminal import notes
+    from gemma_multi.transforms import cast_to_stored, to_precision
+    from gemma_multi.transforms import merge as run
 
     if bits not in (None, 4, 8):
         raise OptionError(f"bits is {bits}, expected 4 or 8")
-    ensure_free(target)
-    checkpoint = resolve(model, revision=revision, local_files_only=local_files_only)
+    check_output(Path(output), directory=True)
+    base = open_checkpoint(model, **given(options))
     with notes.status("merging"):
-        Adapter.open(adapter, checkpoint.config).merge(checkpoint, bits).save(target)
-    click.echo(target)
+        merged = run(base, read_adapter(adapter, base.config))
+        save(cast_to_stored(merged, base) if bits is None else to_precision(merged, f"int{bits}"),
+             output)  # fmt: skip
+    click.echo(output)

@@ -10,26 +10,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from gemma_multi.chat import encode_prompt
 from gemma_multi.checkpoint import Checkpoint
-from gemma_multi.checkpoint.resolve import resolve
 from gemma_multi.comparison.prompts import Prompt, choose_prompts
 from gemma_multi.comparison.report import ParityReport
-from gemma_multi.comparison.run import MAX_TOKENS, Progress, compare
+from gemma_multi.comparison.run import MAX_TOKENS, compare
 from gemma_multi.comparison.subjects import line_up
 from gemma_multi.errors import ContextError, OptionError
+from gemma_multi.progress import Progress, reporting
+from gemma_multi.sources import Source, open_checkpoint
 
 __all__ = ["ParityReport", "Prompt", "parity"]
 
 
 def parity(
-    model: str | Path | Checkpoint = "storyteller",
+    model: Source = "storyteller",
     backends: str | Sequence[str] = "auto",
     *,
-    against: str | Path | Checkpoint | None = None,
+    against: Source | None = None,
     prompts: Any = None,
     precision: str = "auto",
     max_tokens: int = MAX_TOKENS,
@@ -37,24 +37,22 @@ def parity(
     trace: bool = False,
     revision: str | None = None,
     local_files_only: bool = False,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = True,
 ) -> ParityReport:
     """Compares one model's answers on several backends.
 
-    model: as `load` takes it.
+    model, revision, local_files_only: what to compare; see `open_checkpoint`.
     backends: names, each alone or with a precision (`"keras:bfloat16"`); the first is what the
         others are compared with. `"auto"` takes all that are installed and reports the rest.
-    against: what to compare with instead: `"transformers"` (or `"reference"`), an exported file,
-        another directory or id.
+    against: what to compare with instead: `"transformers"`, an exported file, another directory
+        or id.
     prompts: None for the shipped set; a `.jsonl` or `.txt` file, or a list of texts or messages.
     precision: of backends that name none, as for `load`.
     max_tokens: of a greedy answer; sampled ones are shorter.
     seed: of the sampled texts.
     trace: also compare the hidden states after each layer, to find the one that drifts. Of an
         exported file, they come from a graph written anew from the file's own tensors.
-    revision: of `model`.
-    local_files_only: never ask the hub.
-    progress: called with (done, total).
+    progress: True for a bar on a terminal, False for none, or a function of (done, total).
 
     Raises OptionError for an empty prompt set, for models that are not the same and for options
     outside what is allowed, BackendError for a backend that is not installed, ContextError for a
@@ -64,10 +62,11 @@ def parity(
     if type(max_tokens) is not int or max_tokens < 1:
         raise OptionError(f"max_tokens is {max_tokens!r}, expected at least 1")
     chosen = choose_prompts(prompts)
-    if not isinstance(model, Checkpoint):
-        model = resolve(model, revision=revision, local_files_only=local_files_only)
-    lineup = line_up(model, backends, precision, against, local_files_only)
-    lengths = {prompt.name: _length(model, prompt) for prompt in chosen}
+    checkpoint = open_checkpoint(
+        model, revision=revision, local_files_only=local_files_only, progress=progress is True
+    )
+    lineup = line_up(checkpoint, backends, precision, against, local_files_only)
+    lengths = {prompt.name: _length(checkpoint, prompt) for prompt in chosen}
     left_out = tuple(name for name, length in lengths.items() if length >= lineup.longest)
     fitting = tuple(prompt for prompt in chosen if prompt.name not in left_out)
     if left_out and (prompts is not None or not fitting):
@@ -76,12 +75,13 @@ def parity(
             f"{lineup.longest} and must have room for an answer; shorten the prompt"
         )
     longest = max(lengths[prompt.name] for prompt in fitting)
-    subjects = lineup.start(min(longest + max_tokens, lineup.longest))
-    comparisons = compare(
-        subjects, fitting, max_tokens=max_tokens, seed=seed, trace=trace, progress=progress
-    )
+    with reporting(progress, "comparing") as report:
+        subjects = lineup.start(min(longest + max_tokens, lineup.longest))
+        comparisons = compare(
+            subjects, fitting, max_tokens=max_tokens, seed=seed, trace=trace, progress=report
+        )
     return ParityReport(
-        model=model.provenance.source,
+        model=checkpoint.provenance.source,
         comparisons=tuple(comparisons),
         prompts=fitting,
         left_out=left_out,

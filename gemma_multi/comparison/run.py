@@ -6,7 +6,7 @@ one chunk of logits a subject, and prompts are read once for all pairs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,14 +26,14 @@ from gemma_multi.comparison.text import (
 from gemma_multi.comparison.tokens import TokensResult, compare_tokens
 from gemma_multi.comparison.tolerances import Tolerance, tolerance_of
 from gemma_multi.comparison.weights import WeightsResult, compare_weights
-from gemma_multi.engines.base import Session
+from gemma_multi.engines import ALL, Session
+from gemma_multi.progress import Report, silent
 
 MAX_TOKENS, SAMPLED_TOKENS = 200, 32
 _FEW = 12  # prompts, up to which every side writes each answer
 _CHUNK_LOGITS = 1 << 25  # numbers in one chunk of logits, 134 MB
 _CHUNK_TOKENS = 512
 
-Progress = Callable[[int, int], None]  # (done, total)
 Result = WeightsResult | TokensResult | LogitsResult | TextResult | LayersResult
 
 
@@ -69,7 +69,7 @@ class Comparison:
 
 def compare(
     subjects: Sequence[Subject], prompts: Sequence[Prompt], *, max_tokens: int = MAX_TOKENS,
-    seed: int = 0, trace: bool = False, progress: Progress = lambda done, total: None,
+    seed: int = 0, trace: bool = False, progress: Report = silent,
 ) -> list[Comparison]:  # fmt: skip
     """Compares the first subject with each of the others."""
     reference, *others = subjects
@@ -117,7 +117,7 @@ def _compare_on(
     model = subjects[0].model
     ids = model.encode(prompt.content, raw=prompt.raw)
     room = min(s.model.context_length for s in subjects) - len(ids)
-    sessions = [s.model.engine.session(1, s.model.context_length) for s in subjects]
+    sessions = [s.model.engine.session(s.model.context_length) for s in subjects]
     after = _read_prompt(sessions, pairs, prompt.name, ids)
     for mode, length in ((GREEDY, max_tokens), (SAMPLED, min(max_tokens, SAMPLED_TOKENS))):
         options = sampling_options(model, mode, min(length, room), seed)
@@ -160,4 +160,4 @@ def _in_chunks(
     vocabulary = sessions[0].config.vocab_size
     size = max(1, min(_CHUNK_TOKENS, _CHUNK_LOGITS // vocabulary))
     for start in range(0, len(ids), size):
-        yield start, [s.score(ids[start : start + size])[0] for s in sessions]
+        yield start, [s.read(ids[start : start + size], ALL) for s in sessions]

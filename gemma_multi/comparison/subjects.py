@@ -11,18 +11,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
+from functools import cached_property
 
 from gemma_multi.checkpoint import Checkpoint
-from gemma_multi.checkpoint.litert_file import LitertTensors
-from gemma_multi.checkpoint.resolve import resolve
+from gemma_multi.comparison.their_tokenizer import TheirTokenizer
 from gemma_multi.config import ModelConfig
-from gemma_multi.engines import BACKENDS, PRECISIONS, check_installed, missing_packages
-from gemma_multi.errors import BackendError, OptionError
+from gemma_multi.engines import backends as known_backends
+from gemma_multi.engines import check_precision, choose_backend, create_engine
+from gemma_multi.errors import OptionError
 from gemma_multi.loading import load
 from gemma_multi.model import Model
+from gemma_multi.sources import Source, open_checkpoint
+from gemma_multi.tokenizer import Tokenizer
 
-TRANSFORMERS = ("transformers", "reference")  # as `against`; a directory is `./reference`
+REFERENCE = "transformers"  # as `against`; a directory is `./transformers`
 _MAY_DIFFER = ("dtype", "eos_token_ids", "pad_token_id", "max_position_embeddings")
 
 
@@ -52,55 +54,63 @@ class Lineup:
     checkpoint: Checkpoint
     backends: tuple[tuple[str, str, str], ...]  # name, backend, precision
     skipped: tuple[str, ...]  # backends that `auto` passed over
-    against: str | Checkpoint | None  # "transformers", another checkpoint, or the first backend
+    against: str | Checkpoint | None  # REFERENCE, another checkpoint, or None: the first backend
 
     @property
     def longest(self) -> int:
         """Positions that every subject can hold."""
-        limits = []
-        for checkpoint in (self.checkpoint, self.against):
-            if isinstance(checkpoint, Checkpoint):
-                limits.append(checkpoint.config.max_position_embeddings)
-                if isinstance(checkpoint.tensors, LitertTensors):
-                    limits.append(checkpoint.tensors.file.info.context_length)
-        return min(limits)
+        sides = (self.checkpoint, self.against)
+        return min(side.context_length for side in sides if isinstance(side, Checkpoint))
 
     def start(self, context_length: int) -> list[Subject]:
         """The subjects, the reference first."""
         subjects = [
             Subject(name, load(self.checkpoint, backend=backend, precision=precision,
-                               context_length=context_length))
+                               context_length=context_length, progress=False))
             for name, backend, precision in self.backends
         ]  # fmt: skip
         if self.against is None:
             return subjects
         if isinstance(self.against, str):
-            from gemma_multi.comparison.transformers_model import load_transformers
-
-            return [Subject("transformers", load_transformers(self.checkpoint)), *subjects]
+            return [Subject(REFERENCE, _load_reference(self.checkpoint)), *subjects]
         _, backend, precision = self.backends[0]
-        if isinstance(self.against.tensors, LitertTensors):
-            backend, precision = "litert", "auto"
+        own = choose_backend("auto", self.against)
+        if self.against.format in own.runs:  # an exported file is run as it is
+            backend, precision = own.name, "auto"
         model = load(
-            self.against, backend=backend, precision=precision, context_length=context_length
-        )
+            self.against, backend=backend, precision=precision, context_length=context_length,
+            progress=False,
+        )  # fmt: skip
         name = self.against.path.name if self.against.path else self.against.provenance.source
         return [Subject(name, model), *subjects]
 
 
+class _ReferenceModel(Model):
+    """A checkpoint in transformers, with transformers' own tokenizer."""
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        return TheirTokenizer(self.base)
+
+
+def _load_reference(checkpoint: Checkpoint) -> Model:
+    return _ReferenceModel(checkpoint, create_engine(checkpoint, REFERENCE, "float32"))
+
+
 def line_up(
     checkpoint: Checkpoint, backends: str | Sequence[str], precision: str,
-    against: str | Path | Checkpoint | None, local_files_only: bool = False,
+    against: Source | None, local_files_only: bool = False,
 ) -> Lineup:  # fmt: skip
     """Decides who takes part. Raises OptionError or BackendError with what stands in the way."""
     skipped: tuple[str, ...] = ()
-    file = isinstance(checkpoint.tensors, LitertTensors)
+    ours = [one for one in known_backends().values() if not one.is_reference]
     if backends == "auto":
-        missing = {name: missing_packages(name) for name in BACKENDS}
-        names = [name for name in BACKENDS if not missing[name]]
-        skipped = tuple(name for name in BACKENDS if missing[name])
-        if file and "litert" in names:  # the file itself comes first
-            names = ["litert", *(name for name in names if name != "litert")]
+        here = [one for one in ours if not one.missing()]
+        skipped = tuple(one.name for one in ours if one not in here)
+        # who runs the file itself comes first
+        names = [
+            one.name for one in sorted(here, key=lambda one: checkpoint.format not in one.runs)
+        ]
     elif isinstance(backends, list | tuple) and all(isinstance(name, str) for name in backends):
         names = list(backends)
     else:
@@ -108,12 +118,10 @@ def line_up(
     chosen: list[tuple[str, str, str]] = []
     for name in names:
         backend, colon, own = name.partition(":")
-        if backend not in BACKENDS or (colon and own not in PRECISIONS):
-            raise BackendError(
-                f"unknown backend {name!r}, expected {', '.join(BACKENDS)}, alone or as "
-                "'keras:bfloat16'"
-            )
-        check_installed(backend)
+        record = choose_backend(backend if backend != "auto" else "")
+        if colon:
+            check_precision(record, own)
+        record.check_installed()
         if (backend, own or precision) in [entry[1:] for entry in chosen]:
             raise OptionError(f"backend {name!r} is named twice")
         chosen.append((name, backend, own or precision))
@@ -123,12 +131,11 @@ def line_up(
             f"{what} alone has nothing to be compared with; name two backends, or something to "
             "compare against"
         )
-    if isinstance(against, str) and against in TRANSFORMERS:
-        return Lineup(checkpoint, tuple(chosen), skipped, TRANSFORMERS[0])
+    if isinstance(against, str) and against == REFERENCE:
+        known_backends()[REFERENCE].check_installed()
+        return Lineup(checkpoint, tuple(chosen), skipped, REFERENCE)
     if against is not None:
-        other = against
-        if not isinstance(other, Checkpoint):
-            other = resolve(other, local_files_only=local_files_only)
+        other = open_checkpoint(against, local_files_only=local_files_only)
         check_same_model(checkpoint, other)
         return Lineup(checkpoint, tuple(chosen), skipped, other)
     return Lineup(checkpoint, tuple(chosen), skipped, None)

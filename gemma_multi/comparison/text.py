@@ -19,10 +19,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from gemma_multi.comparison.tolerances import Tolerance
-from gemma_multi.generation import GenerationOptions, generate_tokens
-from gemma_multi.generation.loop import Progress
-from gemma_multi.generation.sampler import choose, gumbel
+from gemma_multi.engines import ALL
+from gemma_multi.generation import Decoding, generate_tokens
 from gemma_multi.model import Model
+from gemma_multi.sampling import GenerationOptions, choose
+from gemma_multi.sampling.sampler import gumbel
 
 GREEDY, SAMPLED = "greedy", "sampled"
 
@@ -96,6 +97,41 @@ class TextResult:
         return "; ".join(parts)
 
 
+@dataclass(frozen=True)
+class Disagreement:
+    """A token of somebody's greedy text that a model would not have chosen."""
+
+    position: int  # in the text, in tokens
+    received: str
+    expected: str  # the model's own choice
+    gap: float  # between the two, in the model's logits
+    tie: bool
+
+
+def disagreements(
+    model: Model, prompt: Sequence[int], text: str, tie: float, stopped: bool = True
+) -> list[Disagreement]:
+    """Where `model` would have gone on otherwise, had it written `text` greedily after `prompt`.
+
+    Reads the text as it stands and looks at every token of it, and at the end of the turn after it
+    if it `stopped` there. `tie` is how close two logits must be for either to be right.
+    """
+    tokens = model.tokenizer.encode(text)
+    session = model.engine.session(model.context_length)
+    logits = session.read([*prompt, *tokens], ALL)[len(prompt) - 1 :]
+    stops = sorted(model.stop_ids)
+    found = []
+    for i, row in enumerate(logits[: len(tokens) + stopped]):
+        allowed = row[: model.tokenizer.vocab_size]
+        best = int(allowed.argmax())
+        wrote = tokens[i] if i < len(tokens) else max(stops, key=lambda token: allowed[token])
+        if best != wrote:
+            gap = float(allowed[best] - allowed[wrote])
+            received, expected = (repr(model.tokenizer.piece(token)) for token in (wrote, best))
+            found.append(Disagreement(i, received, expected, gap, gap <= tie))
+    return found
+
+
 def sampling_options(model: Model, mode: str, max_tokens: int, seed: int) -> GenerationOptions:
     """Greedy, or the checkpoint's temperature without filters."""
     if mode == GREEDY:
@@ -108,12 +144,13 @@ def sampling_options(model: Model, mode: str, max_tokens: int, seed: int) -> Gen
 
 def write(model: Model, ids: Sequence[int], options: GenerationOptions) -> Written:
     """The model's answer, step by step."""
-    progress = Progress()
-    session = model.engine.session(1, model.context_length)
-    tokens = tuple(generate_tokens(
-        session, ids, options, model.stop_ids, progress, model.tokenizer.vocab_size
-    ))  # fmt: skip
-    return Written(tokens, progress.finish_reason == "stop")
+    session = model.engine.session(model.context_length)
+    decoding = Decoding(
+        options, ids, model.stop_ids, vocabulary=model.tokenizer.vocab_size,
+        context_length=session.context_length,
+    )  # fmt: skip
+    tokens = tuple(generate_tokens(session, ids, decoding))
+    return Written(tokens, decoding.finish_reason == "stop")
 
 
 class Judge:

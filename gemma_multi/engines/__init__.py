@@ -1,111 +1,130 @@
-"""Engines: one protocol (`base`), one module per framework, each imported on first use."""
+"""Engines: one protocol (`base`), one module a backend, each imported on first use.
+
+A backend is a module here with a record `BACKEND` (see `backend`); a new one is that one file.
+"""
 
 from __future__ import annotations
 
 import importlib
-import importlib.util
-import os
-import platform
-import sys
+import pkgutil
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
 
 from gemma_multi.checkpoint import Checkpoint
-from gemma_multi.engines.base import Engine
+from gemma_multi.engines.backend import Backend, Request
+from gemma_multi.engines.base import ALL, HIDDEN, LAST, NOTHING, Engine, Rows, Session, Want, Wanted
 from gemma_multi.errors import BackendError, GemmaError, OptionError
+from gemma_multi.options import checked
+from gemma_multi.progress import Report, silent
 
-BACKENDS = ("mlx", "keras", "litert")
-PRECISIONS = ("auto", "float32", "bfloat16", "int4", "int8")
-INSTALL = {
-    "mlx": "pip install 'gemma-multi[mlx]'",
-    "keras": "pip install 'gemma-multi[keras]' (or 'gemma-multi[cuda]' for an NVIDIA GPU)",
-    "litert": "pip install 'gemma-multi[litert]'",
-}
+__all__ = [
+    "ALL",
+    "HIDDEN",
+    "LAST",
+    "NOTHING",
+    "Backend",
+    "Engine",
+    "Request",
+    "Rows",
+    "Session",
+    "Want",
+    "Wanted",
+    "backends",
+    "choose_backend",
+    "create_engine",
+]
+
+# how frameworks fail: drivers, platforms, memory. Anything else is a bug, and stays a traceback
+_FAILURES = (RuntimeError, MemoryError, OSError, ImportError)
+_FRAMEWORKS = ("jaxlib", "jax", "tensorflow", "torch", "mlx", "ai_edge_litert")
+
+
+@cache
+def backends() -> dict[str, Backend]:
+    """Every backend by its name; the modules import no framework until an engine is made."""
+    found: dict[str, Backend] = {}
+    for module in pkgutil.iter_modules(__path__):
+        record = getattr(importlib.import_module(f"{__name__}.{module.name}"), "BACKEND", None)
+        if isinstance(record, Backend):
+            found[record.name] = record
+    return dict(sorted(found.items(), key=lambda item: item[1].order))
 
 
 def create_engine(
     checkpoint: Checkpoint, backend: str = "auto", precision: str = "auto",
-    context_length: int | None = None, threads: int | None = None,
+    context_length: int | None = None, options: Mapping[str, Any] | None = None,
+    progress: Report = silent,
 ) -> Engine:  # fmt: skip
-    """An engine that runs `checkpoint`. Raises BackendError or OptionError.
+    """An engine that runs `checkpoint`.
 
-    `context_length` is the most that sessions will ask for, `threads` the processor's cores to
-    use; only LiteRT fixes them beforehand, and `threads` is refused elsewhere.
+    `context_length` is the most that sessions will ask for, which only LiteRT fixes beforehand;
+    `options` are the backend's own. Raises BackendError, CheckpointError or OptionError.
     """
-    if backend == "auto":  # asking a file of 151 MB whether it is quantised takes time
-        backend = choose_backend(backend, checkpoint.is_quantized)
-    backend = choose_backend(backend)
-    if threads is not None and backend != "litert":
-        raise OptionError(f"threads is an option of backend 'litert', not of {backend!r}")
-    if precision == "float16":
-        raise OptionError(
-            "precision 'float16' is refused: Gemma 3's activations overflow it; use 'bfloat16'"
-        )
-    if precision not in PRECISIONS:
-        raise OptionError(
-            f"unknown precision {precision!r}, expected one of {', '.join(PRECISIONS)}"
-        )
-    check_installed(backend)
+    chosen = choose_backend(backend, checkpoint)
+    settings: Any = checked(chosen.options, options or {}, f"backend {chosen.name!r}")
+    check_precision(chosen, precision)
+    chosen.check_installed()
     try:
-        module = importlib.import_module(f"gemma_multi.engines.{backend}")
-        if backend == "litert":
-            return module.create(checkpoint, precision, context_length, threads)
-        return module.create(checkpoint, precision)
+        request = Request(precision, context_length, settings, progress)
+        return chosen.create(checkpoint, request)
     except GemmaError:
         raise
     except ImportError as error:
         raise BackendError(
-            f"backend {backend!r} is installed but cannot be imported ({error}): {INSTALL[backend]}"
+            f"backend {chosen.name!r} is installed but cannot be imported ({error}): "
+            f"{chosen.install}"
         ) from error
-    except Exception as error:  # drivers, platforms, memory: frameworks fail in many ways
+    except Exception as error:
+        if not _is_frameworks(error):
+            raise
         raise BackendError(
-            f"backend {backend!r} could not start: {type(error).__name__}: {error}"
+            f"backend {chosen.name!r} could not start: {type(error).__name__}: {error}"
         ) from error
 
 
-def choose_backend(backend: str = "auto", quantized: bool = False) -> str:
-    """The backend to use: as named, or for `auto` MLX on Apple silicon, Keras beside an NVIDIA
-    GPU, and on other processors LiteRT for quantised weights, Keras for the rest."""
-    if backend not in ("auto", *BACKENDS):
-        raise BackendError(f"unknown backend {backend!r}, expected auto, {', '.join(BACKENDS)}")
-    if backend != "auto":
-        return backend
-    if sys.platform == "darwin" and platform.machine() == "arm64":
-        order = ("mlx", "litert", "keras")
-    elif quantized and not _has_nvidia_gpu():
-        order = ("litert", "keras", "mlx")
-    else:
-        order = ("keras", "litert", "mlx")
-    for name in order:
-        if not missing_packages(name):
-            return name
-    raise BackendError(f"no backend is installed: {INSTALL[order[0]]}")
-
-
-def _has_nvidia_gpu() -> bool:
-    """Without importing a framework, which takes seconds."""
-    return os.path.exists("/dev/nvidiactl") or os.path.exists("/dev/dxg")  # Linux, and WSL
-
-
-def missing_packages(backend: str) -> list[str]:
-    """What is not installed of the packages that a backend imports."""
-    keras_runs_on = os.environ.get("KERAS_BACKEND") or "jax"
-    needed = {
-        "mlx": ("mlx.core", "mlx_lm"),
-        "keras": ("keras", "keras_hub", keras_runs_on),
-        "litert": ("ai_edge_litert",),
-    }[backend]
-    return [name for name in needed if not _installed(name)]
-
-
-def check_installed(backend: str) -> None:
-    """Raises BackendError with what to install."""
-    if missing := missing_packages(backend):
-        raise BackendError(
-            f"backend {backend!r} needs {', '.join(missing)}, not installed: {INSTALL[backend]}"
+def check_precision(backend: Backend, precision: str) -> None:
+    """Raises OptionError for one that the backend does not compute."""
+    if precision == "float16":
+        raise OptionError(
+            "precision 'float16' is refused: Gemma 3's activations overflow it; use 'bfloat16'"
+        )
+    known = {p: None for one in backends().values() for p in one.precisions}
+    if precision not in ("auto", *known):
+        raise OptionError(
+            f"unknown precision {precision!r}, expected one of auto, {', '.join(known)}"
+        )
+    if precision not in ("auto", *backend.precisions):
+        raise OptionError(
+            f"backend {backend.name!r} computes in {', '.join(backend.precisions)}, not in "
+            f"{precision}"
         )
 
 
-def _installed(name: str) -> bool:
-    try:
-        return name in sys.modules or importlib.util.find_spec(name) is not None
-    except (ImportError, ValueError):
+def choose_backend(name: str = "auto", checkpoint: Checkpoint | None = None) -> Backend:
+    """The backend as named; for `auto` the one that runs the checkpoint's own file as it is, else
+    the installed one that suits this machine best: MLX on Apple silicon, Keras beside an NVIDIA
+    GPU, and on other processors LiteRT for quantised weights, Keras for the rest."""
+    known = backends()
+    if name != "auto":
+        if name not in known:
+            raise BackendError(f"unknown backend {name!r}, expected auto, {', '.join(known)}")
+        return known[name]
+    quantized = False
+    if checkpoint is not None:
+        for one in known.values():
+            if checkpoint.format in one.runs:
+                return one
+        quantized = checkpoint.is_quantized
+    ranked = sorted(known.values(), key=lambda one: -one.suits(quantized))
+    usable = [one for one in ranked if one.suits(quantized)]
+    for one in usable:
+        if not one.missing():
+            return one
+    raise BackendError(f"no backend is installed: {usable[0].install}")
+
+
+def _is_frameworks(error: Exception) -> bool:
+    if isinstance(error, NotImplementedError | RecursionError):
         return False
+    return isinstance(error, _FAILURES) or type(error).__module__.split(".")[0] in _FRAMEWORKS

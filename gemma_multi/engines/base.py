@@ -1,37 +1,76 @@
-"""The engine protocol: token ids in, logits out.
+"""The engine protocol: token ids in, numbers out.
 
 Design choices:
 - An engine knows nothing of text, chat, sampling or files. The generation loop, written once,
   sits above it.
+- A session is one conversation. Many advance together through `Engine.read`, each by as many
+  tokens as it is given; here they take turns, and an engine that can read them in one batch does.
+- `want` says what a read is for, so that nothing else is computed: over 262,144 words the head
+  costs more than some layers. What comes back stays in the framework's memory, as its own array,
+  until `Engine.numpy` (or `Session.read`, which is one session and NumPy) brings it over.
 - What every session must get right (shapes, the context limit, which tokens have been read) is
-  checked here, once; an engine implements `_forward`, `_rewind` and `_copy`.
+  checked here, once; an engine implements `_forward`, `_rewind` and `_copy` of its sessions.
 - A session whose reading was interrupted is empty, never half-read.
-- `truncate` always works. Where an engine cannot go back (a sliding window has moved on), the
-  tokens that stay are read again, which is slower and still right.
+- `truncate` always works: by `SPARE` positions at once, and where an engine cannot go back
+  further (a sliding window has moved on), by reading the tokens that stay again.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence, Sized
+from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import numpy as np
 
-from gemma_multi.checkpoint import Checkpoint
-from gemma_multi.checkpoint.checkpoint import Tensor
+from gemma_multi.checkpoint import Tensor
 from gemma_multi.config import ModelConfig, check_context_length
 from gemma_multi.errors import BackendError, ContextError, OptionError
-from gemma_multi.quantization import quantize_checkpoint
 from gemma_multi.quantization.tensor import quantize_tensor
 
-Ids = Any  # anything NumPy reads as i32[T], or i32[B, T] for a batch
+Ids = Any  # anything NumPy reads as i32[T]
+Array = Any  # of the engine's framework
+
+# Positions a ring of a sliding layer keeps beyond the window: so many tokens can be taken back
+# without reading again, as a driver does that guesses ahead or cuts an answer.
+SPARE = 16
+
+
+class Want(Enum):
+    """What a read is for."""
+
+    NOTHING = "nothing"  # None
+    LAST = "last"  # the logits after the last token, f32[V]
+    ALL = "all"  # the logits after each token, f32[T, V]
+    HIDDEN = "hidden"  # the last norm's output for the last token, f32[D], without the head
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """The logits of these words alone after the last token, `f32[len(ids)]`. On an engine that
+    rounds activations in front of the head (LiteRT), they are nearer to exact than LAST's."""
+
+    ids: np.ndarray
+
+    def __post_init__(self) -> None:
+        ids = np.asarray(self.ids)
+        if ids.ndim != 1 or not len(ids) or not np.issubdtype(ids.dtype, np.integer):
+            raise OptionError(
+                f"rows are {ids.dtype} of shape {list(ids.shape)}, expected token ids in one row"
+            )
+        object.__setattr__(self, "ids", ids.astype(np.int64))
+
+
+NOTHING, LAST, ALL, HIDDEN = Want.NOTHING, Want.LAST, Want.ALL, Want.HIDDEN
+Wanted = Want | Rows
 
 
 class Engine(ABC):
     """Weights in a framework's memory. Sessions on one engine share them."""
 
-    name: str  # "mlx", "keras", "litert"
+    name: str  # of its backend
     precision: str  # of the weights: "float32", "bfloat16", "int4", "int8"
     compute: str  # of the activations: "float32", "bfloat16", "int8"
     device: str  # for people: "cpu", "gpu (Apple M3)"
@@ -41,22 +80,57 @@ class Engine(ABC):
         self.config = config
         self.context_length = config.max_position_embeddings  # the most a session can hold
 
-    def session(self, batch: int = 1, context_length: int | None = None) -> Session:
-        """An empty conversation of `batch` rows that advance together."""
-        length = self.check_context(context_length)
-        if type(batch) is not int or batch < 1:
-            raise OptionError(f"batch is {batch!r}, expected at least 1")
-        return self._session(batch, length)
+    def session(self, context_length: int | None = None) -> Session:
+        """An empty conversation."""
+        return self._session(self.check_context(context_length))
 
     def check_context(self, context_length: int | None) -> int:
         """The length a session may have: as asked for, or all the engine can hold."""
         return check_context_length(context_length, self.context_length)
 
+    def read(
+        self,
+        sessions: Sequence[Session],
+        ids: Sequence[Ids],
+        want: Wanted | Sequence[Wanted] = LAST,
+    ) -> list[Array | None]:
+        """Advances each session by its own tokens, at least one; what is wanted of each.
+
+        `want` is one for all, or one for each. Nothing is read if anything is refused: ids outside
+        the vocabulary, a context that would overflow, a session that is there twice.
+        """
+        wants = list(want) if isinstance(want, Sequence) else [want] * len(sessions)
+        if not len(sessions) == len(ids) == len(wants):
+            raise OptionError(
+                f"{len(sessions)} sessions, {len(ids)} rows of ids and {len(wants)} wants; "
+                "expected as many of each"
+            )
+        if len({id(session) for session in sessions}) < len(sessions):
+            raise OptionError("a session is there twice; it can read one row at a time")
+        checked = [
+            session._checked(row, one)
+            for session, row, one in zip(sessions, ids, wants, strict=True)
+        ]
+        return self._read(sessions, checked, wants)
+
+    def _read(
+        self, sessions: Sequence[Session], ids: Sequence[np.ndarray], wants: Sequence[Wanted]
+    ) -> list[Array | None]:
+        """One after the other; an engine may do it in a batch of unequal lengths."""
+        return [
+            session._reading(row, want)
+            for session, row, want in zip(sessions, ids, wants, strict=True)
+        ]
+
+    def numpy(self, array: Array) -> np.ndarray:
+        """What `read` gave, as NumPy: waits for it, and copies it from the device."""
+        return np.asarray(array)
+
     def trace(self, ids: Ids) -> np.ndarray:
         """The hidden states of one text, `i32[T]` -> `f32[L + 2, T, D]`: the scaled embedding,
         what each layer gives, and what the last norm makes of it. For finding the layer in which
         two engines part; see `gemma_multi.comparison`."""
-        return self._trace(self.session()._checked(ids))
+        return self._trace(self.session()._checked(ids, NOTHING))
 
     @abstractmethod
     def weight(self, name: str, rows: slice = slice(None)) -> np.ndarray:
@@ -80,58 +154,36 @@ class Engine(ABC):
         raise BackendError(f"backend {self.name!r} cannot change the weights it holds")
 
     @abstractmethod
-    def _session(self, batch: int, context_length: int) -> Session: ...
+    def _session(self, context_length: int) -> Session: ...
 
     @abstractmethod
     def _trace(self, ids: np.ndarray) -> np.ndarray:
-        """`i32[1, T]` -> `f32[L + 2, T, D]`."""
-
-
-def choose_precision(
-    checkpoint: Checkpoint, precision: str, fast: str
-) -> tuple[Checkpoint, str, str]:
-    """(the checkpoint to run, the precision of its weights, the type of the activations).
-
-    `auto` keeps a quantised checkpoint as it is and gives a dense one the type the device is
-    `fast` at. A dense checkpoint asked for as int4 is put on the portable grid.
-    """
-    if precision == "auto":
-        precision = checkpoint.precision if checkpoint.is_quantized else fast
-    elif precision in ("int4", "int8") and not checkpoint.is_quantized:
-        bits = int(precision.removeprefix("int"))
-        checkpoint, _ = quantize_checkpoint(checkpoint, bits, embedding_bits=bits)
-    elif precision in ("int4", "int8") and checkpoint.precision != precision:
-        raise OptionError(
-            f"precision is {precision!r}, but the checkpoint is stored as {checkpoint.precision}; "
-            "use 'auto', or quantise the original"
-        )
-    return checkpoint, precision, precision if precision in ("float32", "bfloat16") else fast
+        """`i32[T]` -> `f32[L + 2, T, D]`."""
 
 
 class Session(ABC):
-    """What a model has read so far, and its key/value cache. Row by row `i32[batch, length]`."""
+    """What a model has read of one conversation, and its key/value cache."""
 
-    def __init__(self, config: ModelConfig, batch: int, context_length: int) -> None:
-        self.config = config
-        self.batch = batch
+    def __init__(self, engine: Engine, context_length: int) -> None:
+        self.engine = engine
+        self.config = engine.config
         self.context_length = context_length
-        self.ids = np.zeros((batch, 0), np.int32)
+        self._ids = np.zeros(256, np.int32)  # grows; the first `length` count
+        self._length = 0
+
+    @property
+    def ids(self) -> np.ndarray:
+        """What has been read: `i32[length]`."""
+        return self._ids[: self._length]
 
     @property
     def length(self) -> int:
-        return self.ids.shape[1]
+        return self._length
 
-    def prefill(self, ids: Ids) -> np.ndarray:
-        """Reads tokens; the logits after the last one: `f32[B, V]`."""
-        return self._read(self._checked(ids), every=False)[:, -1]
-
-    def step(self, ids: Ids) -> np.ndarray:
-        """Reads one token per row: `i32[B]` (or one int) -> `f32[B, V]`."""
-        return self.prefill(np.asarray(ids).reshape(-1, 1))
-
-    def score(self, ids: Ids) -> np.ndarray:
-        """Reads tokens; the logits after each of them: `f32[B, T, V]`."""
-        return self._read(self._checked(ids), every=True)
+    def read(self, ids: Ids, want: Wanted = LAST) -> Any:
+        """Reads tokens, at least one: what is wanted of them as NumPy, None for nothing."""
+        (result,) = self.engine.read([self], [ids], want)
+        return None if result is None else self.engine.numpy(result)
 
     def truncate(self, length: int) -> None:
         """Forgets all but the first `length` tokens."""
@@ -139,68 +191,82 @@ class Session(ABC):
             raise OptionError(f"cannot truncate {self.length} tokens to {length}")
         if length == self.length:
             return
-        kept = self.ids[:, :length]
         if self._rewind(length):
-            self.ids = kept
-        else:
-            self._rewind(0)
-            self.ids = self.ids[:, :0]
-            if length:
-                self._read(kept, every=False)
+            self._length = length
+            return
+        kept = self.ids[:length].copy()
+        self._forget()
+        if length:
+            self._reading(kept, NOTHING)
 
     def fork(self) -> Session:
         """A copy that goes its own way."""
         copy = self._copy()
-        copy.ids = self.ids
+        copy._ids, copy._length = self._ids.copy(), self._length
         return copy
 
-    def _read(self, ids: np.ndarray, every: bool) -> np.ndarray:
-        return self._reading(ids, lambda: self._forward(ids, every))
+    def check_room(self, ids: Sized) -> None:
+        """Raises ContextError where so many more tokens do not fit."""
+        if self.length + len(ids) > self.context_length:
+            raise ContextError(
+                f"{self.length} tokens read and {len(ids)} more do not fit a context of "
+                f"{self.context_length}; shorten the input or raise context_length"
+            )
 
-    def _reading(self, ids: np.ndarray, forward: Callable[[], np.ndarray]) -> np.ndarray:
-        """Runs what reads `ids`, whole or not at all."""
+    def _reading(self, ids: np.ndarray, want: Wanted) -> Array | None:
+        """Reads checked `ids`, whole or not at all."""
         try:
-            result = forward()
-            self.ids = np.concatenate([self.ids, ids], axis=1)
+            result = self._forward(ids, want)
         except BaseException:  # an interrupt may leave half of it in the cache
-            self._rewind(0)
-            self.ids = self.ids[:, :0]
+            self._forget()
             raise
+        self._append(ids)
         return result
 
-    def _checked(self, ids: Ids) -> np.ndarray:
+    def _append(self, ids: np.ndarray) -> None:
+        end = self._length + len(ids)
+        if end > len(self._ids):
+            more = np.zeros(max(end, 2 * len(self._ids)) - len(self._ids), np.int32)
+            self._ids = np.concatenate([self._ids, more])
+        self._ids[self._length : end] = ids
+        self._length = end
+
+    def _forget(self) -> None:
+        self._rewind(0)
+        self._length = 0
+
+    def _checked(self, ids: Ids, want: Wanted) -> np.ndarray:
         try:
             array = np.asarray(ids)
         except ValueError:
             raise OptionError("token ids have rows of different lengths") from None
-        if array.ndim == 1 and self.batch == 1:
-            array = array[None]
-        if array.ndim != 2 or array.shape[0] != self.batch or not array.shape[1]:
+        if array.ndim != 1 or not len(array):
             raise OptionError(
-                f"token ids have shape {list(array.shape)}, expected [{self.batch}, T] with T "
-                "at least 1"
+                f"token ids have shape {list(array.shape)}, expected [T] with T at least 1"
             )
         if not np.issubdtype(array.dtype, np.integer):
             raise OptionError(f"token ids are {array.dtype}, expected whole numbers")
-        if array.min() < 0 or array.max() >= self.config.vocab_size:
-            raise OptionError(
-                f"token ids run from {array.min()} to {array.max()}, but the vocabulary has "
-                f"{self.config.vocab_size}"
-            )
-        if self.length + array.shape[1] > self.context_length:
-            raise ContextError(
-                f"{self.length} tokens read and {array.shape[1]} more do not fit a context of "
-                f"{self.context_length}; shorten the input or raise context_length"
-            )
+        self._check_range(array, "token ids")
+        if isinstance(want, Rows):
+            self._check_range(want.ids, "rows")
+        self.check_room(array)
         return array.astype(np.int32)
 
+    def _check_range(self, ids: np.ndarray, what: str) -> None:
+        if ids.min() < 0 or ids.max() >= self.config.vocab_size:
+            raise OptionError(
+                f"{what} run from {ids.min()} to {ids.max()}, but the vocabulary has "
+                f"{self.config.vocab_size}"
+            )
+
     @abstractmethod
-    def _forward(self, ids: np.ndarray, every: bool) -> np.ndarray:
-        """Reads `i32[B, T]`; logits `f32[B, T, V]` if `every`, else of the last, `f32[B, 1, V]`."""
+    def _forward(self, ids: np.ndarray, want: Wanted) -> Array | None:
+        """Reads `i32[T]`, which follow the `length` tokens that were read; what is wanted."""
 
     @abstractmethod
     def _rewind(self, length: int) -> bool:
-        """Goes back to `length` tokens if that can be done; going back to 0 always can."""
+        """Goes back to `length` tokens if that can be done; going back to 0 always can, and by
+        `SPARE` positions."""
 
     @abstractmethod
     def _copy(self) -> Session:

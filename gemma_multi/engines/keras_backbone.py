@@ -106,7 +106,7 @@ def build_backbone(config: ModelConfig, dtype: str) -> Any:
     for i, layer in enumerate(backbone.transformer_layers):
         sliding = config.is_sliding(i)
         attention = layer.attention
-        attention.use_sliding_window_attention = sliding
+        attention.use_sliding_window_attention = False  # its mask is given, by keras_decoder
         attention.rope_layer.max_wavelength = (
             config.rope_local_theta if sliding else config.rope_theta
         )

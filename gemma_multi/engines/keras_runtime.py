@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gemma_multi.files import writable_cache
+from gemma_multi.cache import COMPILED, writable_cache
 
 
 class Runtime:
@@ -27,7 +27,7 @@ class Runtime:
 
             self.jax = jax
             self.device = jax.default_backend()
-            cache = writable_cache("jax")
+            cache = writable_cache(COMPILED)
             if cache is not None and not jax.config.jax_compilation_cache_dir:
                 jax.config.update("jax_compilation_cache_dir", str(cache))
                 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
@@ -62,7 +62,7 @@ class Runtime:
         return self.jax.numpy.pad(cache, pads) if self.on_jax else self.tf.pad(cache, pads)
 
     def compile(self, function: Callable[..., Any], variables: list[Any]) -> Compiled:
-        """`function(ids, caches, start, last, *, wanted)`, compiled once per shape."""
+        """`function(ids, caches, start, count, rows, *, wanted)`, compiled once per shape."""
         return Compiled(self, function, variables)
 
 
@@ -89,16 +89,20 @@ class Compiled:
             # of TensorFlow's holds on to the values it was traced with
             self._trace = self._runtime.tf.function(self._function)
 
-    def __call__(self, ids: Any, caches: Any, start: Any, last: Any, *, wanted: str) -> Any:
+    def __call__(
+        self, ids: Any, caches: Any, start: Any, count: Any, rows: Any, *, wanted: str
+    ) -> Any:
         if self._runtime.on_jax:
-            return self._trace(self._values, caches, ids, start, last, wanted=wanted)
+            return self._trace(self._values, caches, ids, start, count, rows, wanted=wanted)
         integer = partial(self._runtime.tf.constant, dtype="int32")
-        return self._trace(integer(ids), caches, integer(start), integer(last), wanted=wanted)
+        given = (integer(ids), caches, integer(start), integer(count), integer(rows))
+        return self._trace(*given, wanted=wanted)
 
     def _stateless(
-        self, values: list[Any], caches: Any, ids: Any, start: Any, last: Any, wanted: str
-    ) -> Any:
+        self, values: list[Any], caches: Any, ids: Any, start: Any, count: Any, rows: Any,
+        wanted: str,
+    ) -> Any:  # fmt: skip
         scope = self._runtime.keras.src.backend.common.stateless_scope.StatelessScope
         mapping = list(zip(self._variables, values, strict=True))
         with scope(state_mapping=mapping):
-            return self._function(ids, caches, start, last, wanted=wanted)
+            return self._function(ids, caches, start, count, rows, wanted=wanted)

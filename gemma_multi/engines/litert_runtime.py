@@ -1,41 +1,38 @@
-"""The LiteRT runtime: a compiled model with its packed weights, and peace on standard error.
+"""The LiteRT runtime: a compiled model with its packed weights, and peace on the terminal.
 
 Design choices:
 - XNNPACK packs weights for the processor at hand. They are kept in a file and mapped: a second
-  start packs nothing, and processes share the memory. The file's name carries what the packing
-  depends on.
-- The runtime reports a page to file descriptor 2 when it starts and when it ends, and has no
-  switch for that. What it says is kept for error messages; at exit, where nobody can catch it,
-  descriptor 2 leads nowhere for the whole process, after Python has written what it had to say.
+  start packs nothing, and processes share the memory. The file is packed under a private name and
+  renamed when it is whole, so that two processes that start at once, or one that is killed, leave
+  nothing half-packed. Its name carries what the packing depends on, a stamp beside it its size and
+  time: XNNPACK believes whatever it finds.
 - What loading needed once is given back: the heap is trimmed, and the pages of the weights that
   were read to be packed are dropped from the mapping. They are 45 MB of 270M's memory.
+- What the runtime says as it starts and ends is caught on its way (`native_log`).
 """
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import ctypes
 import gc
 import hashlib
 import os
 import platform
+import secrets
 import shutil
-import sys
-import tempfile
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gemma_multi.cache import EXPORTS, used, writable_cache
+from gemma_multi.engines import native_log
 from gemma_multi.errors import BackendError
-from gemma_multi.files import writable_cache
+from gemma_multi.files import write_atomically
 
-_descriptor = threading.RLock()  # a collection inside may end another runtime
 _MADV_DONTNEED = 4
 _ROOM = 3  # times the model's size: packed weights, and something to spare
 
@@ -54,21 +51,23 @@ class Runtime:
 
         options = Options.create()
         options.cpu_options.num_threads = threads
-        self._run_before: set[str] = set()
-        self._packed = _place_for_packed_weights(path, digest)
-        if self._packed is not None:
-            options.cpu_options.xnnpack_weight_cache_path = str(self._packed)
+        packed = _PackedWeights(path, digest)
+        if packed.path is not None:
+            options.cpu_options.xnnpack_weight_cache_path = str(packed.path)
         problem = ""
-        with _captured_stderr() as said:
+        with packed, native_log.caught() as said:
             try:
-                self.model = CompiledModel.from_file(str(path), options=options)
+                self.model = CompiledModel.from_file(
+                    str(path), environment=_environment(), options=options
+                )
                 first = self.model.create_input_buffer_by_name(*probe)
                 first.write(np.zeros(1, np.int32))  # starts a second environment, as loudly
-            except Exception as error:
-                problems = [line for line in said().splitlines() if line.startswith("ERROR")]
+                packed.keep()
+            except RuntimeError as error:
+                problems = [line for line in said() if line.startswith("ERROR")]
                 problem = "; ".join(problems[-2:]) or str(error).splitlines()[0][:200]
                 del error
-                gc.collect()  # what was half made says goodbye on the descriptor, too
+                gc.collect()  # what was half made says goodbye, too
         if problem:
             raise BackendError(f"{path}: the LiteRT runtime refuses it: {problem}")
         _give_back(path)
@@ -76,35 +75,65 @@ class Runtime:
     def run(self, signature: str, inputs: dict[str, Any], outputs: dict[str, Any]) -> None:
         """Runs a signature on TensorBuffers by name."""
         self.model.run_by_name(signature, inputs, outputs)
-        if signature not in self._run_before:  # the first run may have packed weights
-            self._run_before.add(signature)
-            if self._packed is not None and self._packed.is_file():
-                with contextlib.suppress(OSError):
-                    _stamp_file(self._packed).write_text(_stamp(self._packed))
 
     def __del__(self) -> None:
-        if getattr(self, "model", None) is not None and not sys.is_finalizing():
-            with contextlib.suppress(OSError), _captured_stderr():
+        if getattr(self, "model", None) is not None:
+            with native_log.caught():
                 self.model = None
 
 
-def _place_for_packed_weights(path: Path, digest: str) -> Path | None:
-    """Where XNNPACK may keep what it packs: nowhere, if the disk could be too full for it, since
-    it ends the process when a write fails. A file that changed since it was left goes: XNNPACK
-    would believe it."""
-    cache = writable_cache("litert") if digest else None
-    if cache is None:
-        return None
-    packed = cache / f"{digest[:32]}.{_processor()}.xnnpack"
-    try:
-        if packed.exists():
-            stamp = _stamp_file(packed)
-            if stamp.exists() and stamp.read_text() == _stamp(packed):
-                return packed
-            packed.unlink()
-        return packed if shutil.disk_usage(cache).free > _ROOM * path.stat().st_size else None
-    except (OSError, ValueError):
-        return None
+@cache
+def _environment() -> Any:
+    """One for the process: buffers hold on to theirs, and each says a page when it goes."""
+    import ai_edge_litert
+    from ai_edge_litert.environment import Environment, EnvironmentOptions
+
+    folder = str(Path(ai_edge_litert.__file__).parent)
+    return Environment.create(options=EnvironmentOptions(runtime_path=folder))
+
+
+class _PackedWeights:
+    """Where XNNPACK keeps what it packs: `path`, or nowhere.
+
+    Nowhere, if the disk could be too full for it, since it ends the process when a write fails. A
+    kept file that changed since it was stamped is packed anew.
+    """
+
+    def __init__(self, model: Path, digest: str) -> None:
+        self.path: Path | None = None
+        self._private: Path | None = None
+        folder = writable_cache(EXPORTS) if digest else None
+        if folder is None:
+            return
+        self._final = folder / f"{digest[:32]}.{_processor()}.xnnpack"
+        try:
+            if _stamp_file(self._final).read_text() == _stamp(self._final):
+                self.path = self._final
+                used(self._final)
+                return
+        except (OSError, ValueError):
+            pass  # never packed, or not to the end
+        with contextlib.suppress(OSError):
+            if shutil.disk_usage(folder).free > _ROOM * model.stat().st_size:
+                name = f".{self._final.name}.{secrets.token_hex(6)}"
+                self.path = self._private = folder / name
+
+    def __enter__(self) -> _PackedWeights:
+        return self
+
+    def keep(self) -> None:
+        """Everything is packed once a model is compiled: gives the file its name. The runtime
+        goes on with the mapping it has."""
+        if self._private is not None and self._private.is_file():
+            with contextlib.suppress(OSError):
+                stamp = _stamp(self._private)
+                os.replace(self._private, self._final)
+                write_atomically(_stamp_file(self._final), stamp.encode())
+
+    def __exit__(self, *_: Any) -> None:
+        if self._private is not None:
+            with contextlib.suppress(OSError):
+                self._private.unlink(missing_ok=True)
 
 
 def _stamp_file(packed: Path) -> Path:
@@ -114,33 +143,6 @@ def _stamp_file(packed: Path) -> Path:
 def _stamp(packed: Path) -> str:
     status = packed.stat()
     return f"{status.st_size} {status.st_mtime_ns}"
-
-
-@contextmanager
-def _captured_stderr() -> Iterator[Any]:
-    """Keeps what native code writes to file descriptor 2; yields a function that reads it."""
-    with _descriptor, tempfile.TemporaryFile() as kept:
-        saved = os.dup(2)
-        os.dup2(kept.fileno(), 2)
-
-        def said() -> str:
-            kept.seek(0)
-            return kept.read().decode(errors="replace")
-
-        try:
-            yield said
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
-
-
-@atexit.register
-def _silence_the_end() -> None:
-    if "ai_edge_litert.compiled_model" in sys.modules:
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            sys.stderr.flush()
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def _processor() -> str:

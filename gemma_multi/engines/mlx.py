@@ -6,6 +6,8 @@ Design choices:
 - Quantised weights stay packed and go to MLX as the checkpoint holds them. On a CPU, whose packed
   kernels are twenty times slower than BLAS, a layer that is given many rows unpacks itself.
 - On a GPU activations are bfloat16. On a CPU they are float32, which MLX computes faster there.
+- Sliding layers keep their window and `SPARE` positions in a ring of our own (`_Ring`): mlx-lm's
+  rotating cache cannot be trimmed once it has turned.
 """
 
 from __future__ import annotations
@@ -14,27 +16,32 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Callable
+from functools import cache
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from gemma_multi.checkpoint import Checkpoint
-from gemma_multi.checkpoint.checkpoint import Tensor
+from gemma_multi.checkpoint import Checkpoint, Tensor
 from gemma_multi.config import ModelConfig, alternate, round_scale
-from gemma_multi.engines.base import Engine, Session, choose_precision
+from gemma_multi.engines.backend import Backend, Request, on_apple_silicon
+from gemma_multi.engines.base import ALL, HIDDEN, NOTHING, SPARE, Engine, Rows, Session, Wanted
 from gemma_multi.errors import BackendError
 from gemma_multi.quantization.tensor import BFLOAT16, QuantizedTensor
+from gemma_multi.transforms import to_precision
 
 _PREFILL_CHUNK = 512  # tokens; bounds the memory of a long prompt's attention
+_RING_STEP = 256  # slots by which a ring grows
 _MANY_ROWS = 8  # of activations, from which on unpacking a layer on a CPU pays
 _HEAD_ROWS = 1 << 14  # words whose embedding is unpacked together
 
 
-def create(checkpoint: Checkpoint, precision: str) -> Engine:
+def _create(checkpoint: Checkpoint, request: Request) -> Engine:
     import mlx.core as mx
 
-    return MlxEngine(mx, checkpoint, precision)
+    if request.precision in ("int4", "int8"):
+        checkpoint = to_precision(checkpoint, request.precision, request.progress)
+    return MlxEngine(mx, checkpoint, request.precision)
 
 
 class MlxEngine(Engine):
@@ -48,8 +55,11 @@ class MlxEngine(Engine):
             mx.disable_compile()  # on a CPU it runs a C++ compiler for seconds, to fuse one gelu
         self.device = "gpu" if on_gpu else "cpu"
         fast = "bfloat16" if on_gpu else "float32"
-        checkpoint, self.precision, self.compute = choose_precision(checkpoint, precision, fast)
+        stored = checkpoint.precision if checkpoint.is_quantized else fast
+        self.precision = stored if precision == "auto" else precision
+        self.compute = self.precision if self.precision in ("float32", "bfloat16") else fast
         self.model = self._build(checkpoint)
+        self.whole_cache = _import_architecture().KVCache  # of a global layer
 
     def _build(self, checkpoint: Checkpoint) -> Any:
         mx, config = self.mx, self.config
@@ -125,12 +135,32 @@ class MlxEngine(Engine):
             held = 1.0 + held  # as its RMSNorm does, in the same type
         return np.array(held.astype(mx.float32))
 
-    def _session(self, batch: int, context_length: int) -> Session:
-        return MlxSession(self, batch, context_length)
+    def numpy(self, array: Any) -> np.ndarray:
+        return np.array(array)
+
+    def head(self, hidden: Any) -> Any:
+        """`[..., D]` -> the logits of every word, float32."""
+        return self.model.model.embed_tokens.as_linear(hidden).astype(self.mx.float32)
+
+    def head_rows(self, hidden: Any, ids: np.ndarray) -> Any:
+        """`[D]` -> the logits of some words, float32: only their rows are multiplied."""
+        mx, embedding, rows = self.mx, self.model.model.embed_tokens, self.mx.array(ids)
+        weight = embedding.weight[rows]
+        if "scales" in embedding:
+            logits = mx.quantized_matmul(
+                hidden[None], weight, embedding.scales[rows], embedding.biases[rows],
+                transpose=True, group_size=embedding.group_size, bits=embedding.bits,
+            )[0]  # fmt: skip
+        else:
+            logits = weight @ hidden
+        return logits.astype(mx.float32)
+
+    def _session(self, context_length: int) -> Session:
+        return MlxSession(self, context_length)
 
     def _trace(self, ids: np.ndarray) -> np.ndarray:
         mx, model = self.mx, self.model.model
-        session, layers, parts = MlxSession(self, 1, ids.shape[1]), model.layers, []
+        session, layers, parts = MlxSession(self, len(ids)), model.layers, []
         try:
             for chunk in _chunks(ids):
                 states: list[Any] = []
@@ -177,61 +207,159 @@ def build_model(config: ModelConfig) -> Any:
 
 
 class MlxSession(Session):
-    def __init__(self, engine: MlxEngine, batch: int, context_length: int) -> None:
-        super().__init__(engine.config, batch, context_length)
-        self._engine = engine
+    engine: MlxEngine
+
+    def __init__(self, engine: MlxEngine, context_length: int) -> None:
+        super().__init__(engine, context_length)
         self._caches = self._new_caches()
         # mlx-lm rounds the embedding scale to bfloat16 whatever the checkpoint was
         theirs = round_scale(engine.config.hidden_size**0.5, "bfloat16")
         self._rescale = engine.config.embedding_scale / theirs
 
     def _new_caches(self) -> list[Any]:
-        caches = self._engine.model.make_cache()
-        # gemma3_text looks at cache[pattern - 1] even when the model has fewer layers
-        pattern = self._engine.model.args.sliding_window_pattern
-        return caches + [caches[0]] * (pattern - len(caches))
+        config, mx = self.config, self.engine.mx
+        whole = self.engine.whole_cache
+        return [
+            _Ring(mx, config.sliding_window) if config.is_sliding(i) else whole()
+            for i in range(config.num_hidden_layers)
+        ]
 
-    def _forward(self, ids: np.ndarray, every: bool) -> np.ndarray:
-        mx, model = self._engine.mx, self._engine.model
-        parts = []
-        *before, last = _chunks(ids)
-        for chunk in (*before, last):
-            hidden = self.hidden(chunk)
-            if every or chunk is last:
-                wanted = hidden if every else hidden[:, -1:]
-                logits = model.model.embed_tokens.as_linear(wanted).astype(mx.float32)
-                parts.append(np.array(logits))
-            else:
+    def _forward(self, ids: np.ndarray, want: Wanted) -> Any:
+        engine, mx = self.engine, self.engine.mx
+        parts, chunks = [], _chunks(ids)
+        for i, chunk in enumerate(chunks):
+            hidden = self.hidden(chunk)[0]
+            if want is ALL:
+                parts.append(engine.head(hidden))
+            if i < len(chunks) - 1 or want is NOTHING:
                 mx.eval([cache.state[:2] for cache in self._caches])
-        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+        if want is NOTHING:
+            return None
+        if want is ALL:
+            return parts[0] if len(parts) == 1 else mx.concatenate(parts)
+        if want is HIDDEN:
+            return hidden[-1].astype(mx.float32)
+        if isinstance(want, Rows):
+            return engine.head_rows(hidden[-1], want.ids)
+        return engine.head(hidden[-1:])[0]
 
     def hidden(self, ids: np.ndarray) -> Any:
-        """One chunk through the layers and the last norm: `[B, T, D]`, an MLX array."""
-        model = self._engine.model.model
-        tokens, embedded = self._engine.mx.array(ids), None
+        """One chunk, `i32[T]`, through the layers and the last norm: `[1, T, D]`, MLX's array."""
+        model = self.engine.model.model
+        tokens, embedded = self.engine.mx.array(ids[None]), None
         if self._rescale != 1.0:
             embedded = model.embed_tokens(tokens) * self._rescale
-        return model(tokens, cache=self._caches, input_embeddings=embedded)
+        # gemma3_text looks at cache[pattern - 1] even when the model has fewer layers
+        missing = model.sliding_window_pattern - len(self._caches)
+        caches = self._caches + [self._caches[0]] * missing
+        return model(tokens, cache=caches, input_embeddings=embedded)
 
     def _rewind(self, length: int) -> bool:
         if not length:
             self._caches = self._new_caches()
             return True
-        layers = self._caches[: self.config.num_hidden_layers]
-        if not all(cache.is_trimmable() for cache in layers):
+        rings = [cache for cache in self._caches if isinstance(cache, _Ring)]
+        if not all(ring.reaches(length) for ring in rings):
             return False
-        for cache in layers:
-            cache.trim(self.length - length)
+        for one in self._caches:
+            one.trim(self.length - length)
         return True
 
     def _copy(self) -> Session:
-        copy = MlxSession(self._engine, self.batch, self.context_length)
+        copy = MlxSession(self.engine, self.context_length)
         for mine, theirs in zip(self._caches, copy._caches, strict=True):
-            keys, values, *rest = mine.state
-            if keys is not None:
-                # caches write in place, through the array object: the copy needs its own
-                theirs.state = (self._engine.mx.array(keys), self._engine.mx.array(values), *rest)
+            if isinstance(mine, _Ring):
+                theirs.copy_from(mine)
+            elif self.length:
+                keys, values, *rest = mine.state
+                # a cache writes in place, through the array object: the copy needs its own
+                theirs.state = (self.engine.mx.array(keys), self.engine.mx.array(values), *rest)
         return copy
+
+
+class _Ring:
+    """The keys and values of a sliding layer, as mlx-lm's layers use a cache.
+
+    Position p lies in slot p % size. What a slot holds follows from the newest position, so there
+    is nothing to clear when tokens are taken back; `written` says what was overwritten since.
+    """
+
+    def __init__(self, mx: ModuleType, window: int) -> None:
+        self._mx, self._window, self._size = mx, window, window + SPARE
+        self._keys: Any = None  # [1, KV, slots, H]; slots grow up to the size
+        self._values: Any = None
+        self.offset = 0  # tokens read; mlx-lm rotates by it
+        self._written = 0
+
+    @property
+    def state(self) -> tuple[Any, ...]:
+        return () if self._keys is None else (self._keys, self._values)
+
+    def make_mask(self, count: int, window_size: int | None = None, **_: Any) -> Any:
+        """Which keys of `update_and_fetch` each of the next `count` tokens may see."""
+        mx, start = self._mx, self.offset
+        if start + count <= self._window:
+            return "causal" if count > 1 else None
+        if count == 1:
+            slots = mx.arange(min(start + 1, self._size))
+            age = (start - slots) % self._size  # mx's remainder has the divisor's sign
+            return age < self._window
+        before = min(start, self._window - 1)
+        queries, keys = mx.arange(count)[:, None], mx.arange(-before, count)[None]
+        return (keys <= queries) & (keys > queries - self._window)
+
+    def update_and_fetch(self, keys: Any, values: Any) -> tuple[Any, Any]:
+        """Adds `[1, KV, T, H]`; what the tokens may look at, in `make_mask`'s order."""
+        mx, start, count = self._mx, self.offset, keys.shape[2]
+        end = start + count
+        before = min(start, self._window - 1)
+        seen = (keys, values)
+        if count > 1 and before:
+            at = mx.arange(start - before, start) % self._size
+            seen = tuple(
+                mx.concatenate([mx.take(old, at, axis=2), new], axis=2)
+                for old, new in ((self._keys, keys), (self._values, values))
+            )
+        self._reserve(min(end, self._size), keys)
+        kept = min(count, self._size)
+        slots = mx.arange(end - kept, end) % self._size
+        if kept == 1:
+            at = (end - 1) % self._size
+            self._keys[:, :, at : at + 1], self._values[:, :, at : at + 1] = keys, values
+        else:
+            self._keys[:, :, slots] = keys[:, :, -kept:]
+            self._values[:, :, slots] = values[:, :, -kept:]
+        self.offset, self._written = end, max(self._written, end)
+        if count == 1:
+            filled = min(end, self._size)
+            return self._keys[:, :, :filled], self._values[:, :, :filled]
+        return seen
+
+    def _reserve(self, slots: int, like: Any) -> None:
+        have = 0 if self._keys is None else self._keys.shape[2]
+        if slots <= have:
+            return
+        more = min(self._size, -(-slots // _RING_STEP) * _RING_STEP) - have
+        shape = (1, like.shape[1], more, like.shape[3])
+        new = self._mx.zeros(shape, like.dtype)
+        if not have:
+            self._keys, self._values = new, self._mx.zeros(shape, like.dtype)
+            return
+        join = self._mx.concatenate
+        self._keys, self._values = join([self._keys, new], 2), join([self._values, new], 2)
+
+    def reaches(self, length: int) -> bool:
+        """Whether the window of position `length` is still whole."""
+        return self._written <= self._size or self._written - length <= SPARE + 1
+
+    def trim(self, count: int) -> None:
+        self.offset -= count
+
+    def copy_from(self, other: _Ring) -> None:
+        # writing goes through the array object: the copy needs its own
+        self._keys, self._values = (None if a is None else self._mx.array(a)
+                                    for a in (other._keys, other._values))  # fmt: skip
+        self.offset, self._written = other.offset, other._written
 
 
 def _unpack_for_many_rows(model: Any) -> None:
@@ -263,7 +391,7 @@ def _unpack_for_many_rows(model: Any) -> None:
 
 
 def _chunks(ids: np.ndarray) -> list[np.ndarray]:
-    return [ids[:, i : i + _PREFILL_CHUNK] for i in range(0, ids.shape[1], _PREFILL_CHUNK)]
+    return [ids[i : i + _PREFILL_CHUNK] for i in range(0, len(ids), _PREFILL_CHUNK)]
 
 
 def _recorded(layer: Callable[..., Any], states: list[Any]) -> Callable[..., Any]:
@@ -289,6 +417,7 @@ def _pattern(layer_types: tuple[str, ...]) -> int:
     )
 
 
+@cache
 def _import_architecture() -> ModuleType:
     """`mlx_lm.models.gemma3_text` without running `mlx_lm/__init__.py`."""
     if "mlx_lm" in sys.modules:
@@ -303,3 +432,20 @@ def _import_architecture() -> ModuleType:
         # a later `import mlx_lm` must find nothing half-made
         for name in [n for n in sys.modules if n == "mlx_lm" or n.startswith("mlx_lm.")]:
             del sys.modules[name]
+
+
+BACKEND = Backend(
+    name="mlx",
+    title="MLX",
+    order=1,
+    create=_create,
+    modules=lambda: ("mlx.core", "mlx_lm"),
+    packages=("mlx", "mlx-lm"),
+    install="pip install 'gemma-multi[mlx]'",
+    precisions=("float32", "bfloat16", "int4", "int8"),
+    suits=lambda quantized: 9 if on_apple_silicon() else 1,
+    trains=True,
+    advice=lambda engine: "" if on_apple_silicon() else (
+        "for checking only; MLX is fast on Apple silicon"
+    ),
+)  # fmt: skip

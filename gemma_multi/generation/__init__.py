@@ -1,7 +1,14 @@
-"""From logits to text: options, the sampler, the loop. Written once, above every engine."""
+"""From tokens to an answer: the decoding state, the loop that drives an engine, the result."""
 
-from gemma_multi.generation.loop import generate_tokens
-from gemma_multi.generation.options import GenerationOptions
-from gemma_multi.generation.result import GenerationResult, TextScore
+from gemma_multi.generation.decoding import Decoding
+from gemma_multi.generation.loop import Timing, generate_tokens
+from gemma_multi.generation.result import FinishReason, GenerationResult, TextScore
 
-__all__ = ["GenerationOptions", "GenerationResult", "TextScore", "generate_tokens"]
+__all__ = [
+    "Decoding",
+    "FinishReason",
+    "GenerationResult",
+    "TextScore",
+    "Timing",
+    "generate_tokens",
+]

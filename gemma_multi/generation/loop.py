@@ -1,57 +1,53 @@
-"""The generation loop: read the prompt, choose a token, read it, until something says stop."""
+"""The driver of one answer: read the prompt, ask the decoding for a token, read it, and again."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
-from gemma_multi.engines.base import Session
-from gemma_multi.generation.options import GenerationOptions
-from gemma_multi.generation.result import FinishReason
-from gemma_multi.generation.sampler import choose
+from gemma_multi.engines.base import NOTHING, Session
+from gemma_multi.generation.decoding import Decoding
+
+_PROMPT_CHUNK = 512  # tokens read between two looks at the cancel flag
 
 
 @dataclass
-class Progress:
-    """Filled in by the loop as it runs."""
+class Timing:
+    """Filled in by the loop as it runs, in seconds."""
 
-    finish_reason: FinishReason = "closed"
-    prefill_seconds: float = 0.0
-    decode_seconds: float = 0.0
+    prefill: float = 0.0
+    decode: float = 0.0
 
 
 def generate_tokens(
-    session: Session,
-    prompt: Sequence[int],
-    options: GenerationOptions,
-    stop_ids: Collection[int],
-    progress: Progress | None = None,
-    vocabulary: int | None = None,
+    session: Session, prompt: Sequence[int], decoding: Decoding, timing: Timing | None = None
 ) -> Generator[int]:
-    """Yields token ids as they are chosen; a stop token ends the loop and is not yielded.
+    """Yields token ids as they are chosen, until `decoding` is finished.
 
-    `prompt` is what the session has not read yet. Ids from `vocabulary` on are never chosen: some
-    models pad their embedding past what their tokenizer knows. The last token yielded has not
-    been read by the session: nobody may need what comes after it.
+    `prompt` is what the session has not read yet. The last token yielded has not been read by the
+    session: nobody may need what comes after it.
     """
-    progress = progress or Progress()
+    timing = timing or Timing()
     started = time.perf_counter()
-    logits = session.prefill(prompt)[0]
-    progress.prefill_seconds = time.perf_counter() - started
-    decoding = 0.0
-    for count in range(1, options.max_tokens + 1):
+    session.check_room(prompt)  # before the first chunk, not in the middle
+    *before, last = [prompt[i : i + _PROMPT_CHUNK] for i in range(0, len(prompt), _PROMPT_CHUNK)]
+    for chunk in before:
+        session.read(chunk, NOTHING)
+        if decoding.cancelled.is_set():
+            decoding.finish("cancelled")
+            return
+    logits = session.read(last)
+    timing.prefill = time.perf_counter() - started
+    while True:
         started = time.perf_counter()
-        token = choose(logits[:vocabulary], session.ids[0], options, session.length)
-        decoding += time.perf_counter() - started
-        progress.decode_seconds = decoding
-        if token in stop_ids:
-            progress.finish_reason = "stop"
+        token = decoding.next(logits)
+        timing.decode += time.perf_counter() - started
+        if token is None:
             return
         yield token  # the caller's time is not ours
-        if count == options.max_tokens or session.length == session.context_length:
-            progress.finish_reason = "length"
+        if decoding.finished:
             return
         started = time.perf_counter()
-        logits = session.step(token)[0]
-        decoding += time.perf_counter() - started
+        logits = session.read([token])
+        timing.decode += time.perf_counter() - started

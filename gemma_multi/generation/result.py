@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-FinishReason = Literal["stop", "length", "closed"]
+FinishReason = Literal["stop", "length", "closed", "cancelled"]
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,8 @@ class GenerationResult:
 
     text: str
     tokens: tuple[int, ...]  # generated ids, without a stop token, but with those of a stop text
-    # "stop": a stop token or text; "length": max_tokens or the context; "closed": by the caller
+    # "stop": a stop token or text; "length": max_tokens or the context; "closed": the stream was
+    # closed; "cancelled": by another thread
     finish_reason: FinishReason
     prompt_tokens: int
     seed: int

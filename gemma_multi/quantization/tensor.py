@@ -18,9 +18,9 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _CHUNK_ROWS = 128  # rows at a time, so that the working set stays in the processor's cache
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class QuantizedTensor:
-    """`f32[N, K]` held as `bits` bits a weight."""
+    """`f32[N, K]` held as `bits` bits a weight. Equal to another of the same codes and scales."""
 
     packed: np.ndarray  # u32[N, K * bits / 32]
     scales: np.ndarray  # bf16, f16 or f32 [N, K / group_size]
@@ -47,8 +47,19 @@ class QuantizedTensor:
             return "affine"
         return "portable" if np.all(scales > 0) else "signed"
 
-    def rows(self, rows: slice) -> QuantizedTensor:
-        """Some of the rows, without a copy."""
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, QuantizedTensor):
+            return NotImplemented
+        if (self.bits, self.group_size) != (other.bits, other.group_size):
+            return False
+        pairs = ((self.packed, other.packed), (self.scales, other.scales),
+                 (self.biases, other.biases))  # fmt: skip
+        return all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in pairs)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def rows(self, rows: slice | np.ndarray) -> QuantizedTensor:
+        """Some of the rows; a slice copies nothing."""
         return replace(
             self, packed=self.packed[rows], scales=self.scales[rows], biases=self.biases[rows]
         )

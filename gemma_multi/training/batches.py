@@ -21,7 +21,7 @@ from gemma_multi.training.examples import Examples
 _SMALLEST_WIDTH = 32
 _POOL = 32  # batches whose examples are sorted by length together
 _PACKED_POOL = 1024  # examples that are packed together
-UNWANTED = -1  # a label that no loss is taken on
+IGNORE_INDEX = -1  # a label that no loss is taken on
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Batch:
     """`K` micro-batches of `B` rows of `T` tokens; their gradients are added up."""
 
     ids: np.ndarray  # i32[K, B, T]
-    labels: np.ndarray  # i32[K, B, T]: the next token where it is wanted, else UNWANTED
+    labels: np.ndarray  # i32[K, B, T]: the next token where it has a loss, else IGNORE_INDEX
     segments: np.ndarray  # i32[K, B, T]: which example of its row a token belongs to, 0 padding
     examples: tuple[int, ...]
 
@@ -39,9 +39,9 @@ class Batch:
         return int((self.segments > 0).sum())
 
     @property
-    def wanted(self) -> int:
+    def loss_tokens(self) -> int:
         """On which a loss is taken."""
-        return int((self.labels != UNWANTED).sum())
+        return int((self.labels != IGNORE_INDEX).sum())
 
 
 Rows = list[list[int]]  # each row's examples
@@ -116,14 +116,14 @@ class Batches:
             width = _padded_width(int(self.examples.lengths[rows].max()) - 1, width)
         shape = (-(-len(rows) // self.batch_size) * self.batch_size, width)
         ids, segments = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-        labels = np.full(shape, UNWANTED, np.int32)
+        labels = np.full(shape, IGNORE_INDEX, np.int32)
         for r, row in enumerate(rows):
             at = 0
             for segment, i in enumerate(row, 1):
-                tokens, wanted = self.examples.example(i)
+                tokens, loss_mask = self.examples.example(i)
                 end = at + len(tokens) - 1  # the last token is only ever a label
                 ids[r, at:end] = tokens[:-1]
-                labels[r, at:end] = np.where(wanted[1:], tokens[1:], UNWANTED)
+                labels[r, at:end] = np.where(loss_mask[1:], tokens[1:], IGNORE_INDEX)
                 segments[r, at:end] = segment
                 at = end
         micro = (-1, self.batch_size, width)

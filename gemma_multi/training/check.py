@@ -16,7 +16,7 @@ import numpy as np
 
 from gemma_multi.errors import OptionError
 from gemma_multi.tokenizer import Tokenizer
-from gemma_multi.training.examples import WANTED, example_hash, tokenize
+from gemma_multi.training.examples import HAS_LOSS, example_hash, tokenize
 from gemma_multi.training.rows import Data, data_name, open_data, read_row
 
 NAMED = 10  # bad, long or double rows that are named
@@ -106,10 +106,10 @@ def _rows(
             "text" if not row.turns else "completion" if "prompt" in row.roles else "messages"
         ] += 1
         roles.update(row.roles)
-        words = tokenize(tokenizer, row)
-        report.tokens += len(words)
-        report.answer_tokens += int((words >= WANTED).sum())
-        yield line, example_hash(words), len(words)
+        entries = tokenize(tokenizer, row)
+        report.tokens += len(entries)
+        report.answer_tokens += int((entries >= HAS_LOSS).sum())
+        yield line, example_hash(entries), len(entries)
     report.kinds, report.roles = dict(kinds), dict(roles)
 
 

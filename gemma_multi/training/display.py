@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich import progress as rich_progress
 
+from gemma_multi.progress import Progress, check_progress, silent
 from gemma_multi.terminal import notes
 
 _LINE_EVERY = 30.0  # seconds, where there is no terminal
@@ -17,12 +18,15 @@ _LINE_EVERY = 30.0  # seconds, where there is no terminal
 class Display:
     """Bar, loss, tokens a second and time left; silent when told so."""
 
-    def __init__(self, shown: bool = True) -> None:
-        self._shown = shown
-        self._bar = Progress(
-            TextColumn("training"), BarColumn(bar_width=None), MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]}"), TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(compact=True),
+    def __init__(self, progress: Progress = True) -> None:
+        check_progress(progress)
+        self._report = progress if callable(progress) else silent
+        self._shown = shown = progress is True
+        text = rich_progress.TextColumn
+        self._bar = rich_progress.Progress(
+            text("training"), rich_progress.BarColumn(bar_width=None),
+            rich_progress.MofNCompleteColumn(), text("loss {task.fields[loss]}"),
+            text("{task.fields[rate]}"), rich_progress.TimeRemainingColumn(compact=True),
             console=notes, transient=True, disable=not (shown and notes.is_terminal), expand=True,
         )  # fmt: skip
         self._last_line = time.monotonic()
@@ -49,6 +53,7 @@ class Display:
 
     def step(self, step: int, loss: float, tokens_per_second: float) -> None:
         rate = f"{tokens_per_second:,.0f} tokens/s"
+        self._report(step, self._steps)
         self._bar.update(self._task, completed=step, loss=f"{loss:.3f}", rate=rate)
         if not notes.is_terminal and time.monotonic() - self._last_line > _LINE_EVERY:
             self._last_line = time.monotonic()

@@ -1,8 +1,8 @@
 """Examples: tokenised rows on disk, mapped into memory, with what the loss looks at.
 
-Rows are tokenised once, as they are read, and go straight to a file of 32-bit words: the token id,
-and in bit 30 whether the loss looks at it. What stays in memory is three numbers a row, so that a
-million rows take some 40 MB.
+Rows are tokenised once, as they are read, and go straight to a file of 32-bit integers: the token
+id, and in bit 30 whether a loss is taken on it. What stays in memory is three numbers a row, so
+that a million rows take some 40 MB.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ from gemma_multi.errors import DataError
 from gemma_multi.tokenizer import Tokenizer
 from gemma_multi.training.rows import Data, Row, data_name, read_rows
 
-WANTED = 1 << 30
+HAS_LOSS = 1 << 30
 SHORTEST = 8  # tokens; a max_length below this holds no conversation
 LOSS_ON = ("answer", "all")
 TOO_LONG = ("refuse", "cut", "skip")
 
 
 def tokenize(tokenizer: Tokenizer, row: Row, loss_on: str = "answer") -> np.ndarray:
-    """A row as `i32[T]`, WANTED set where the loss looks. Texts end with `<eos>`."""
+    """A row as `i32[T]`, HAS_LOSS set where a loss is taken. Texts end with `<eos>`."""
     if row.turns:
         ids, said = encode_answered(tokenizer, row.turns)
     else:
         ids = [tokenizer.bos_id, *tokenizer.encode(row.text), tokenizer.eos_id]
         said = [True] * len(ids)
-    words = np.array(ids, np.int32)
-    wanted = np.array(said) if loss_on == "answer" else np.ones(len(ids), bool)
-    wanted[0] = False  # nothing comes before <bos> that could predict it
-    return words | np.where(wanted, WANTED, 0).astype(np.int32)
+    entries = np.array(ids, np.int32)
+    loss_mask = np.array(said) if loss_on == "answer" else np.ones(len(ids), bool)
+    loss_mask[0] = False  # nothing comes before <bos> that could predict it
+    return entries | np.where(loss_mask, HAS_LOSS, 0).astype(np.int32)
 
 
-def example_hash(words: np.ndarray) -> int:
+def example_hash(entries: np.ndarray) -> int:
     """Of 64 bits; equal examples have equal ones."""
-    digest = hashlib.blake2b(words.tobytes(), digest_size=8).digest()
+    digest = hashlib.blake2b(entries.tobytes(), digest_size=8).digest()
     return int.from_bytes(digest, "little")
 
 
@@ -51,11 +51,11 @@ class Examples:
     """What training reads. Example `i` has `lengths[i]` tokens and came from `where(i)`."""
 
     name: str  # of the data, for messages
-    words: np.ndarray  # i32, all examples one after the other
+    entries: np.ndarray  # i32, all examples one after the other
     offsets: np.ndarray  # i64[N + 1]
     lines: np.ndarray  # i64[N], of the source
-    hashes: np.ndarray  # u64[N], of the words of an example
-    fingerprint: str  # SHA-256 of all words, in order
+    hashes: np.ndarray  # u64[N], of the entries of an example
+    fingerprint: str  # SHA-256 of all entries, in order
     skipped: int = 0  # rows too long, left away because that was asked for
     cut: int = 0  # rows too long, cut because that was asked for
     chosen: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
@@ -68,10 +68,10 @@ class Examples:
         return (self.offsets[1:] - self.offsets[:-1])[self.chosen]
 
     def example(self, i: int) -> tuple[np.ndarray, np.ndarray]:
-        """(token ids `i32[T]`, wanted `bool[T]`)."""
+        """(token ids `i32[T]`, loss mask `bool[T]`)."""
         at = self.chosen[i]
-        words = self.words[self.offsets[at] : self.offsets[at + 1]]
-        return words & (WANTED - 1), words >= WANTED
+        entries = self.entries[self.offsets[at] : self.offsets[at + 1]]
+        return entries & (HAS_LOSS - 1), entries >= HAS_LOSS
 
     def where(self, i: int) -> str:
         return f"{self.name}:{self.lines[self.chosen[i]]}"
@@ -90,7 +90,7 @@ class Examples:
         return int(np.isin(other.hashes[other.chosen], self.hashes[self.chosen]).sum())
 
     def _only(self, chosen: np.ndarray) -> Examples:
-        return Examples(self.name, self.words, self.offsets, self.lines, self.hashes,
+        return Examples(self.name, self.entries, self.offsets, self.lines, self.hashes,
                         self.fingerprint, self.skipped, self.cut, chosen)  # fmt: skip
 
 
@@ -111,31 +111,32 @@ def prepare(
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
         for row in read_rows(data):
-            words = tokenize(tokenizer, row, loss_on)
-            if len(words) > max_length:
+            entries = tokenize(tokenizer, row, loss_on)
+            if len(entries) > max_length:
                 if too_long == "refuse":
                     raise DataError(
-                        f"{name}:{row.line}: {len(words)} tokens, but max_length is {max_length}; "
+                        f"{name}:{row.line}: {len(entries)} tokens, but max_length is "
+                        f"{max_length}; "
                         "raise it, or choose too_long='cut' or 'skip' (`gemma-multi data check` "
                         "shows all lengths)"
                     )
-                if too_long == "skip" or not (words[:max_length] >= WANTED).any():
+                if too_long == "skip" or not (entries[:max_length] >= HAS_LOSS).any():
                     skipped += 1
                     continue
-                words, cut = words[:max_length], cut + 1
-            content = words.tobytes()
+                entries, cut = entries[:max_length], cut + 1
+            content = entries.tobytes()
             file.write(content)
-            sha.update(len(words).to_bytes(4, "little") + content)
-            offsets.append(offsets[-1] + len(words))
+            sha.update(len(entries).to_bytes(4, "little") + content)
+            offsets.append(offsets[-1] + len(entries))
             lines.append(row.line)
-            hashes.append(example_hash(words))
+            hashes.append(example_hash(entries))
             if progress and len(lines) % 1000 == 0:
                 progress(len(lines))
     if len(lines) < 1:
         raise DataError(f"{name}: has no rows" + " that fit max_length" * bool(skipped))
     return Examples(
         name=name,
-        words=np.memmap(path, np.int32, "r"),
+        entries=np.memmap(path, np.int32, "r"),
         offsets=np.frombuffer(offsets, np.int64),
         lines=np.frombuffer(lines, np.int64),
         hashes=np.frombuffer(hashes, np.uint64),

@@ -11,17 +11,21 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from gemma_multi.checkpoint import Checkpoint
-from gemma_multi.checkpoint.checkpoint import ensure_free
-from gemma_multi.checkpoint.resolve import resolve
-from gemma_multi.engines import check_installed, choose_backend
+from gemma_multi.engines import backends, choose_backend
 from gemma_multi.errors import DataError, OptionError, TrainingError
-from gemma_multi.files import write_atomically
+from gemma_multi.files import check_output, write_atomically
 from gemma_multi.model import Model
+from gemma_multi.progress import Progress
+from gemma_multi.sources import Source, open_checkpoint
 from gemma_multi.training.batches import Batches
 from gemma_multi.training.display import Display
 from gemma_multi.training.examples import Examples, prepare
@@ -38,25 +42,27 @@ from gemma_multi.training.run import Run
 from gemma_multi.training.trainer import Job, Trainer
 from gemma_multi.training.weights import frozen_weights, initial_tensors
 
-BACKENDS = ("keras", "mlx")
+LOCK_FILE = ".lock"  # held while a run goes on
 
 
 def finetune(
-    model: str | Path | Checkpoint | Model,
+    model: Source,
     data: Data,
-    *,
     output: str | Path,
+    *,
     backend: str = "auto",
     validation: float | Data = 0.1,
     devices: int | Sequence[str] | None = None,
     resume: bool = False,
-    progress: bool = True,
     tensorboard: bool = False,
+    revision: str | None = None,
+    local_files_only: bool = False,
+    progress: Progress = True,
     **options: Any,
 ) -> FineTune:
     """Trains `model` on `data` and writes the result to the directory `output`.
 
-    model: what `load` takes, or a Model.
+    model, revision, local_files_only: what to train; see `open_checkpoint`.
     data: a JSONL, CSV or Parquet file, or dicts, with `messages`, with `prompt` and `completion`,
         or with `text`. See `gemma-multi data check`.
     validation: the share of the rows to hold out, or rows of their own; 0 for none.
@@ -83,10 +89,11 @@ def finetune(
     Raises OptionError, DataError, CheckpointError or BackendError before anything is trained;
     TrainingError where the loss is not finite or the disk is full; TrainingStopped on Ctrl-C.
     """
-    if isinstance(model, Model):
-        backend = model.backend if backend == "auto" and model.backend in BACKENDS else backend
-        model = model.checkpoint
-    base = model if isinstance(model, Checkpoint) else resolve(model)
+    if isinstance(model, Model) and backend == "auto" and backends()[model.backend].trains:
+        backend = model.backend
+    base = open_checkpoint(
+        model, revision=revision, local_files_only=local_files_only, progress=progress is True
+    )
     chosen = _check_options(base, validation, options)
     return train(base, data, Path(output), choose_trainer(backend), validation, chosen,
                  devices=devices, resume=resume, progress=progress,
@@ -104,68 +111,117 @@ def train(
     teacher: Checkpoint | None = None,
     devices: Any = None,
     resume: bool = False,
-    progress: bool = True,
+    progress: Progress = True,
     tensorboard: bool = False,
 ) -> FineTune:
     """`finetune` with checked options; with a `teacher`, its probabilities are the target."""
     leader = leads(backend)
-    display = Display(progress and leader)
-    finished = _check_output(output, resume) if leader else False
+    display = Display(progress if leader else False)
     created = leader and not output.exists()
     own = output if leader else Path(tempfile.mkdtemp())
-    try:
-        trained = initial_tensors(base, options)
-        _check_grid(base, options, display)
-        rows = _read_data(base, data, validation, options, own / "data", display)
-        facts = _facts(base, rows, options, backend, teacher, devices)
-        begun = resume and (output / RUN_FILE).exists()
-        if begun:
-            _check_same_run(output, facts)
-        if finished:
-            return read_result(output, base, backend, options)
-        job = Job(base.config, trained, frozen_weights(base, options), options, teacher, devices)
-        trainer = create_trainer(backend, job)
-        place = {"device": trainer.device, "dtype": trainer.dtype}
-        if begun:
-            _check_same_run(output, place)
-        writer = _tensorboard(output) if tensorboard and leader else None
-        if leader:
-            facts |= place
-            _write_json(output / RUN_FILE, facts)
-    except BaseException as error:
-        if created:  # nothing has begun, so nothing is left
-            shutil.rmtree(output, ignore_errors=True)
-        if isinstance(error, OSError):
-            what = error.strerror or error
-            raise TrainingError(f"{output}: cannot be written: {what}") from error
-        raise
+    with ExitStack() as cleanup:
+        try:
+            with _refused_together(backend):
+                finished = False
+                if leader:
+                    _check_output(output, resume)
+                    cleanup.enter_context(_alone_in(output))
+                    finished = _check_output(output, resume)  # nobody can change it any more
+                trained = initial_tensors(base, options)
+                _check_grid(base, options, display)
+                rows = _read_data(base, data, validation, options, own / "data", display)
+                facts = _facts(base, rows, options, backend, teacher, devices)
+                begun = resume and (output / RUN_FILE).exists()
+                if begun:
+                    _check_same_run(output, facts)
+                if finished:
+                    return read_result(output, base, backend, options)
+                frozen = frozen_weights(base, options)
+                job = Job(base.config, trained, frozen, options, teacher, devices)
+                trainer = create_trainer(backend, job)
+                place = {"device": trainer.device, "dtype": trainer.dtype}
+                if begun:
+                    _check_same_run(output, place)
+                writer = _tensorboard(output) if tensorboard and leader else None
+                if leader:
+                    facts |= place
+                    _write_json(output / RUN_FILE, facts)
+        except BaseException as error:
+            if created:  # nothing has begun, so nothing is left
+                shutil.rmtree(output, ignore_errors=True)
+            if isinstance(error, OSError):
+                what = error.strerror or error
+                raise TrainingError(f"{output}: cannot be written: {what}") from error
+            raise
 
-    def batches(part: Examples) -> Batches:
-        return Batches(part, options.batch_size, options.max_length, options.accumulate,
-                       options.packing, options.seed)  # fmt: skip
+        def batches(part: Examples) -> Batches:
+            return Batches(part, options.batch_size, options.max_length, options.accumulate,
+                           options.packing, options.seed)  # fmt: skip
 
-    held = batches(rows[1]) if rows[1] is not None else None
+        held = batches(rows[1]) if rows[1] is not None else None
+        try:
+            run = Run(trainer, batches(rows[0]), held, options, output, display, writer)
+            run.resume()
+            run.train()
+            if leader:
+                write_results(run, base, output)
+                position = run.position
+                ended = {"best_step": position.best_step, "best_loss": position.best_loss}
+                _write_json(output / RUN_FILE, {**facts, "finished": True, **ended})
+            trainer.any_of(False)  # the others wait until it is written
+        except OSError as error:
+            raise TrainingError(
+                f"{output}: cannot be written: {error.strerror or error}; what was saved there is "
+                "intact. Make room and go on with resume=True"
+            ) from error
+        finally:
+            if writer is not None:
+                writer.close()
+            if not leader:
+                shutil.rmtree(own, ignore_errors=True)
+        return read_result(output, base, backend, options)
+
+
+@contextmanager
+def _alone_in(output: Path) -> Iterator[None]:
+    """Holds a run's directory against a second run. Raises TrainingError where there is one."""
+    output.mkdir(parents=True, exist_ok=True)
+    path = output / LOCK_FILE
+    lock = FileLock(path, timeout=0)
     try:
-        run = Run(trainer, batches(rows[0]), held, options, output, display, writer)
-        run.take_up()
-        run.train()
-        if leader:
-            write_results(run, base, output)
-            position = run.position
-            ended = {"best_step": position.best_step, "best_loss": position.best_loss}
-            _write_json(output / RUN_FILE, {**facts, "finished": True, **ended})
-        trainer.any_of(False)  # the others wait until it is written
-    except OSError as error:
+        lock.acquire()
+    except Timeout:
         raise TrainingError(
-            f"{output}: cannot be written: {error.strerror or error}; what was saved there is "
-            "intact. Make room and go on with resume=True"
-        ) from error
+            f"{output}: another process is training there; wait for it, or choose another output"
+        ) from None
+    try:
+        yield
     finally:
-        if writer is not None:
-            writer.close()
-        if not leader:
-            shutil.rmtree(own, ignore_errors=True)
-    return read_result(output, base, backend, options)
+        path.unlink(missing_ok=True)  # while it is held: who waits for it has been refused
+        lock.release()
+
+
+@contextmanager
+def _refused_together(backend: str) -> Iterator[None]:
+    """What one process of `mlx.launch` refuses, all refuse: a follower would wait for ever."""
+    try:
+        yield
+    except BaseException:
+        _any_failed(backend, True)
+        raise
+    if _any_failed(backend, False):
+        raise TrainingError("another process of this run refused it; its message says why")
+
+
+def _any_failed(backend: str, failed: bool) -> bool:
+    if backend != "mlx":
+        return failed
+    import mlx.core as mx
+
+    group = mx.distributed.init()
+    if group.size() == 1:
+        return failed
+    return bool(mx.distributed.all_sum(mx.array(float(failed))).item() != 0)
 
 
 def leads(backend: str) -> bool:
@@ -179,23 +235,20 @@ def leads(backend: str) -> bool:
 
 def choose_trainer(backend: str) -> str:
     """The backend to train on: as named, or for "auto" what `load` takes for a dense model."""
-    if backend == "litert":
-        raise OptionError("backend 'litert' cannot train; use 'mlx' or 'keras', then export")
-    found = choose_backend(backend)
-    if found == "litert":  # nothing else is installed
-        found = "keras"
-    check_installed(found)
-    return found
+    trainers = {name: one for name, one in backends().items() if one.trains}
+    if backend != "auto" and not choose_backend(backend).trains:
+        able = " or ".join(map(repr, trainers))
+        raise OptionError(f"backend {backend!r} cannot train; use {able}, then export")
+    if backend == "auto":
+        ranked = sorted(trainers.values(), key=lambda one: -one.suits(False))
+        backend = next((one.name for one in ranked if not one.missing()), ranked[0].name)
+    trainers[backend].check_installed()
+    return backend
 
 
 def create_trainer(backend: str, job: Job) -> Trainer:
-    if backend == "mlx":
-        from gemma_multi.training.mlx_trainer import MlxTrainer
-
-        return MlxTrainer(job)
-    from gemma_multi.training.keras_trainer import KerasTrainer
-
-    return KerasTrainer(job)
+    trainer: Trainer = import_module(f"gemma_multi.training.{backend}_trainer").create(job)
+    return trainer
 
 
 def _check_options(
@@ -209,15 +262,15 @@ def _check_options(
 
 def _check_output(output: Path, resume: bool) -> bool:
     """Whether the run there is finished. Raises OptionError, TrainingError."""
-    if output.is_dir() and not (output / RUN_FILE).exists():
-        # a run that was killed while its data was read has not begun
-        left = [path.name for path in output.iterdir() if not path.name.startswith(".run.json.")]
-        if left == ["data"]:
-            return False
+    left = {path.name for path in output.iterdir()} if output.is_dir() else set()
+    left = {name for name in left if name != LOCK_FILE and not name.startswith(".run.json.")}
+    if left == {"data"}:
+        return False  # a run that was killed while its data was read has not begun
     if not resume:
-        ensure_free(output)
+        if left or not output.is_dir():
+            check_output(output, directory=True)
         return False
-    if not (output / RUN_FILE).is_file():
+    if RUN_FILE not in left:
         raise TrainingError(f"{output}: no run to resume there ({RUN_FILE} is missing)")
     return bool(read_run(output).get("finished"))
 

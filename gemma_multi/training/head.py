@@ -1,4 +1,4 @@
-"""The loss over 262,144 words, a few positions at a time.
+"""The loss over a vocabulary of 262,144, a few positions at a time.
 
 Logits of 4 x 512 tokens would be 2 GB in float32, and so would their gradient. Here only the
 positions on which a loss is taken are looked at, some hundred at a time, and a chunk's gradients
@@ -29,24 +29,24 @@ def chunk_loss(
     gradient: bool = True,
 ) -> ChunkLoss:
     """Cross-entropy of `C` positions: hidden `[C, D]`, embedding `[V, D]`, labels `i32[C]`, those
-    below 0 unwanted. With a teacher's (hidden, embedding) the loss is the divergence
+    below 0 ignored. With a teacher's (hidden, embedding) the loss is the divergence
     KL(teacher || student) instead, in nats as well."""
-    wanted = (labels >= 0)[:, None]
+    counted = (labels >= 0)[:, None]
     logits, total = _logits(xp, hidden, embedding)
     if teacher is None:
-        words = xp.arange(embedding.shape[0])
-        target = words[None, :] == labels[:, None]
+        vocabulary = xp.arange(embedding.shape[0])
+        target = vocabulary[None, :] == labels[:, None]
         losses = total - xp.take_along_axis(logits, xp.maximum(labels, 0)[:, None], axis=-1)
     else:
         theirs, their_total = _logits(xp, *teacher)
         target = xp.exp(theirs - their_total)
         gap = (theirs - their_total) - (logits - total)
         losses = xp.sum(target * gap, axis=-1, keepdims=True)
-    loss = xp.sum(xp.where(wanted, losses, 0.0))
+    loss = xp.sum(xp.where(counted, losses, 0.0))
     if not gradient:
         return ChunkLoss(loss, None, None)
     difference = xp.exp(logits - total) - target.astype(xp.float32)
-    difference = xp.where(wanted, difference, 0.0).astype(embedding.dtype)
+    difference = xp.where(counted, difference, 0.0).astype(embedding.dtype)
     return ChunkLoss(loss, difference @ embedding, difference)
 
 

@@ -19,7 +19,7 @@ class History:
         self.path = path
         self.records: list[dict[str, Any]] = []
 
-    def take_up(self, step: int, write: bool = True) -> None:
+    def resume(self, step: int, write: bool = True) -> None:
         """Goes back to what was known after `step` steps; what a killed run wrote later goes."""
         self.records = [r for r in read_history(self.path) if r["step"] <= step]
         if not write:

@@ -29,7 +29,7 @@ from gemma_multi.engines.keras_backbone import build_backbone, import_keras, wei
 from gemma_multi.engines.keras_runtime import Runtime
 from gemma_multi.errors import BackendError, OptionError
 from gemma_multi.training.attention import attend
-from gemma_multi.training.batches import UNWANTED, Batch
+from gemma_multi.training.batches import IGNORE_INDEX, Batch
 from gemma_multi.training.head import chunk_loss
 from gemma_multi.training.trainer import BETAS, EPSILON, Job, StepResult, Trainer
 from gemma_multi.training.weights import effective_weights, on_grid, trained_gradients
@@ -38,6 +38,10 @@ _ALL_SEEN = np.ones((1, 1, 1), bool)
 _LAST_NORM = "model.norm.weight"
 _GRID_ROWS = 512  # of a weight, put on its grid together
 _HEAD_BYTES = {"cpu": 1 << 28, "gpu": 1 << 30}  # of a chunk's logits
+
+
+def create(job: Job) -> Trainer:
+    return KerasTrainer(job)
 
 
 class KerasTrainer(Trainer):
@@ -108,15 +112,15 @@ class KerasTrainer(Trainer):
     # What is compiled ---------------------------------------------------------------------------
 
     def _updated(
-        self, values: list, state: list, gradients: Any, rate: Any, wanted: Any
+        self, values: list, state: list, gradients: Any, rate: Any, count: Any
     ) -> tuple[list, list, Any]:
         """(values, optimiser's state, norm of the gradient) after a step of AdamW."""
         jnp, job = self._jax.numpy, self._job
         trained = dict(zip(self._names, values, strict=True))
         by_name = trained_gradients(gradients, trained, job.scale)
         found = [by_name[name] for name in self._names]
-        norm = jnp.sqrt(sum(jnp.sum(g**2) for g in found)) / wanted
-        factor = jnp.minimum(1.0, job.options.clip / (norm + 1e-6)) / wanted
+        norm = jnp.sqrt(sum(jnp.sum(g**2) for g in found)) / count
+        factor = jnp.minimum(1.0, job.options.clip / (norm + 1e-6)) / count
         if decay := job.options.weight_decay:  # apart from Adam's own step, and not of norms
             values = [v * (1 - rate * decay) if v.ndim == 2 else v for v in values]
         state = [*state]
@@ -207,22 +211,23 @@ class KerasTrainer(Trainer):
     def _head(
         self, hidden: Any, embedding: Any, labels: Any, teacher: Any, gradient: bool, learned: bool
     ) -> tuple[Any, Any, Any]:
-        """(summed loss, its gradient by hidden, by the embedding), over the wanted positions."""
+        """(summed loss, its gradient by hidden, by the embedding), over positions that have one."""
         jax, jnp, size = self._jax, self._jax.numpy, self._chunk
         rows, width = hidden.shape[0] * hidden.shape[1], hidden.shape[2]
         flat, flat_labels = hidden.reshape(rows, width), labels.reshape(rows)
         size = min(size, rows)
-        # wanted positions first, then as many others as fill the last chunk
-        order = jnp.argsort(flat_labels == UNWANTED, stable=True)
+        # positions with a loss first, then as many others as fill the last chunk
+        order = jnp.argsort(flat_labels == IGNORE_INDEX, stable=True)
         order = jnp.pad(order, (0, -rows % size), constant_values=rows)
-        chunks = -(-jnp.sum(flat_labels != UNWANTED) // size)
+        chunks = -(-jnp.sum(flat_labels != IGNORE_INDEX) // size)
 
         def add(i: Any, sums: Any) -> Any:
             loss, d_hidden, d_embedding = sums
             at = jax.lax.dynamic_slice(order, (i * size,), (size,))
             pick = partial(jnp.take, indices=at, axis=0, mode="fill")
+            rows_labels = pick(flat_labels, fill_value=IGNORE_INDEX)
             found = chunk_loss(
-                jnp, pick(flat, fill_value=0), embedding, pick(flat_labels, fill_value=UNWANTED),
+                jnp, pick(flat, fill_value=0), embedding, rows_labels,
                 teacher and (pick(teacher[0].reshape(rows, width), fill_value=0), teacher[1]),
                 gradient=gradient,
             )  # fmt: skip
@@ -242,16 +247,16 @@ class KerasTrainer(Trainer):
         return loss, d_hidden.reshape(hidden.shape) if gradient else None, d_embedding
 
     def _add_product(self, sums: Any, logits: Any, hidden: Any) -> Any:
-        """`sums + logits.T @ hidden`, some words at a time: the whole product is 671 MB."""
+        """`sums + logits.T @ hidden`, some rows_at_once at a time: the whole product is 671 MB."""
         lax = self._jax.lax
-        words = next(n for n in (1 << 14, 1 << 10, 1 << 6, 1) if sums.shape[0] % n == 0)
+        rows_at_once = next(n for n in (1 << 14, 1 << 10, 1 << 6, 1) if sums.shape[0] % n == 0)
 
         def add(i: Any, sums: Any) -> Any:
-            part = lax.dynamic_slice_in_dim(logits, i * words, words, 1).T @ hidden
-            old = lax.dynamic_slice_in_dim(sums, i * words, words, 0)
-            return lax.dynamic_update_slice_in_dim(sums, old + part, i * words, 0)
+            part = lax.dynamic_slice_in_dim(logits, i * rows_at_once, rows_at_once, 1).T @ hidden
+            old = lax.dynamic_slice_in_dim(sums, i * rows_at_once, rows_at_once, 0)
+            return lax.dynamic_update_slice_in_dim(sums, old + part, i * rows_at_once, 0)
 
-        return lax.fori_loop(0, sums.shape[0] // words, add, sums)
+        return lax.fori_loop(0, sums.shape[0] // rows_at_once, add, sums)
 
     # Devices ------------------------------------------------------------------------------------
 
@@ -293,7 +298,7 @@ class KerasTrainer(Trainer):
         del weights
         self._values, self._state, norm = self._update(
             self._values, self._state, gradients, np.float32(learning_rate),
-            np.float32(max(1, batch.wanted)),
+            np.float32(max(1, batch.loss_tokens)),
         )  # fmt: skip
         return StepResult(loss, norm)
 

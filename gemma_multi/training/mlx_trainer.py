@@ -20,12 +20,16 @@ import numpy as np
 from gemma_multi.config import EMBEDDING
 from gemma_multi.engines.mlx import build_model
 from gemma_multi.errors import OptionError
-from gemma_multi.training.batches import UNWANTED, Batch
+from gemma_multi.training.batches import IGNORE_INDEX, Batch
 from gemma_multi.training.head import chunk_loss
 from gemma_multi.training.trainer import BETAS, EPSILON, Job, StepResult, Trainer
 from gemma_multi.training.weights import effective_weights, on_grid, trained_gradients
 
 _HEAD_BYTES = 1 << 28  # of a chunk's logits
+
+
+def create(job: Job) -> Trainer:
+    return MlxTrainer(job)
 
 
 class MlxTrainer(Trainer):
@@ -77,10 +81,10 @@ class MlxTrainer(Trainer):
         if self._group.size() > 1:
             loss = mx.distributed.all_sum(loss)
             gradients = {n: mx.distributed.all_sum(g) for n, g in gradients.items()}
-        wanted = max(1, batch.wanted)
+        count = max(1, batch.loss_tokens)
         by_name = trained_gradients(gradients, self._trained, self._job.scale)
-        norm = mx.sqrt(sum(mx.sum(g * g) for g in by_name.values())) / wanted
-        factor = mx.minimum(1.0, options.clip / (norm + 1e-6)) / wanted
+        norm = mx.sqrt(sum(mx.sum(g * g) for g in by_name.values())) / count
+        factor = mx.minimum(1.0, options.clip / (norm + 1e-6)) / count
         if decay := options.weight_decay:  # apart from Adam's own step, and not of norms
             shrunk = 1 - learning_rate * decay
             self._trained = {n: w * shrunk if w.ndim == 2 else w for n, w in self._trained.items()}
@@ -159,10 +163,10 @@ class MlxTrainer(Trainer):
         self, hidden: Any, embedding: Any, labels: np.ndarray, teacher: Any,
         *, gradient: bool = True, learned: bool = False,
     ) -> tuple[Any, Any, Any]:  # fmt: skip
-        """(summed loss, its gradient by hidden, by the embedding), over the wanted positions."""
+        """(summed loss, its gradient by hidden, by the embedding), over positions that have one."""
         mx = self._mx
         flat = hidden.reshape(-1, hidden.shape[-1])
-        positions = np.flatnonzero(labels.reshape(-1) != UNWANTED)
+        positions = np.flatnonzero(labels.reshape(-1) != IGNORE_INDEX)
         loss = mx.array(0.0)
         d_hidden = mx.zeros(flat.shape)
         d_embedding = mx.zeros(embedding.shape) if learned else None

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from gemma_multi.checkpoint.adapter import LINEAR_LAYERS
+from gemma_multi.checkpoint import LINEAR_LAYERS
 from gemma_multi.errors import OptionError
+from gemma_multi.options import option, refuse_unknown
 from gemma_multi.training.examples import LOSS_ON, SHORTEST, TOO_LONG
 
 METHODS = ("full", "lora")
@@ -16,54 +17,44 @@ DTYPES = ("auto", "float32", "bfloat16")
 LEARNING_RATES = {"full": 5e-5, "lora": 2e-4}  # where none is given
 
 
-def _option(default: Any, meaning: str) -> Any:
-    """A field, with what the command line says about it."""
-    return field(default=default, metadata={"help": meaning})
-
-
 @dataclass(frozen=True)
 class TrainingOptions:
     """How to train. What each field means stands beside it, for the command line as well."""
 
-    method: str = _option("full", "full, or lora: train an adapter.")
-    qat: bool = _option(
+    method: str = option("full", "full, or lora: train an adapter.")
+    qat: bool = option(
         True, "Train through the int4 grid, so that the int4 model is what was trained."
     )
-    validation: float = _option(
+    validation: float = option(
         0.1, "Share of the rows to hold out; 0 where they come by themselves."
     )
-    epochs: int = _option(3, "Times that all rows are read.")
-    learning_rate: float | None = _option(None, "[5e-5, with lora 2e-4]")
-    schedule: str = _option("constant", "constant, or cosine: fall to 0.")
-    warmup: float = _option(0.0, "Share of the steps over which the learning rate rises from 0.")
-    batch_size: int = _option(4, "Rows at a time.")
-    accumulate: int = _option(1, "Batches to one step of the optimiser.")
-    max_length: int = _option(512, "Of a row, in tokens; at most the model's context.")
-    packing: bool = _option(False, "Fill rows with several examples, which do not see each other.")
-    loss_on: str = _option("answer", "answer, or all tokens.")
-    too_long: str = _option("refuse", "refuse, cut or skip rows beyond max-length.")
-    clip: float = _option(1.0, "The most that the gradient's norm may be.")
-    weight_decay: float = _option(0.0, "AdamW's, of matrices.")
-    rank: int = _option(8, "Of the adapter.")
-    alpha: float = _option(16.0, "Of the adapter, which is scaled by alpha / rank.")
-    targets: tuple[str, ...] = _option(LINEAR_LAYERS, "Layers to adapt, separated by commas.")
-    dtype: str = _option("auto", "Of activations: float32, bfloat16, or auto.")
-    gradient_checkpointing: bool = _option(
+    epochs: int = option(3, "Times that all rows are read.")
+    learning_rate: float | None = option(None, "[5e-5, with lora 2e-4]")
+    schedule: str = option("constant", "constant, or cosine: fall to 0.")
+    warmup: float = option(0.0, "Share of the steps over which the learning rate rises from 0.")
+    batch_size: int = option(4, "Rows at a time.")
+    accumulate: int = option(1, "Batches to one step of the optimiser.")
+    max_length: int = option(512, "Of a row, in tokens; at most the model's context.")
+    packing: bool = option(False, "Fill rows with several examples, which do not see each other.")
+    loss_on: str = option("answer", "answer, or all tokens.")
+    too_long: str = option("refuse", "refuse, cut or skip rows beyond max-length.")
+    clip: float = option(1.0, "The most that the gradient's norm may be.")
+    weight_decay: float = option(0.0, "AdamW's, of matrices.")
+    rank: int = option(8, "Of the adapter.")
+    alpha: float = option(16.0, "Of the adapter, which is scaled by alpha / rank.")
+    targets: tuple[str, ...] = option(LINEAR_LAYERS, "Layers to adapt, separated by commas.")
+    dtype: str = option("auto", "Of activations: float32, bfloat16, or auto.")
+    gradient_checkpointing: bool = option(
         True, "Compute layers twice rather than keep what they gave."
     )
-    seed: int = _option(0, "Of the order of rows, of what is held out, and of the adapter.")
-    evaluate_every: int | None = _option(None, "Steps between validations.  [each epoch]")
-    save_every: float = _option(300.0, "Seconds between saved states.")
+    seed: int = option(0, "Of the order of rows, of what is held out, and of the adapter.")
+    evaluate_every: int | None = option(None, "Steps between validations.  [each epoch]")
+    save_every: float = option(300.0, "Seconds between saved states.")
 
     @classmethod
     def checked(cls, given: dict[str, Any], context_length: int) -> TrainingOptions:
         """Raises OptionError naming the first option that cannot be."""
-        unknown = sorted(set(given) - set(cls.__dataclass_fields__))
-        if unknown:
-            raise OptionError(
-                f"unknown option {unknown[0]!r}, expected one of "
-                f"{', '.join(cls.__dataclass_fields__)}"
-            )
+        refuse_unknown(cls, given)
         options = cls(**{"max_length": min(cls.max_length, context_length), **given})
         targets: Any = options.targets
         names = targets.split(",") if isinstance(targets, str) else targets

@@ -12,18 +12,19 @@ from typing import Any
 
 from gemma_multi.checkpoint import Checkpoint
 from gemma_multi.errors import CheckpointError, OptionError, TrainingStopped
-from gemma_multi.quantization import Recovery, quantize_checkpoint
+from gemma_multi.progress import Progress
 from gemma_multi.training.finetune import choose_trainer, train
 from gemma_multi.training.options import TrainingOptions
 from gemma_multi.training.result import RUN_FILE
 from gemma_multi.training.rows import Data
+from gemma_multi.transforms import Recovery, quantize_checkpoint
 
 _DEFAULTS = {"learning_rate": 1e-5, "epochs": 1, "loss_on": "all"}
 
 
 def recover(
     checkpoint: Checkpoint, data: Data, work: Path, *, backend: str = "auto",
-    devices: Any = None, progress: bool = True, **options: Any,
+    devices: Any = None, progress: Progress = True, **options: Any,
 ) -> tuple[Checkpoint, Recovery]:  # fmt: skip
     """(`checkpoint` on the int4 grid, trained to give its own unquantised probabilities on `data`;
     how far it was off before and after). Options are `finetune`'s but for its method, qat and
@@ -54,8 +55,6 @@ def recover(
         return quantize_checkpoint(checkpoint)[0], Recovery(before, before)
     found = run.checkpoint(best=True)
     how = "recovered from its own probabilities through the int4 grid"
-    recovered = checkpoint.replace(
-        tensors=found.tensors, provenance=checkpoint.provenance.modified(how)
-    )
+    recovered = checkpoint.with_tensors(found.tensors, how)
     assert run.best_loss is not None
     return recovered, Recovery(before, run.best_loss)

@@ -17,18 +17,21 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import load_file
 
+from gemma_multi import formats
 from gemma_multi.checkpoint import Checkpoint
-from gemma_multi.checkpoint.adapter import Adapter
 from gemma_multi.errors import TrainingError
+from gemma_multi.exporters import save
+from gemma_multi.exporters.peft import save_adapter
+from gemma_multi.formats.peft import read_adapter
 from gemma_multi.loading import load
 from gemma_multi.model import Model
-from gemma_multi.quantization import quantize_checkpoint
 from gemma_multi.training.curves import draw_curves
 from gemma_multi.training.history import History, read_history, verdict
 from gemma_multi.training.options import TrainingOptions
 from gemma_multi.training.run import Run
 from gemma_multi.training.state import remove_temporaries
 from gemma_multi.training.weights import as_adapter
+from gemma_multi.transforms import cast_to_stored, merge, quantize_checkpoint
 
 RUN_FILE, CURVES_FILE = "run.json", "curves.png"
 
@@ -64,9 +67,11 @@ class FineTune:
             return quantize_checkpoint(self.base)[0] if on_grid else self.base
         path = self.path(best)
         if self.options.method == "full":
-            return Checkpoint.open(path)
-        adapter = Adapter.open(path, self.base.config)
-        return adapter.merge(self.base, bits=4 if self.options.qat else None)
+            return formats.read(path)
+        merged = merge(self.base, read_adapter(path, self.base.config))
+        if self.options.qat and not self.base.is_quantized:
+            return quantize_checkpoint(merged)[0]
+        return cast_to_stored(merged, self.base)
 
     def path(self, best: bool = False) -> Path:
         """The directory of the model, or with LoRA of the adapter. (Where `best_step` is 0 the
@@ -91,9 +96,9 @@ def write_results(run: Run, base: Checkpoint, output: Path) -> None:
         target = output / f"{prefix}{name}"
         shutil.rmtree(target, ignore_errors=True)  # of a process killed right here
         if options.method == "lora":
-            as_adapter(tensors, options, base.provenance.source).save(target)
+            save_adapter(as_adapter(tensors, options, base.provenance.source), target)
         else:
-            _trained_checkpoint(base, tensors, options, run).save(target)
+            save(_trained_checkpoint(base, tensors, options, run), target)
     title = f"{base.provenance.source}, {options.method}" + ", QAT int4" * options.qat
     if not draw_curves(run.history, output / CURVES_FILE, title):
         run.display.say(f"{CURVES_FILE} needs: pip install 'gemma-multi[train]'")
@@ -104,11 +109,11 @@ def _trained_checkpoint(
 ) -> Checkpoint:
     rows = len(run.batches.examples)
     how = f"fine-tuned on {rows} rows" + " through the int4 grid" * options.qat
-    checkpoint = base.replace(tensors=tensors, provenance=base.provenance.modified(how))
+    checkpoint = base.with_tensors(tensors, how)
     if options.qat:
         return quantize_checkpoint(checkpoint)[0]
     dtype = np.dtype(getattr(ml_dtypes, base.config.dtype, base.config.dtype))
-    return checkpoint.replace(tensors={n: t.astype(dtype) for n, t in tensors.items()})
+    return checkpoint.with_tensors({n: t.astype(dtype) for n, t in tensors.items()})
 
 
 def read_run(output: Path) -> dict[str, Any]:

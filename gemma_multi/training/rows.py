@@ -89,7 +89,10 @@ def read_row(raw: Any, line: int = 0) -> Row:
     if kind == "text":
         return Row((), _text(raw, "text"), (), line)
     if kind == "completion":
-        turns = (("user", _text(raw, "prompt")), ("model", _text(raw, "completion")))
+        turns = (
+            ("user", _text(raw, "prompt").strip()),
+            ("model", _text(raw, "completion").strip()),
+        )
         return Row(turns, "", ("prompt", "completion"), line)
     return _conversation(raw["messages"], line)
 
@@ -103,9 +106,9 @@ def _conversation(messages: Any, line: int) -> Row:
         raise OptionError(f"has no answer: its last message is {role!r}'s, expected the model's")
     if set(last) != {"role", "content"}:
         raise OptionError(f"its last message has the keys {sorted(last)}")
-    turns = (*fold_system(before), ("model", _text(last, "content")))
+    turns = (*fold_system(before), ("model", _text(last, "content").strip()))
     for i, (who, text) in enumerate(turns):
-        if who == "model" and not text.strip():
+        if who == "model" and not text:
             raise OptionError(f"turn {i} is an empty answer")
     return Row(turns, "", tuple(m["role"] for m in messages), line)
 

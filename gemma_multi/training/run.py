@@ -5,7 +5,7 @@ Design choices:
   for the host; nothing is saved before every loss up to there is known to be finite.
 - Ctrl-C is taken at the end of a step. The state is saved, and the message says how to go on.
 - Everything that decides about the numbers is in the options, the data and the state, so a run
-  that was killed and taken up again ends bit for bit where an uninterrupted one does.
+  that was killed and resumed ends bit for bit where an uninterrupted one does.
 """
 
 from __future__ import annotations
@@ -71,14 +71,14 @@ class Run:
     def best_path(self, step: int) -> Path:
         return self.directory / f"best-{step}.safetensors"
 
-    def take_up(self) -> None:
+    def resume(self) -> None:
         """Goes on from the saved state, if there is one."""
         if self.leads:
             remove_temporaries(self.directory)
         if self.state_path.exists():
             self.position, trained, optimizer = read_state(self.state_path)
             self.trainer.restore(trained, optimizer)
-        self.history.take_up(self.position.step if self.state_path.exists() else -1, self.leads)
+        self.history.resume(self.position.step if self.state_path.exists() else -1, self.leads)
 
     def train(self) -> None:
         """Raises TrainingError where the loss is not finite, TrainingStopped on Ctrl-C."""
@@ -134,7 +134,7 @@ class Run:
             return
         step, batch, result, rate = self._pending
         self._pending = None
-        loss = float(result.loss) / max(1, batch.wanted)
+        loss = float(result.loss) / max(1, batch.loss_tokens)
         norm = float(result.gradient_norm)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self._refuse(step, batch, loss, norm)
@@ -179,7 +179,7 @@ class Run:
         total, count = 0.0, 0
         for batch in self.validation.in_order():
             total += self.trainer.evaluate(batch)
-            count += batch.wanted
+            count += batch.loss_tokens
         loss, step, position = total / max(1, count), self.position.step, self.position
         position.validated = step
         if not math.isfinite(loss):

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from gemma_multi.checkpoint.safetensors_file import write_safetensors
 from gemma_multi.errors import TrainingError
 from gemma_multi.files import renamed_when_whole
+from gemma_multi.safetensors_file import write_safetensors
 
 _TRAINED, _OPTIMIZER = "trained ", "optimizer "
 

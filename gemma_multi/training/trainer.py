@@ -45,7 +45,7 @@ class Job:
 class StepResult:
     """Of one step, in the framework's own scalars, which may still be on their way."""
 
-    loss: Any  # summed over the wanted tokens
+    loss: Any  # summed over the tokens that have one
     gradient_norm: Any  # of the mean loss, before clipping
 
 
@@ -66,7 +66,7 @@ class Trainer(ABC):
 
     @abstractmethod
     def evaluate(self, batch: Batch) -> float:
-        """The loss of a batch, summed over its wanted tokens."""
+        """The loss of a batch, summed over its tokens."""
 
     @abstractmethod
     def tensors(self) -> dict[str, np.ndarray]:
@@ -80,4 +80,4 @@ class Trainer(ABC):
     def restore(
         self, tensors: Mapping[str, np.ndarray], optimizer: Mapping[str, np.ndarray]
     ) -> None:
-        """Takes up what `tensors` and `optimizer_state` once gave."""
+        """Resumes from what `tensors` and `optimizer_state` once gave."""

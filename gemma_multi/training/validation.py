@@ -11,7 +11,10 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from gemma_multi.loading import load
 from gemma_multi.model import Model
+from gemma_multi.progress import Progress, reporting
+from gemma_multi.sources import Source
 from gemma_multi.training.examples import prepare
 from gemma_multi.training.rows import Data
 
@@ -29,18 +32,29 @@ class ValidationLoss:
 
 
 def validation_loss(
-    model: Model, data: Data, *, max_length: int = 512, loss_on: str = "answer"
-) -> ValidationLoss:
-    """The loss of `model` on rows as `finetune` takes them; it should say what the model says.
-    Raises DataError for rows that cannot be used."""
+    model: Source, data: Data, *, max_length: int = 512, loss_on: str = "answer",
+    revision: str | None = None, local_files_only: bool = False, progress: Progress = True,
+) -> ValidationLoss:  # fmt: skip
+    """The loss of `model` on rows as `finetune` takes them.
+
+    model, revision, local_files_only: a loaded Model, or what `load` takes, which is then loaded as
+        `load` does by itself.
+    progress: True for a bar on a terminal, False for none, or a function of (done, total) rows.
+
+    Raises DataError for rows that cannot be used, and what `load` raises.
+    """
+    if not isinstance(model, Model) or revision is not None:
+        model = load(model, revision=revision, local_files_only=local_files_only, progress=progress)
     total, count = 0.0, 0
     with tempfile.TemporaryDirectory() as directory:
         examples = prepare(data, model.tokenizer, Path(directory, "rows.i32"),
                            max_length=max_length, loss_on=loss_on)  # fmt: skip
-        for i in range(len(examples)):
-            tokens, wanted = examples.example(i)
-            losses = -model.logprobs(tokens)[wanted[1:]]
-            total += float(losses.sum())
-            count += len(losses)
-        del tokens, wanted, examples  # the mapped file is to be removed
+        with reporting(progress, "validating") as report:
+            for i in range(len(examples)):
+                tokens, loss_mask = examples.example(i)
+                losses = -model.logprobs(tokens)[loss_mask[1:]]
+                total += float(losses.sum())
+                count += len(losses)
+                report(i + 1, len(examples))
+        del tokens, loss_mask, examples  # the mapped file is to be removed
     return ValidationLoss(total / max(1, count), count)

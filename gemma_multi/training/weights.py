@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gemma_multi.checkpoint import Checkpoint
-from gemma_multi.checkpoint.adapter import Adapter
+from gemma_multi.checkpoint import Adapter, Checkpoint
 from gemma_multi.config import ModelConfig
 from gemma_multi.errors import OptionError
 from gemma_multi.quantization import int4

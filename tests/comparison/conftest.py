@@ -9,9 +9,9 @@ import pytest
 
 from gemma_multi import ParityReport, parity
 from gemma_multi.checkpoint import Checkpoint
-from gemma_multi.checkpoint.resolve import BUNDLED
 from gemma_multi.comparison.prompts import Prompt, shipped_prompts
 from gemma_multi.comparison.subjects import Subject, line_up
+from gemma_multi.sources import BUNDLED, open_checkpoint
 
 NAMES = ("story", "sentiment", "language-ja", "byte-fallback", "leading-space", "repeat")
 Start = Callable[..., list[Subject]]
@@ -37,7 +37,7 @@ def start() -> Start:
     def start(
         names: Sequence[str], precision: str = "float32", checkpoint: Checkpoint | None = None
     ) -> list[Subject]:
-        checkpoint = checkpoint or Checkpoint.open(BUNDLED["storyteller"])
+        checkpoint = checkpoint or open_checkpoint(BUNDLED["storyteller"])
         # `against` only so that one name is enough; it is not started
         lineup = line_up(checkpoint, names, precision, checkpoint)
         return replace(lineup, against=None).start(1024)

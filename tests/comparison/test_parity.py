@@ -13,9 +13,9 @@ from tiny import edit_json, tiny_checkpoint
 
 import gemma_multi
 from gemma_multi import BackendError, ContextError, OptionError, ParityReport, parity
-from gemma_multi.checkpoint.resolve import BUNDLED
 from gemma_multi.comparison.prompts import Prompt, choose_prompts, shipped_prompts
 from gemma_multi.comparison.tolerances import TOLERANCES
+from gemma_multi.sources import BUNDLED
 
 SHORT: dict[str, Any] = {"prompts": ["What is the sentiment?\nText: Good."], "max_tokens": 4}
 

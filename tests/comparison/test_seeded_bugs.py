@@ -15,12 +15,12 @@ import pytest
 from comparison.conftest import Start
 
 from gemma_multi.checkpoint import Checkpoint
-from gemma_multi.checkpoint.resolve import BUNDLED
 from gemma_multi.comparison.prompts import Prompt
 from gemma_multi.comparison.run import Comparison, compare
 from gemma_multi.comparison.subjects import Subject
 from gemma_multi.engines.keras import KerasEngine, KerasSession
 from gemma_multi.quantization.tensor import QuantizedTensor
+from gemma_multi.sources import BUNDLED, open_checkpoint
 
 WINDOW = 64
 
@@ -121,7 +121,7 @@ def test_a_doubled_bos_is_found_in_the_tokens_alone(
 def test_a_space_that_the_tokenizer_adds_is_found_in_the_tokens_alone(
     start: Start, some_prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, broken = (Checkpoint.open(BUNDLED["storyteller"]) for _ in range(2))
+    whole, broken = (open_checkpoint(BUNDLED["storyteller"]) for _ in range(2))
     encode = broken.tokenizer.encode
     monkeypatch.setattr(broken.tokenizer, "encode", lambda text: encode(" " + text))
     found = run(two_checkpoints(start, whole, broken), some_prompts, trace=False)
@@ -139,7 +139,7 @@ def with_tensor(checkpoint: Checkpoint, name: str, **changes: Any) -> Checkpoint
 
 def test_one_flipped_code_is_found_in_the_weights(start: Start, some_prompts: list[Prompt]) -> None:
     name = "model.layers.4.mlp.up_proj.weight"
-    whole = Checkpoint.open(BUNDLED["storyteller"])
+    whole = open_checkpoint(BUNDLED["storyteller"])
     packed = np.array(whole.tensors[name].packed)
     packed[17, 3] ^= 1 << 8  # the lowest bit of one code
     found = run(
@@ -155,7 +155,7 @@ def test_scales_rounded_to_float16_in_one_layer_are_found_in_the_weights(
 ) -> None:
     """A checkpoint of somebody else's, with float32 scales that float16 does not hold."""
     name = "model.layers.2.self_attn.q_proj.weight"
-    whole = Checkpoint.open(BUNDLED["storyteller"])
+    whole = open_checkpoint(BUNDLED["storyteller"])
     scales = whole.tensors[name].scales.astype(np.float32) * np.float32(1.0003)
     rounded = scales.astype(np.float16).astype(np.float32)
     exact = with_tensor(whole, name, scales=scales, biases=-8 * scales)

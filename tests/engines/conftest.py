@@ -3,17 +3,22 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from tiny import tiny_checkpoint
 
-from gemma_multi.engines import create_engine
-from gemma_multi.engines.base import Engine
+from gemma_multi.engines import Engine, create_engine
 
-BACKENDS = ("mlx", "keras", "litert")
+# transformers, the reference, passes the suite in `make reference`, where torch is
+BACKENDS = (
+    ("transformers",) if os.environ.get("GEMMA_MULTI_REFERENCE") else ("mlx", "keras", "litert")
+)
 ENGINES = [
     *((backend, precision) for backend in ("mlx", "keras")
       for precision in ("float32", "bfloat16", "int4")),
     *(("litert", precision) for precision in ("float32", "int4", "int8")),
+    ("transformers", "float32"),
 ]  # fmt: skip
 
 
@@ -22,6 +27,6 @@ def backend(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture(scope="session", params=ENGINES, ids="-".join)
+@pytest.fixture(scope="session", params=[e for e in ENGINES if e[0] in BACKENDS], ids="-".join)
 def engine(request: pytest.FixtureRequest) -> Engine:
     return create_engine(tiny_checkpoint(), *request.param)

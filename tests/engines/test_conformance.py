@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 from tiny import tiny_checkpoint
 
-from gemma_multi.engines import create_engine
-from gemma_multi.engines.base import Engine
+from gemma_multi.engines import ALL, HIDDEN, LAST, NOTHING, Engine, Rows, create_engine
+from gemma_multi.engines.base import SPARE
 from gemma_multi.errors import ContextError, OptionError
 
 # Largest difference between two ways of reading the same tokens; logits are of size 5. The sums
 # are the same up to their order, so the bound is the rounding of the activations.
 TOLERANCE = {"float32": 3e-5, "bfloat16": 0.15, "int8": 0.15}
+# Rows of the head are multiplied by activations as they are, which LiteRT rounds in front of all
+ROWS_TOLERANCE = {"float32": 3e-5, "bfloat16": 0.15, "int8": 0.2}
 
 
-def tokens(batch: int, length: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(4, 320, (batch, length))
+def tokens(length: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(4, 320, length)
 
 
 def assert_close(engine: Engine, actual: np.ndarray, expected: np.ndarray) -> None:
@@ -24,126 +28,268 @@ def assert_close(engine: Engine, actual: np.ndarray, expected: np.ndarray) -> No
     np.testing.assert_allclose(actual, expected, rtol=0, atol=TOLERANCE[engine.compute])
 
 
+# reading
+
+
 def test_prefill_equals_step_by_step_past_the_window(engine: Engine) -> None:
-    ids = tokens(1, 50)  # the window is 16
-    every = engine.session().score(ids)
+    ids = tokens(50)  # the window is 16
+    every = engine.session().read(ids, ALL)
     session = engine.session()
-    assert every.shape == (1, 50, 320)
+    assert every.shape == (50, 320)
     for i in range(50):
-        assert_close(engine, session.step(ids[0, i]), every[:, i])
+        assert_close(engine, session.read(ids[i : i + 1]), every[i])
     np.testing.assert_array_equal(session.ids, ids)
 
 
 @pytest.mark.parametrize("cut", [1, 15, 16, 17, 31, 33])
 def test_prefill_in_two_parts_equals_one(engine: Engine, cut: int) -> None:
-    ids = tokens(1, 40)
+    ids = tokens(40)
     session = engine.session()
-    session.prefill(ids[:, :cut])
-    assert_close(engine, session.prefill(ids[:, cut:]), engine.session().prefill(ids))
+    assert session.read(ids[:cut], NOTHING) is None
+    assert_close(engine, session.read(ids[cut:]), engine.session().read(ids))
+
+
+@pytest.mark.parametrize("length", [1, 2, 50])
+def test_each_want_is_a_part_of_all_logits(engine: Engine, length: int) -> None:
+    """After a prompt past the window: the last row, some columns of it, and the state before."""
+    before, ids = tokens(40), tokens(length, seed=1)
+
+    def read(want: object) -> np.ndarray:
+        session = engine.session()
+        session.read(before, NOTHING)
+        found = session.read(ids, want)
+        assert session.length == 40 + length
+        # what was read is the same whatever it was read for
+        assert_close(engine, session.read([7]), after)
+        return found
+
+    whole = engine.session()
+    whole.read(before, NOTHING)
+    expected = whole.read(ids, ALL)
+    after = whole.read([7])
+    assert_close(engine, read(LAST), expected[-1])
+    assert_close(engine, read(ALL), expected)
+    assert read(NOTHING) is None
+    words = np.array([319, 4, 4, 77])
+    some = read(Rows(words))
+    assert some.dtype == np.float32
+    tolerance = ROWS_TOLERANCE[engine.compute]
+    np.testing.assert_allclose(some, expected[-1][words], rtol=0, atol=tolerance)
+    hidden = read(HIDDEN)
+    assert (hidden.shape, hidden.dtype) == ((96,), np.float32)
+    head = engine.weight("model.embed_tokens.weight")
+    np.testing.assert_allclose(head @ hidden, expected[-1], rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("count", [1, 20, 320])
+def test_any_number_of_rows(engine: Engine, count: int) -> None:
+    words = np.random.default_rng(count).permutation(320)[:count]
+    expected = engine.session().read([5, 6, 7])[words]
+    actual = engine.session().read([5, 6, 7], Rows(words))
+    tolerance = ROWS_TOLERANCE[engine.compute]
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance)
 
 
 def test_the_window_holds_the_token_itself_and_no_more(backend: str) -> None:
     """One local layer with a window of 16: position 40 sees positions 25 to 40, and not 24."""
     engine = create_engine(tiny_checkpoint(num_hidden_layers=1), backend, "float32")
-    ids = tokens(1, 41)
-    expected = engine.session().prefill(ids)
+    ids = tokens(41)
+    expected = engine.session().read(ids)
     for changed, seen in ((24, False), (25, True)):
         other = ids.copy()
-        other[0, changed] = (other[0, changed] + 1) % 320
-        read_at_once = engine.session().prefill(other)
+        other[changed] = (other[changed] + 1) % 320
+        read_at_once = engine.session().read(other)
         session = engine.session()
-        session.prefill(other[:, :30])
+        session.read(other[:30])
         for i in range(30, 41):
-            stepped = session.step(other[0, i])
+            stepped = session.read(other[i : i + 1])
         for logits in (read_at_once, stepped):
             assert (np.abs(logits - expected).max() > 1e-3) == seen
 
 
+# several sessions
+
+
+def test_sessions_of_unequal_lengths_read_together(engine: Engine) -> None:
+    """Each is as if it were alone: what it reads, what it wants, how much it has read before."""
+    rows = [tokens(length, seed=length) for length in (3, 50, 1, 20)]
+    more = [tokens(length, seed=100 + length) for length in (1, 2, 40, 1)]
+    wants = [LAST, ALL, NOTHING, Rows(np.array([9, 8]))]
+    sessions = [engine.session() for _ in rows]
+    engine.read(sessions, rows, NOTHING)
+    together = engine.read(sessions, more, wants)
+    for session, row, extra, want, found in zip(sessions, rows, more, wants, together, strict=True):
+        alone = engine.session()
+        alone.read(row, NOTHING)
+        expected = alone.read(extra, want)
+        assert session.length == len(row) + len(extra)
+        if expected is None:
+            assert found is None
+        else:
+            assert_close(engine, engine.numpy(found), expected)
+        assert_close(engine, session.read([11]), alone.read([11]))
+
+
+def test_a_refused_row_leaves_all_sessions_as_they_were(engine: Engine) -> None:
+    one, other = engine.session(), engine.session(context_length=4)
+    engine.read([one, other], [[5, 6], [7]], NOTHING)
+    for rows, message in (
+        ([[5], [1, 2, 3, 4]], "do not fit a context of 4"),
+        ([[5], [320]], "vocabulary has 320"),
+        ([[5], []], "T at least 1"),
+        ([[5]], "expected as many of each"),
+    ):
+        with pytest.raises(OptionError, match=message):
+            engine.read([one, other], rows)
+    with pytest.raises(OptionError, match="there twice"):
+        engine.read([one, one], [[5], [6]])
+    with pytest.raises(OptionError, match="rows run from 2 to 320"):
+        one.read([5], Rows(np.array([2, 320])))
+    assert (one.length, other.length) == (2, 1)
+    alone = engine.session()
+    assert_close(engine, one.read([9]), alone.read([5, 6, 9]))
+
+
+def test_sessions_in_threads_do_not_disturb_each_other(engine: Engine) -> None:
+    rows = [tokens(60, seed=i) for i in range(4)]
+    expected = [engine.session().read(row) for row in rows]
+    found: list[np.ndarray | None] = [None] * len(rows)
+    lock = threading.Lock()  # engines may count on one call at a time; sessions need not
+
+    def run(i: int) -> None:
+        session = engine.session()
+        for start in range(0, 60, 7):
+            with lock:
+                found[i] = session.read(rows[i][start : start + 7])
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(len(rows))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine is not None
+        assert_close(engine, mine, theirs)
+
+
+# going back, and apart
+
+
 @pytest.mark.parametrize("length", [0, 5, 12, 30, 44])
 def test_truncate_then_read_on(engine: Engine, length: int) -> None:
-    ids = tokens(1, 50)
+    ids = tokens(50)
     session = engine.session()
-    session.prefill(ids[:, :30])
+    session.read(ids[:30])
     for i in range(30, 45):
-        session.step(ids[0, i])
+        session.read(ids[i : i + 1])
     session.truncate(length)
     assert session.length == length
-    assert_close(engine, session.prefill(ids[:, length:]), engine.session().prefill(ids))
+    assert_close(engine, session.read(ids[length:]), engine.session().read(ids))
 
 
-@pytest.mark.parametrize("cuts", [(88, 76), (60, 30, 5), (99, 98, 70)])
+@pytest.mark.parametrize("back", [1, SPARE - 1, SPARE])
+@pytest.mark.parametrize("one_by_one", [False, True])
+def test_a_few_positions_are_taken_back_without_reading_again(
+    engine: Engine, back: int, one_by_one: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However far past the window, and whether rings were filled by a chunk or step by step."""
+    ids, other = tokens(120), tokens(120, seed=1)
+    session = engine.session()
+    for part in np.split(ids[:100], 100) if one_by_one else [ids[:100]]:
+        session.read(part)
+    reread = []
+    monkeypatch.setattr(type(session), "_reading", lambda self, ids, want: reread.append(len(ids)))
+    session.truncate(100 - back)
+    monkeypatch.undo()
+    assert not reread
+    assert session.length == 100 - back
+    # and on from there, with other tokens, to where the rings have turned again
+    joined = np.concatenate([ids[: 100 - back], other[:30]])
+    for i in range(30):
+        logits = session.read(other[i : i + 1])
+    assert_close(engine, logits, engine.session().read(joined))
+
+
+@pytest.mark.parametrize("cuts", [(88, 76), (60, 30, 5), (99, 98, 70), (90, 84)])
 def test_truncate_again_and_again(engine: Engine, cuts: tuple[int, ...]) -> None:
     """What a ring has lost it has lost, however the length changed since; forks inherit that."""
-    ids = tokens(1, 120)
+    ids = tokens(120)
     session = engine.session()
-    session.prefill(ids[:, :100])
+    session.read(ids[:100])
     for cut in cuts:
         session.truncate(cut)
         session = session.fork()
-    assert_close(engine, session.step(ids[0, cut]), engine.session().prefill(ids[:, : cut + 1]))
+    expected = engine.session().read(ids[: cut + 1])
+    assert_close(engine, session.read(ids[cut : cut + 1]), expected)
 
 
 def test_truncate_to_more_than_was_read_is_refused(engine: Engine) -> None:
     session = engine.session()
-    session.prefill([5, 6, 7])
+    session.read([5, 6, 7])
     with pytest.raises(OptionError, match="cannot truncate 3 tokens to 4"):
         session.truncate(4)
     assert session.length == 3
 
 
-@pytest.mark.parametrize("at", [6, 24])
+@pytest.mark.parametrize("at", [0, 6, 24, 100])
 def test_fork_leaves_the_original_alone(engine: Engine, at: int) -> None:
-    ids, other = tokens(1, 40), tokens(1, 40, seed=1)
+    ids, other = tokens(at + 16), tokens(at + 16, seed=1)
     session = engine.session()
-    session.prefill(ids[:, :at])
+    if at:
+        session.read(ids[:at])
     fork = session.fork()
-    for i in range(at, 40):  # in turn, so that a shared cache would show
-        fork.step(other[0, i])
-        logits = session.step(ids[0, i])
-    assert_close(engine, logits, engine.session().prefill(ids))
-    joined = np.concatenate([ids[:, :at], other[:, at:]], axis=1)
+    for i in range(at, at + 16):  # in turn, so that a shared cache would show
+        fork.read(other[i : i + 1])
+        logits = session.read(ids[i : i + 1])
+    assert_close(engine, logits, engine.session().read(ids))
+    joined = np.concatenate([ids[:at], other[at:]])
     last = fork.fork()
-    last.truncate(39)
-    assert_close(engine, last.step(other[0, 39]), engine.session().prefill(joined))
+    last.truncate(at + 15)
+    assert_close(engine, last.read(other[-1:]), engine.session().read(joined))
     np.testing.assert_array_equal(fork.ids, joined)
 
 
-def test_a_batch_equals_its_rows(engine: Engine) -> None:
-    ids = tokens(3, 33)
-    session = engine.session(batch=3)
-    first = session.prefill(ids[:, :32])
-    second = session.step(ids[:, 32])
-    assert first.shape == second.shape == (3, 320)
-    for row in range(3):
-        assert_close(engine, second[row : row + 1], engine.session().prefill(ids[row]))
+def test_a_session_is_new_whatever_the_one_before_it_read(engine: Engine) -> None:
+    """Engines may use the memory of conversations that have ended."""
+    expected = engine.session().read(tokens(7))
+    for seed in range(3):
+        session = engine.session()
+        session.read(tokens(200, seed=seed))
+        del session
+        assert_close(engine, engine.session().read(tokens(7)), expected)
+
+
+# limits and bad input
 
 
 def test_a_context_that_is_full_refuses_and_stays_usable(engine: Engine) -> None:
-    ids = tokens(1, 40)
+    ids = tokens(40)
     session = engine.session(context_length=20)
-    session.prefill(ids[:, :18])
+    session.read(ids[:18])
     with pytest.raises(ContextError, match="18 tokens read and 3 more do not fit a context of 20"):
-        session.prefill(ids[:, 18:21])
+        session.read(ids[18:21])
     assert session.length == 18
-    assert_close(engine, session.prefill(ids[:, 18:20]), engine.session().prefill(ids[:, :20]))
+    assert_close(engine, session.read(ids[18:20]), engine.session().read(ids[:20]))
     with pytest.raises(ContextError):
-        session.step(5)
+        session.read([5])
 
 
 def test_the_whole_context_can_be_used(engine: Engine) -> None:
     """256 positions, in chunks that do not divide them, and the last one by a step."""
-    ids = tokens(1, 256)
+    ids = tokens(256)
     session = engine.session()
-    session.prefill(ids[:, :139])
-    session.prefill(ids[:, 139:255])
-    assert_close(engine, session.step(ids[0, 255]), engine.session().score(ids)[:, -1])
+    session.read(ids[:139])
+    session.read(ids[139:255])
+    assert_close(engine, session.read(ids[255:]), engine.session().read(ids, ALL)[-1])
 
 
 @pytest.mark.parametrize(
     ("ids", "message"),
     [
         ([], "expected"),
+        (5, "expected"),
         ([[1, 2], [3, 4]], "expected"),
+        ([[1, 2], [3]], "rows of different lengths"),
         ([1, 320], "vocabulary has 320"),
         ([-1], "vocabulary has 320"),
         ([1.5], "whole numbers"),
@@ -152,7 +298,7 @@ def test_the_whole_context_can_be_used(engine: Engine) -> None:
 def test_bad_ids_are_refused(engine: Engine, ids: list, message: str) -> None:
     session = engine.session()
     with pytest.raises(OptionError, match=message):
-        session.prefill(ids)
+        session.read(ids)
     assert session.length == 0
 
 
@@ -160,3 +306,9 @@ def test_bad_ids_are_refused(engine: Engine, ids: list, message: str) -> None:
 def test_a_context_outside_the_model_is_refused(engine: Engine, length: int) -> None:
     with pytest.raises(OptionError, match="expected 1 to 256"):
         engine.session(context_length=length)
+
+
+@pytest.mark.parametrize("rows", [[], [[1]], [1.5], "ab"])
+def test_rows_that_are_no_ids_are_refused(rows: object) -> None:
+    with pytest.raises(OptionError, match="expected token ids in one row"):
+        Rows(np.asarray(rows))

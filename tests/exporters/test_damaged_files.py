@@ -14,8 +14,8 @@ from ai_edge_litert import schema_py_generated as schema
 
 import gemma_multi
 from gemma_multi import CheckpointError
-from gemma_multi.checkpoint.litert_format import METADATA, TRAILER_MARK
 from gemma_multi.exporters.tflite.flatbuffer import ModelWriter
+from gemma_multi.formats.tflite.layout import METADATA, TRAILER_MARK
 
 ROOT = Path(__file__).parents[1]
 

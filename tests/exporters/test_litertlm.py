@@ -14,6 +14,8 @@ import gemma_multi
 from gemma_multi import Checkpoint, CheckpointError
 from gemma_multi.demo import STORY
 from gemma_multi.engines import create_engine
+from gemma_multi.sources import open_checkpoint
+from gemma_multi.tokenizer import Tokenizer
 
 litert_lm.set_min_log_severity(litert_lm.LogSeverity.FATAL)
 GREEDY = litert_lm.SamplerConfig(top_k=1, top_p=1.0, temperature=1.0)
@@ -44,7 +46,7 @@ def test_a_long_conversation_is_the_same_in_litert_lm(
     if precision == "int8":  # from the weights as they are: the grid of int4, held in int8
         stored = gemma_multi.load(backend="litert").checkpoint
         dense = {name: np.asarray(stored.weight(name), np.float32) for name in stored.tensors}
-        source = stored.replace(tensors=dense)
+        source = stored.with_tensors(dense)
     path = tmp_path / "storyteller.litertlm"
     gemma_multi.export(source, path, precision=precision, prefill=prefill)
     ours = gemma_multi.load(path).chat()
@@ -74,7 +76,12 @@ def test_the_real_vocabulary_and_grouped_heads(
     """A random model over Gemma's 262,144 words, whose tokenizer comes from tokenizer.json."""
     config = tiny_config(vocab_size=262144, num_key_value_heads=2, hidden_size=64,
                          max_position_embeddings=512)  # fmt: skip
-    checkpoint = Checkpoint(config, random_tensors(config), path=gemma_tokenizer_directory)
+    checkpoint = Checkpoint(
+        config,
+        random_tensors(config),
+        path=gemma_tokenizer_directory,
+        make_tokenizer=lambda: Tokenizer.from_directory(gemma_tokenizer_directory),
+    )
     path = tmp_path / "random.litertlm"
     gemma_multi.export(checkpoint, path, precision="int4")
     prompt = "Grüße aus 東京! 3.14159, émigré — def f(x): return x**2  🙂 " * 3
@@ -104,13 +111,13 @@ def test_what_the_bundle_says_of_itself(tmp_path: Path) -> None:
 
 def test_a_bundle_runs_on_every_backend_with_the_same_weights(tmp_path: Path) -> None:
     gemma_multi.export("storyteller", tmp_path / "storyteller.litertlm")
-    opened = Checkpoint.open(tmp_path / "storyteller.litertlm")
+    opened = open_checkpoint(tmp_path / "storyteller.litertlm")
     assert opened.provenance.license == "apache-2.0"
     assert dict(opened.generation) == dict(gemma_multi.load().checkpoint.generation)
     ids = opened.tokenizer.encode(STORY)
     expected = create_engine(gemma_multi.load().checkpoint, "keras", "float32").session()
     actual = create_engine(opened, "keras", "float32").session()
-    np.testing.assert_array_equal(actual.prefill(ids), expected.prefill(ids))
+    np.testing.assert_array_equal(actual.read(ids), expected.read(ids))
 
 
 def test_a_bundle_without_a_tokenizer_or_with_another_is_refused(tmp_path: Path) -> None:
@@ -118,7 +125,7 @@ def test_a_bundle_without_a_tokenizer_or_with_another_is_refused(tmp_path: Path)
 
     good, model = tmp_path / "good.litertlm", tmp_path / "model.tflite"
     gemma_multi.export("storyteller", good)
-    file = Checkpoint.open(good).tensors.file  # type: ignore[attr-defined]
+    file = open_checkpoint(good).tensors.origin.file
     model.write_bytes(file.model_bytes)
     other = tmp_path / "other.model"
     other.write_bytes(file.tokenizer_model()[:-1] + b"x")

@@ -17,11 +17,14 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.compiled_model import CompiledModel
 from ai_edge_litert.interpreter import Interpreter
-from tiny import TOKENIZER_PATH, tiny_checkpoint, tiny_config
+from tiny import tiny_checkpoint, tiny_config, tokenizer
 
 import gemma_multi
 from gemma_multi import Checkpoint, CheckpointError, OptionError
-from gemma_multi.checkpoint.litert_format import (
+from gemma_multi.engines import ALL, create_engine
+from gemma_multi.engines import HIDDEN as WANT_HIDDEN
+from gemma_multi.exporters.tflite.flatbuffer import ModelWriter
+from gemma_multi.formats.tflite.layout import (
     DECODE,
     HIDDEN,
     LOGITS,
@@ -30,15 +33,14 @@ from gemma_multi.checkpoint.litert_format import (
     cache_positions,
     fused_tensors,
 )
-from gemma_multi.engines import create_engine
-from gemma_multi.exporters.tflite.flatbuffer import ModelWriter
-from gemma_multi.quantization import quantize_checkpoint
 from gemma_multi.quantization.tensor import QuantizedTensor
+from gemma_multi.sources import open_checkpoint
+from gemma_multi.transforms import quantize_checkpoint
 
 
 def export(checkpoint: Checkpoint, path: Path, **options: object) -> Checkpoint:
     gemma_multi.export(checkpoint, path, **options)
-    return Checkpoint.open(path)
+    return open_checkpoint(path)
 
 
 def int4(**changes: object) -> Checkpoint:
@@ -50,7 +52,7 @@ def with_bfloat16_norms(checkpoint: Checkpoint) -> Checkpoint:
     for name, tensor in tensors.items():
         if len(tensor.shape) == 1:
             tensors[name] = np.asarray(tensor, np.float32).astype(ml_dtypes.bfloat16)
-    return checkpoint.replace(tensors=tensors)
+    return checkpoint.with_tensors(tensors)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +120,7 @@ def test_embedding_and_head_share_one_buffer_in_all_signatures(tmp_path: Path) -
 def test_the_plain_interpreter_runs_it(precision: str, tmp_path: Path) -> None:
     checkpoint = export(tiny_checkpoint(), tmp_path / "model.tflite", precision=precision)
     ids = np.random.default_rng(0).integers(4, 320, 40)
-    expected = create_engine(checkpoint, "litert").session().score(ids)[0]
+    expected = create_engine(checkpoint, "litert").session().read(ids, ALL)
     interpreter = Interpreter(str(tmp_path / "model.tflite"))
     decode = interpreter.get_signature_runner(DECODE)
     caches = {n: np.zeros(d["shape"], d["dtype"]) for n, d in decode.get_input_details().items()
@@ -148,24 +150,24 @@ def test_the_hidden_state_times_the_embedding_is_the_logits() -> None:
     engine = create_engine(checkpoint, "litert", "float32")
     ids = np.random.default_rng(0).integers(4, 320, 50)
     session = engine.session()
-    hidden = session.hidden(ids)  # type: ignore[attr-defined]
-    assert hidden.shape == (1, checkpoint.config.hidden_size)
+    hidden = session.read(ids, WANT_HIDDEN)
+    assert hidden.shape == (checkpoint.config.hidden_size,)
     assert session.length == 50
-    logits = hidden @ checkpoint.weight("model.embed_tokens.weight").T
-    np.testing.assert_allclose(logits, engine.session().prefill(ids), rtol=0, atol=3e-5)
+    logits = checkpoint.weight("model.embed_tokens.weight") @ hidden
+    np.testing.assert_allclose(logits, engine.session().read(ids), rtol=0, atol=3e-5)
     again = engine.session()
-    again.prefill(ids)
-    np.testing.assert_allclose(session.step(7), again.step(7), rtol=0, atol=3e-5)
+    again.read(ids)
+    np.testing.assert_allclose(session.read([7]), again.read([7]), rtol=0, atol=3e-5)
 
 
 @pytest.mark.parametrize("prefill", [(2,), (5, 7, 60), (256,)])
 def test_any_prefill_sizes_give_the_same_logits(prefill: tuple[int, ...], tmp_path: Path) -> None:
     ids = np.random.default_rng(0).integers(4, 320, 250)
     checkpoint = tiny_checkpoint()
-    expected = create_engine(checkpoint, "keras", "float32").session().prefill(ids)
+    expected = create_engine(checkpoint, "keras", "float32").session().read(ids)
     opened = export(checkpoint, tmp_path / "model.tflite", prefill=prefill)
     session = create_engine(opened, "litert").session()
-    np.testing.assert_allclose(session.prefill(ids), expected, rtol=0, atol=2e-4)
+    np.testing.assert_allclose(session.read(ids), expected, rtol=0, atol=2e-4)
 
 
 def test_int8_caches_are_close_and_do_not_depend_on_how_a_text_is_read(tmp_path: Path) -> None:
@@ -173,10 +175,10 @@ def test_int8_caches_are_close_and_do_not_depend_on_how_a_text_is_read(tmp_path:
     narrow = create_engine(export(tiny_checkpoint(), tmp_path / "narrow.tflite", cache="int8",
                                   precision="float32"), "litert")  # fmt: skip
     wide = create_engine(tiny_checkpoint(), "litert", "float32")
-    at_once, session = narrow.session().score(ids), narrow.session()
-    session.prefill(ids[:90])
-    np.testing.assert_allclose(session.prefill(ids[90:]), at_once[:, -1], rtol=0, atol=3e-5)
-    difference = np.abs(at_once - wide.session().score(ids)).max()
+    at_once, session = narrow.session().read(ids, ALL), narrow.session()
+    session.read(ids[:90])
+    np.testing.assert_allclose(session.read(ids[90:]), at_once[-1], rtol=0, atol=3e-5)
+    difference = np.abs(at_once - wide.session().read(ids, ALL)).max()
     assert 0 < difference < 0.05
 
 
@@ -187,7 +189,7 @@ def test_long_contexts_get_int8_caches_when_the_weights_are_narrow(tmp_path: Pat
         path = tmp_path / f"{length}{precision}.tflite"
         opened = export(tiny_checkpoint(**config), path, context_length=length,
                         precision=precision)  # fmt: skip
-        assert opened.tensors.file.info.cache == kind  # type: ignore[attr-defined]
+        assert opened.tensors.origin.facts["cache"] == kind
 
 
 def test_rotations_are_exact_at_every_position(tmp_path: Path) -> None:
@@ -227,7 +229,7 @@ def signed_checkpoint() -> Checkpoint:
     tensors[name] = dataclasses.replace(
         tensor, scales=held, biases=(scales * -8).astype(ml_dtypes.bfloat16)
     )
-    return checkpoint.replace(tensors=tensors)
+    return checkpoint.with_tensors(tensors)
 
 
 def test_scales_that_litert_refuses_are_refitted_and_reported(tmp_path: Path) -> None:
@@ -237,7 +239,7 @@ def test_scales_that_litert_refuses_are_refitted_and_reported(tmp_path: Path) ->
     (error,) = report.refitted
     assert error.name == "model.layers.0.mlp.up_proj.weight"
     assert 0 < error.error < 0.1
-    opened = Checkpoint.open(tmp_path / "model.tflite")
+    opened = open_checkpoint(tmp_path / "model.tflite")
     assert opened.grid == "portable"
     assert any("refitted" in how for how in opened.provenance.modifications)
     before, after = signed.weight(error.name), opened.weight(error.name)
@@ -245,7 +247,7 @@ def test_scales_that_litert_refuses_are_refitted_and_reported(tmp_path: Path) ->
     assert lost == pytest.approx(error.error, rel=1e-3)
     for name in set(signed.tensors) - {error.name}:
         np.testing.assert_array_equal(signed.weight(name), opened.weight(name))
-    logits = create_engine(opened, "litert").session().prefill([5, 6, 7])
+    logits = create_engine(opened, "litert").session().read([5, 6, 7])
     assert np.isfinite(logits).all()
 
 
@@ -295,7 +297,7 @@ def test_a_target_in_use_or_out_of_reach_is_refused_before_any_work(tmp_path: Pa
 
 def test_a_model_past_two_gigabytes_is_refused_before_any_work(tmp_path: Path) -> None:
     dense = Checkpoint(tiny_config(vocab_size=1 << 20, hidden_size=1024), {},
-                       path=TOKENIZER_PATH)  # fmt: skip
+                       make_tokenizer=tokenizer)  # fmt: skip
     with pytest.raises(OptionError, match="holds less than 2; use a smaller precision"):
         gemma_multi.export(dense, tmp_path / "model.tflite", precision="float32")
 
@@ -303,7 +305,7 @@ def test_a_model_past_two_gigabytes_is_refused_before_any_work(tmp_path: Path) -
 def test_mixed_precisions_are_exported_in_float32(tmp_path: Path) -> None:
     mixed, eight = int4(), quantize_checkpoint(tiny_checkpoint(), 8, embedding_bits=8)[0]
     name = "model.layers.0.self_attn.v_proj.weight"
-    mixed = mixed.replace(tensors={**mixed.tensors, name: eight.tensors[name]})
+    mixed = mixed.with_tensors({name: eight.tensors[name]})
     opened = export(mixed, tmp_path / "model.tflite")
     assert opened.precision == "float32"
     for name in mixed.tensors:
@@ -311,10 +313,10 @@ def test_mixed_precisions_are_exported_in_float32(tmp_path: Path) -> None:
 
 
 def test_tensors_put_in_by_hand_are_not_taken_for_those_of_the_file(tiny_copy: Path) -> None:
-    checkpoint = Checkpoint.open(tiny_copy)
-    before = create_engine(checkpoint, "litert", "float32").session().prefill([5, 6, 7])
+    checkpoint = open_checkpoint(tiny_copy)
+    before = create_engine(checkpoint, "litert", "float32").session().read([5, 6, 7])
     checkpoint.tensors["model.norm.weight"] = checkpoint.weight("model.norm.weight") + 1  # type: ignore[index]
-    after = create_engine(checkpoint, "litert", "float32").session().prefill([5, 6, 7])
+    after = create_engine(checkpoint, "litert", "float32").session().read([5, 6, 7])
     assert np.abs(after - before).max() > 0.1
 
 
@@ -327,9 +329,9 @@ def test_a_file_exported_with_less_context_says_so(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="computes in float32"):
         create_engine(opened, "litert", "bfloat16")
     with pytest.raises(OptionError, match="threads is 0"):
-        create_engine(opened, "litert", threads=0)
-    with pytest.raises(OptionError, match="threads is an option of backend 'litert'"):
-        create_engine(opened, "keras", threads=2)
+        create_engine(opened, "litert", options={"threads": 0})
+    with pytest.raises(OptionError, match="backend 'keras' takes no option 'threads'"):
+        create_engine(opened, "keras", options={"threads": 2})
 
 
 def test_a_killed_export_leaves_nothing_or_everything(tmp_path: Path) -> None:
@@ -356,6 +358,6 @@ def test_a_killed_export_leaves_nothing_or_everything(tmp_path: Path) -> None:
         process.stdout.close()
         for path in target.iterdir():
             if not path.name.startswith("."):  # an abandoned temporary file
-                assert Checkpoint.open(path).config.num_hidden_layers == 9
+                assert open_checkpoint(path).config.num_hidden_layers == 9
                 seen += 1
     assert seen >= 10

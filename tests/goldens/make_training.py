@@ -21,6 +21,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tiny import random_tensors, tiny_config
 
+from gemma_multi.engines import ALL
+from gemma_multi.exporters.peft import save_adapter
+from gemma_multi.formats.peft import read_adapter
+from gemma_multi.transforms import merge
+
 FILE = Path(__file__).with_name("training.npz")
 ADAPTER = Path(__file__).with_name("peft_adapter")
 CONFIG = tiny_config()
@@ -115,14 +120,15 @@ def check_ours() -> float:
     from peft import PeftModel
 
     from gemma_multi.checkpoint import Checkpoint
-    from gemma_multi.checkpoint.adapter import Adapter
     from gemma_multi.engines import create_engine
 
     base = Checkpoint(CONFIG, random_tensors(CONFIG))
-    adapter = Adapter.open(ADAPTER, CONFIG)
-    ours = create_engine(adapter.merge(base), "keras", "float32").session().score(adapter_ids())[0]
+    adapter = read_adapter(ADAPTER, CONFIG)
+    ours = (
+        create_engine(merge(base, adapter), "keras", "float32").session().read(adapter_ids(), ALL)
+    )
     with tempfile.TemporaryDirectory() as work:
-        adapter.save(Path(work, "ours"))
+        save_adapter(adapter, Path(work, "ours"))
         model = PeftModel.from_pretrained(their_model(), str(Path(work, "ours"))).eval()
         return float(np.abs(their_logits(model) - ours).max())
 

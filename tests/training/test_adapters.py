@@ -10,15 +10,20 @@ import numpy as np
 import pytest
 from goldens.make_training import ADAPTER, CONFIG, FILE, adapter_ids
 from safetensors.numpy import load_file, save_file
-from tiny import TOKENIZER_PATH, edit_json, random_tensors, tiny_checkpoint
+from tiny import edit_json, random_tensors, tiny_checkpoint
 
 import gemma_multi
 from gemma_multi import CheckpointError, OptionError
 from gemma_multi.checkpoint import Checkpoint
 from gemma_multi.checkpoint.adapter import CONFIG_FILE, WEIGHTS_FILE, Adapter
 from gemma_multi.cli import main
-from gemma_multi.engines import create_engine
+from gemma_multi.engines import ALL, create_engine
+from gemma_multi.exporters import save
+from gemma_multi.exporters.peft import save_adapter
+from gemma_multi.formats.peft import read_adapter
 from gemma_multi.quantization.tensor import QuantizedTensor
+from gemma_multi.sources import open_checkpoint
+from gemma_multi.transforms import merge, quantize_checkpoint, to_precision
 from training.conftest import ROWS
 
 BASE = Checkpoint(CONFIG, random_tensors(CONFIG))
@@ -38,17 +43,17 @@ def random_adapter(seed: int, rank: int = 4, size: float = 0.2) -> Adapter:
 @pytest.mark.parametrize("backend", ["keras", "mlx", "litert"])
 def test_an_adapter_of_peft_gives_its_logits(backend: str) -> None:
     expected = np.load(FILE)["adapter_logits"]
-    merged = Adapter.open(ADAPTER, CONFIG).merge(BASE)
-    actual = create_engine(merged, backend, "float32").session().score(adapter_ids())[0]
+    merged = merge(BASE, read_adapter(ADAPTER, CONFIG))
+    actual = create_engine(merged, backend, "float32").session().read(adapter_ids(), ALL)
     np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-4)
-    plain = create_engine(BASE, backend, "float32").session().score(adapter_ids())[0]
+    plain = create_engine(BASE, backend, "float32").session().read(adapter_ids(), ALL)
     assert np.abs(plain - expected).max() > 0.1
 
 
 def test_ours_has_the_names_and_shapes_of_peft(tmp_path: Path) -> None:
     """PEFT itself reads it in `goldens/make_training.py --check`."""
     theirs = load_file(ADAPTER / WEIGHTS_FILE)
-    Adapter.open(ADAPTER, CONFIG).save(tmp_path / "ours")
+    save_adapter(read_adapter(ADAPTER, CONFIG), tmp_path / "ours")
     ours = load_file(tmp_path / "ours" / WEIGHTS_FILE)
     assert ours.keys() == theirs.keys()
     for name, tensor in theirs.items():
@@ -67,29 +72,30 @@ def test_switching_is_loading_anew(tmp_path: Path, backend: str, precision: str)
     """Logits after a switch are those of a merged model loaded by itself, and the base comes back
     bit for bit."""
     base = tiny_checkpoint(vocab_size=4096)
-    paths = {name: random_adapter(seed).save(tmp_path / name) for seed, name in enumerate("ab")}
+    paths = {
+        name: save_adapter(random_adapter(seed), tmp_path / name) for seed, name in enumerate("ab")
+    }
     model = gemma_multi.load(base, backend=backend, precision=precision, adapter=paths)
     assert model.active_adapter == "a"
     ids = np.random.default_rng(1).integers(3, 4096, 20)
 
     def logits(m: gemma_multi.Model) -> np.ndarray:
-        return np.array(m.engine.session().score(ids))
+        return m.engine.session().read(ids, ALL)
 
-    bits = 4 if precision == "int4" else None
     for name in ("a", "b", "a"):
-        alone = Adapter.open(paths[name], base.config).merge(base, bits)
+        alone = to_precision(merge(base, read_adapter(paths[name], base.config)), precision)
         expected = logits(gemma_multi.load(alone, backend=backend, precision=precision))
-        np.testing.assert_allclose(logits(model.adapter(name)), expected, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(logits(model.switch_adapter(name)), expected, rtol=0, atol=1e-5)
         assert model.describe()["adapter"] == name
     plain = logits(gemma_multi.load(base, backend=backend, precision=precision))
-    np.testing.assert_array_equal(logits(model.adapter(None)), plain)
+    np.testing.assert_array_equal(logits(model.switch_adapter(None)), plain)
     assert "adapter" not in model.describe()
 
 
 def test_a_merge_goes_through_our_grid(tmp_path: Path) -> None:
-    base, _ = gemma_multi.quantization.quantize_checkpoint(tiny_checkpoint(vocab_size=4096))
+    base, _ = quantize_checkpoint(tiny_checkpoint(vocab_size=4096))
     adapter = random_adapter(0)
-    merged = adapter.merge(base)
+    merged = merge(base, adapter)
     assert merged.grid == "portable"
     name = next(iter(adapter.tensors))
     a, b = adapter.tensors[name]
@@ -99,17 +105,25 @@ def test_a_merge_goes_through_our_grid(tmp_path: Path) -> None:
     assert np.abs(tensor.dequantize() - exact).max() < 0.2 * np.abs(exact).max()
     untouched = "model.layers.0.mlp.down_proj.weight"
     assert merged.tensors[untouched] is base.tensors[untouched]
-    base.save(tmp_path / "base")
-    adapter.save(tmp_path / "adapter")
+    save(base, tmp_path / "base")
+    save_adapter(adapter, tmp_path / "adapter")
     with pytest.raises(SystemExit) as ended:
-        main(["merge", str(tmp_path / "base"), str(tmp_path / "adapter"), str(tmp_path / "out")])
+        main(
+            [
+                "merge",
+                str(tmp_path / "base"),
+                str(tmp_path / "adapter"),
+                "-o",
+                str(tmp_path / "out"),
+            ]
+        )
     assert ended.value.code == 0
-    assert Checkpoint.open(tmp_path / "out").digest() == merged.digest()
+    assert open_checkpoint(tmp_path / "out").digest() == merged.digest()
     assert "LoRA adapter of rank 4 merged" in (tmp_path / "out" / "NOTICE").read_text()
 
 
 def test_a_saved_or_exported_model_has_its_adapter(tmp_path: Path) -> None:
-    path = random_adapter(1).save(tmp_path / "a")
+    path = save_adapter(random_adapter(1), tmp_path / "a")
     model = gemma_multi.load(
         tiny_checkpoint(vocab_size=4096), backend="keras", precision="float32", adapter=path
     )
@@ -123,16 +137,16 @@ def test_a_saved_or_exported_model_has_its_adapter(tmp_path: Path) -> None:
 
 def test_a_chat_reads_its_conversation_anew_after_a_switch(tmp_path: Path) -> None:
     base = tiny_checkpoint(vocab_size=4096)
-    path = random_adapter(1).save(tmp_path / "a")
+    path = save_adapter(random_adapter(1), tmp_path / "a")
     model = gemma_multi.load(base, backend="keras", precision="float32", adapter={"a": path})
-    chat = model.adapter(None).chat()
+    chat = model.switch_adapter(None).chat()
     chat.send("hello", max_tokens=4, temperature=0.0)
-    model.adapter("a")
+    model.switch_adapter("a")
     answer = chat.send("again", max_tokens=6, temperature=0.0)
     assert answer.tokens
     fresh = model.engine.session()
-    fresh.prefill(chat._session.ids[0])
-    np.testing.assert_allclose(fresh.step(5), chat._session.fork().step(5), rtol=0, atol=1e-4)
+    fresh.read(chat._session.ids)
+    np.testing.assert_allclose(fresh.read([5]), chat._session.fork().read([5]), rtol=0, atol=1e-4)
 
 
 def break_adapter(path: Path, what: str) -> None:
@@ -162,7 +176,7 @@ def test_an_adapter_that_does_not_fit(tmp_path: Path, what: str, message: str) -
     path = Path(shutil.copytree(ADAPTER, tmp_path / "adapter"))
     break_adapter(path, what)
     with pytest.raises(CheckpointError, match=message):
-        gemma_multi.load(BASE.replace(path=TOKENIZER_PATH), backend="keras", adapter=path)
+        gemma_multi.load(BASE, backend="keras", adapter=path)
 
 
 @pytest.mark.parametrize(
@@ -181,13 +195,13 @@ def test_an_adapter_of_another_kind(tmp_path: Path, changes: dict, message: str)
     path = Path(shutil.copytree(ADAPTER, tmp_path / "adapter"))
     edit_json(path / CONFIG_FILE, **changes)
     with pytest.raises(CheckpointError, match=message):
-        Adapter.open(path, CONFIG)
+        read_adapter(path, CONFIG)
 
 
 def test_names_of_adapters(tmp_path: Path) -> None:
     model = gemma_multi.load(tiny_checkpoint(vocab_size=4096), backend="keras")
     with pytest.raises(OptionError, match="no adapter is called 'x'; there are: none"):
-        model.adapter("x")
+        model.switch_adapter("x")
     with pytest.raises(CheckpointError, match="no adapter there"):
         model.add_adapter("x", tmp_path)
 
@@ -217,24 +231,24 @@ def test_an_adapter_on_a_grid_of_other_groups(tmp_path: Path) -> None:
         if len(shape) == 2:
             parts = mx.quantize(mx.array(base.weight(name)), group_size=64, bits=4)
             tensors[name] = QuantizedTensor(*(np.array(part) for part in parts), 4, 64)
-    base = base.replace(tensors=tensors)
+    base = base.with_tensors(tensors)
     rng = np.random.default_rng(0)
     name = "model.layers.2.mlp.up_proj.weight"
     pair = (rng.standard_normal((2, 192)).astype(np.float32) * 0.2,
             rng.standard_normal((128, 2)).astype(np.float32) * 0.2)  # fmt: skip
-    path = Adapter(2, 4.0, {name: pair}).save(tmp_path / "adapter")
+    path = save_adapter(Adapter(2, 4.0, {name: pair}), tmp_path / "adapter")
     model = gemma_multi.load(base, backend="mlx", adapter=path)
     ids = rng.integers(3, 4096, 12)
-    merged = Adapter.open(path, base.config).merge(base)
-    expected = create_engine(merged, "keras", "float32").session().score(ids)
-    np.testing.assert_allclose(model.engine.session().score(ids), expected, rtol=0, atol=2e-4)
+    merged = merge(base, read_adapter(path, base.config))
+    expected = create_engine(merged, "keras", "float32").session().read(ids, ALL)
+    np.testing.assert_allclose(model.engine.session().read(ids, ALL), expected, rtol=0, atol=2e-4)
 
 
 def test_adapters_and_grids_that_do_not_go_together(tmp_path: Path) -> None:
     dense = tiny_checkpoint(vocab_size=4096)
-    int8, _ = gemma_multi.quantization.quantize_checkpoint(dense, 8, 8)
+    int8, _ = quantize_checkpoint(dense, 8, 8)
     with pytest.raises(OptionError, match="qat is for int4, but the model is int8"):
         gemma_multi.finetune(int8, ROWS, output=tmp_path / "run", method="lora", progress=False)
     assert not (tmp_path / "run").exists()
-    with pytest.raises(OptionError, match="bits is 4, but the model is int8 already"):
-        random_adapter(0).merge(int8, bits=4)
+    with pytest.raises(CheckpointError, match="precision is 'int4', but .* stored as int8"):
+        to_precision(merge(int8, random_adapter(0)), "int4")

@@ -12,18 +12,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny import TOKENIZER_PATH, tiny_checkpoint
+from tiny import tiny_checkpoint, tokenizer
 
 from gemma_multi import DataError, OptionError, chat, finetune
 from gemma_multi.cli import main
-from gemma_multi.tokenizer import Tokenizer
-from gemma_multi.training.batches import UNWANTED, Batches
+from gemma_multi.training.batches import IGNORE_INDEX, Batches
 from gemma_multi.training.check import check_data
 from gemma_multi.training.examples import Examples, prepare, tokenize
 from gemma_multi.training.rows import read_row, read_rows
 from training.conftest import ROWS
 
-TOKENIZER = Tokenizer.from_directory(TOKENIZER_PATH)
+TOKENIZER = tokenizer()
 
 
 def write_jsonl(path: Path, rows: list[Any]) -> Path:
@@ -206,13 +205,13 @@ def test_every_epoch_reads_every_example_once(tmp_path: Path, packing: bool) -> 
         order = [i for batch in made for i in batch.examples]
         assert sorted(order) == list(range(len(ROWS)))
         wanted = sum(int(examples.example(i)[1].sum()) for i in order)
-        assert sum(batch.wanted for batch in made) == wanted
+        assert sum(batch.loss_tokens for batch in made) == wanted
         later = list(batches.epoch(epoch, first=1))
         assert [b.examples for b in later] == [b.examples for b in made[1:]]
         orders.append(order)
         for batch in made:
             assert batch.ids.shape[1:] == (4, 64 if packing else 32)
-            assert not batch.labels[batch.segments == 0].max(initial=UNWANTED) > UNWANTED
+            assert not batch.labels[batch.segments == 0].max(initial=IGNORE_INDEX) > IGNORE_INDEX
     assert orders[0] != orders[1]
 
 

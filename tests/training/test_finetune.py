@@ -18,6 +18,7 @@ from tiny import tiny_checkpoint
 
 import gemma_multi
 from gemma_multi import FineTune, TrainingError, finetune, validation_loss
+from gemma_multi.exporters import save
 from gemma_multi.training.history import read_history
 from training.conftest import ROWS
 
@@ -30,7 +31,7 @@ OPTIONS: dict[str, Any] = {
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model that has storyteller's words."""
     directory = tmp_path_factory.mktemp("base") / "tiny"
-    return tiny_checkpoint(vocab_size=4096, dtype="bfloat16").save(directory)
+    return save(tiny_checkpoint(vocab_size=4096, dtype="bfloat16"), directory)
 
 
 def tuned(base: Path, output: Path, backend: str = "keras", **options: Any) -> FineTune:
@@ -61,7 +62,7 @@ def test_the_int4_model_is_the_one_that_was_validated(
 def test_without_the_grid_the_model_keeps_its_type(base: Path, tmp_path: Path) -> None:
     result = tuned(base, tmp_path / "run", qat=False, accumulate=2, packing=True, epochs=5,
                    schedule="cosine", warmup=0.2)  # fmt: skip
-    checkpoint = gemma_multi.Checkpoint.open(result.path())
+    checkpoint = gemma_multi.open_checkpoint(result.path())
     assert checkpoint.precision == "bfloat16"
     assert "fine-tuned on 27 rows" in (result.path() / "NOTICE").read_text()
     rates = [r["learning_rate"] for r in result.history if "learning_rate" in r]
@@ -162,8 +163,8 @@ def wait_for_step(output: Path, step: int, process: subprocess.Popen[str]) -> No
 
 def same_weights(one: Path, other: Path) -> bool:
     return all(
-        gemma_multi.Checkpoint.open(one / name).digest()
-        == gemma_multi.Checkpoint.open(other / name).digest()
+        gemma_multi.open_checkpoint(one / name).digest()
+        == gemma_multi.open_checkpoint(other / name).digest()
         for name in ("model", "best-model")
         if (one / name).exists() or (other / name).exists()
     )
@@ -235,7 +236,7 @@ def test_a_loss_that_is_no_number_names_the_step_and_the_rows(
     base: Path, tmp_path: Path, rows_file: Path, trainer_backend: str
 ) -> None:
     """A layer whose products overflow float32."""
-    wild = gemma_multi.Checkpoint.open(base)
+    wild = gemma_multi.open_checkpoint(base)
     tensors = dict(wild.tensors)
     name = "model.layers.3.mlp.down_proj.weight"
     tensors[name] = np.full(tensors[name].shape, 3e38, np.float32)

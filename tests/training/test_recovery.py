@@ -12,12 +12,14 @@ from tiny import tiny_checkpoint
 import gemma_multi
 from gemma_multi import CheckpointError, OptionError
 from gemma_multi.cli import main
+from gemma_multi.engines import ALL
+from gemma_multi.exporters import save
 from training.conftest import ROWS
 
 
 def divergence(a: gemma_multi.Checkpoint, b: gemma_multi.Checkpoint) -> float:
     ids = np.random.default_rng(0).integers(3, 4096, 60)
-    logits = [gemma_multi.load(c, backend="keras", precision="float32").engine.session().score(ids)
+    logits = [gemma_multi.load(c, backend="keras", precision="float32").engine.session().read(ids, ALL)
               for c in (a, b)]  # fmt: skip
     p, q = (x[0] - np.log(np.exp(x[0]).sum(-1, keepdims=True)) for x in logits)
     return float((np.exp(p) * (p - q)).sum(-1).mean())
@@ -39,15 +41,15 @@ def test_recovery_brings_int4_closer_to_the_original(tmp_path: Path) -> None:
     assert report.recovery is not None
     assert report.recovery.after < 0.8 * report.recovery.before
     assert "recovered to" in str(report)
-    recovered = gemma_multi.Checkpoint.open(tmp_path / "recovered")
+    recovered = gemma_multi.open_checkpoint(tmp_path / "recovered")
     assert recovered.grid == "portable"
     assert "recovered from its own probabilities" in (tmp_path / "recovered/NOTICE").read_text()
-    before = divergence(original, gemma_multi.Checkpoint.open(tmp_path / "plain"))
+    before = divergence(original, gemma_multi.open_checkpoint(tmp_path / "plain"))
     assert divergence(original, recovered) < 0.95 * before
 
 
 def test_recovery_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    base = tiny_checkpoint(vocab_size=4096).save(tmp_path / "base")
+    base = save(tiny_checkpoint(vocab_size=4096), tmp_path / "base")
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     with pytest.raises(SystemExit) as ended:
         main(["quantize", str(base), str(tmp_path / "out"), "--recover",

@@ -10,7 +10,7 @@ import pytest
 from goldens.make_training import CLIP, DECAY, FILE, RATE, batches
 
 from gemma_multi.training.batches import Batch
-from training.conftest import make_batch, make_trainer
+from training.conftest import all_logits, make_batch, make_trainer
 
 
 def golden_batches(padding: int = 1) -> list[Batch]:
@@ -24,7 +24,7 @@ def golden_batches(padding: int = 1) -> list[Batch]:
 
 def train(backend: str, made: list[Batch], **options: Any) -> tuple[np.ndarray, np.ndarray, Any]:
     trainer = make_trainer(backend, weight_decay=DECAY, clip=CLIP, **options)
-    results = [(trainer.step(batch, RATE), batch.wanted) for batch in made]
+    results = [(trainer.step(batch, RATE), batch.loss_tokens) for batch in made]
     losses = np.array([float(r.loss) / wanted for r, wanted in results])
     return losses, np.array([float(r.gradient_norm) for r, _ in results]), trainer
 
@@ -118,7 +118,7 @@ def test_a_teacher_is_followed(trainer_backend: str) -> None:
     assert abs(same.evaluate(batch)) < 1e-2
     other = make_trainer(trainer_backend, teacher=tiny_checkpoint(seed=1))
     logits = [
-        create_engine(tiny_checkpoint(seed=seed), "keras", "float32").session(3).score(batch.ids[0])
+        all_logits(create_engine(tiny_checkpoint(seed=seed), "keras", "float32"), batch.ids[0])
         for seed in (1, 0)
     ]
     theirs, ours = (x - np.log(np.exp(x).sum(-1, keepdims=True)) for x in logits)

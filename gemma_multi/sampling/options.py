@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from gemma_multi.errors import OptionError
+from gemma_multi.options import option, refuse_unknown
 
 DEFAULT_MAX_TOKENS = 512
 _FROM_CHECKPOINT = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
@@ -16,27 +17,25 @@ _FROM_CHECKPOINT = ("temperature", "top_k", "top_p", "min_p", "repetition_penalt
 
 @dataclass(frozen=True)
 class GenerationOptions:
-    """How to choose tokens and when to stop.
+    """How to choose tokens and when to stop. What a field means stands beside it."""
 
-    max_tokens: the most tokens to generate.
-    temperature: divides the logits; 0 always takes the best token (greedy).
-    top_k: keep only the k best tokens; 0 keeps all.
-    top_p: keep the best tokens that together have this probability; 1 keeps all.
-    min_p: drop tokens below this share of the best one's probability; 0 keeps all.
-    repetition_penalty: divides the positive logits of tokens seen before, and multiplies the
-        negative ones; 1 leaves them.
-    seed: names one text; the same seed gives the same text. None draws one.
-    stop: texts that end generation; they are not part of the result.
-    """
-
-    max_tokens: int = DEFAULT_MAX_TOKENS
-    temperature: float = 1.0
-    top_k: int = 64
-    top_p: float = 0.95
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
+    max_tokens: int = option(DEFAULT_MAX_TOKENS, "The most tokens to generate.")
+    temperature: float = option(1.0, "Divides the logits; 0 always takes the best token (greedy).")
+    top_k: int = option(64, "Keep only the k best tokens; 0 keeps all.")
+    top_p: float = option(
+        0.95, "Keep the best tokens that together have this probability; 1 keeps all."
+    )
+    min_p: float = option(
+        0.0, "Drop tokens below this share of the best one's probability; 0 keeps all."
+    )
+    repetition_penalty: float = option(
+        1.0, "Divides the positive logits of tokens seen before, multiplies the negative ones; 1 "
+        "leaves them."
+    )  # fmt: skip
+    seed: int | None = option(None, "The same seed gives the same text; one is drawn if unset.")
+    stop: tuple[str, ...] = option(
+        (), "Texts that end generation and are not part of the result; may be repeated."
+    )
 
     def __post_init__(self) -> None:
         _whole("max_tokens", self.max_tokens, 1)
@@ -56,10 +55,7 @@ class GenerationOptions:
     @classmethod
     def merge(cls, defaults: Mapping[str, Any], given: Mapping[str, Any]) -> GenerationOptions:
         """A caller's options over a checkpoint's `generation_config.json`."""
-        known = {field.name for field in fields(cls)}
-        for name in given:
-            if name not in known:
-                raise OptionError(f"unknown option {name!r}, expected {', '.join(sorted(known))}")
+        refuse_unknown(cls, given)
         chosen = {n: defaults[n] for n in _FROM_CHECKPOINT if defaults.get(n) is not None}
         if defaults.get("do_sample") is False:
             chosen["temperature"] = 0.0

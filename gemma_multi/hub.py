@@ -7,6 +7,7 @@ Only what a checkpoint is read from is fetched. `HF_TOKEN`, `HF_HOME`, `HF_ENDPO
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 from gemma_multi.errors import HubError
@@ -23,7 +24,10 @@ FILES = (
     "chat_template.jinja",
     "provenance.json",
     "NOTICE",
+    "README.md",  # the card, which states the licence
 )
+# whose errors may come out of a download, beside OSError
+_THEIRS = ("huggingface_hub", "httpx", "httpx2", "httpcore", "httpcore2", "requests", "hf_xet")
 _ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
 
 
@@ -31,10 +35,23 @@ def is_repository_id(name: str) -> bool:
     return bool(_ID.fullmatch(name)) and ".." not in name and not name.startswith(".")
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """A repository's files at one commit, in the shared cache."""
+
+    path: Path
+    commit: str
+    license: str | None  # as its card states it
+
+
 def download(
-    repository: str, revision: str | None = None, local_files_only: bool = False
-) -> tuple[Path, str]:
-    """(directory in the shared cache, commit). Raises HubError saying what to do."""
+    repository: str, revision: str | None = None, local_files_only: bool = False,
+    bars: bool = True,
+) -> Snapshot:  # fmt: skip
+    """Fetches what is not in the shared cache. `bars` shows progress on a terminal.
+
+    Raises HubError saying what to do.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -53,6 +70,7 @@ def download(
                 revision=revision,
                 allow_patterns=list(FILES),
                 local_files_only=local_files_only,
+                tqdm_class=None if bars else _no_bar(),
             )
         )
     except GatedRepoError as error:
@@ -86,9 +104,36 @@ def download(
             f"{named} is not in the local cache and was not downloaded (offline, or the hub was "
             "not reached); load it once with a connection, or pass a directory"
         ) from error
-    except Exception as error:  # the HTTP library's own errors, and a full disk
+    except Exception as error:
+        if not isinstance(error, OSError) and _package(error) not in _THEIRS:
+            raise  # a bug of ours
         raise HubError(f"{named} could not be downloaded: {error}") from error
-    return path, path.name
+    return Snapshot(path, path.name, _license(path / "README.md"))
+
+
+def _no_bar() -> type:
+    from tqdm.auto import tqdm
+
+    class NoBar(tqdm):
+        def __init__(self, *given: object, **options: object) -> None:
+            super().__init__(*given, **{**options, "disable": True})
+
+    return NoBar
+
+
+def _license(card: Path) -> str | None:
+    """The licence that a model card states in its header."""
+    from huggingface_hub import metadata_load
+
+    try:
+        stated = (metadata_load(card) or {}).get("license")
+    except Exception:  # no card, or one that nobody can read, states nothing
+        return None
+    return stated if isinstance(stated, str) else None
+
+
+def _package(error: BaseException) -> str:
+    return type(error).__module__.split(".")[0]
 
 
 def _status(error: BaseException | None) -> int | None:

@@ -1,46 +1,69 @@
-"""Reading a model directory: which files, which tensors, and are they the ones the config implies.
+"""What the directories of Hugging Face and of mlx-lm have in common: files, names, checks.
 
-Hugging Face directories (one file or shards), mlx-lm's quantised directories and our int4
-directory differ only in that a quantised weight comes as `X.weight` (packed), `X.scales` and
-`X.biases`. Vision models keep the text part under a prefix; the rest of them is passed over.
+Both keep `config.json`, a tokenizer, `generation_config.json` and safetensors, in one file or in
+shards with an index. Vision models keep the text part under a prefix; the rest of them is passed
+over. Every tensor that the config implies must be there with its shape, nothing else may be, and
+all values must be finite, so engines and exporters need not ask again.
 """
 
 from __future__ import annotations
 
-import json
 import re
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gemma_multi.checkpoint.safetensors_file import check_finite, read_safetensors
+from gemma_multi.checkpoint import Checkpoint, Origin, Provenance, Tensor, Tensors
 from gemma_multi.config import ModelConfig
 from gemma_multi.errors import CheckpointError
-from gemma_multi.quantization.tensor import QuantizedTensor
+from gemma_multi.files import read_optional_json
+from gemma_multi.safetensors_file import check_finite, read_safetensors
+from gemma_multi.tokenizer import Tokenizer
 
-INDEX_FILE = "model.safetensors.index.json"
+CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE = (
+    "config.json", "model.safetensors", "model.safetensors.index.json",
+)  # fmt: skip
+GENERATION_FILE, TOKENIZER_FILE = "generation_config.json", "tokenizer.model"
+# beside the SentencePiece model, for other programs; passed on as they are
+TOKENIZER_COMPANIONS = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 _TEXT_PREFIXES = ("language_model.", "model.language_model.")
 _NOT_TEXT = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.",
              "model.multi_modal_projector.")  # fmt: skip
 _HEAD = "lm_head"
 
-
-class StoredTensors(dict[str, "np.ndarray | QuantizedTensor"]):
-    """Tensors as their files hold them, and what tells those files from others: None once a
-    tensor was put in by hand."""
-
-    identity: str | None = None
-
-    def __setitem__(self, name: str, tensor: np.ndarray | QuantizedTensor) -> None:
-        self.identity = None
-        super().__setitem__(name, tensor)
+Flat = dict[str, tuple[Path, np.ndarray]]  # tensor -> (its file, as stored)
+ReadPacked = Callable[[Path, str, np.ndarray, tuple[int, ...], Flat], Tensor]
 
 
-def read_tensors(path: Path, config: ModelConfig) -> StoredTensors:
-    """Every tensor of the model by Hugging Face name, checked against the config."""
+def config_entry(path: Path, name: str) -> Any:
+    """One entry of a directory's config.json; None where there is none, or no such file."""
+    try:
+        return read_optional_json(path / CONFIG_FILE).get(name)
+    except CheckpointError:
+        return None
+
+
+def read_directory(path: Path, format_name: str, read_packed: ReadPacked) -> Checkpoint:
+    """`read_packed` makes a tensor of one that is stored as 32-bit words."""
+    config = ModelConfig.from_file(path / CONFIG_FILE)
+    return Checkpoint(
+        config=config,
+        tensors=_read_tensors(path, config, format_name, read_packed),
+        provenance=Provenance.read(path),
+        generation=_read_generation_config(path / GENERATION_FILE),
+        path=path,
+        make_tokenizer=cache(lambda: Tokenizer.from_directory(path, config.vocab_size)),
+    )
+
+
+def _read_tensors(
+    path: Path, config: ModelConfig, format_name: str, read_packed: ReadPacked
+) -> Tensors:
     files = _weight_files(path)
-    flat: dict[str, tuple[Path, np.ndarray]] = {}
+    flat: Flat = {}
     for file, wanted in files.items():
         found, _ = read_safetensors(file)
         if wanted is not None and wanted != set(found):
@@ -53,15 +76,13 @@ def read_tensors(path: Path, config: ModelConfig) -> StoredTensors:
                 raise CheckpointError(f"{file}: tensor {name!r} is there twice")
             flat[_text_name(name)] = (file, array)
     _drop_tied_head(flat)
-    quantization = read_optional_json(path / "config.json").get("quantization")
-    tensors = StoredTensors()
+    tensors: dict[str, Tensor] = {}
     for name, shape in config.tensor_shapes().items():
         if name not in flat:
             raise CheckpointError(f"{path}: tensor {name!r} is missing")
         file, array = flat.pop(name)
-        stem = name.removesuffix(".weight")
         if array.dtype == np.uint32 and len(shape) == 2:
-            tensors[name] = _read_quantized(file, stem, array, shape, flat, quantization)
+            tensors[name] = read_packed(file, name.removesuffix(".weight"), array, shape, flat)
             continue
         if array.dtype == np.uint32:
             raise CheckpointError(f"{file}: tensor {name!r} has dtype U32, expected floats")
@@ -75,26 +96,11 @@ def read_tensors(path: Path, config: ModelConfig) -> StoredTensors:
     if flat:
         name, (file, _) = next(iter(flat.items()))
         raise CheckpointError(f"{file}: tensor {name!r} does not belong to a Gemma 3 text model")
-    tensors.identity = " ".join(_stamp(file) for file in sorted(files))
-    return tensors
+    identity = " ".join(_stamp(file) for file in sorted(files))
+    return Tensors.of(tensors, Origin(format_name, identity))
 
 
-def read_optional_json(path: Path) -> dict[str, Any]:
-    """A JSON object, or an empty one when there is no such file."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, received {type(data).__name__}")
-    return data
-
-
-def read_generation_config(path: Path) -> dict[str, Any]:
+def _read_generation_config(path: Path) -> dict[str, Any]:
     """The options a checkpoint brings along; its stop ids are checked here, the rest on use."""
     data = read_optional_json(path)
     eos = data.get("eos_token_id", [])
@@ -113,12 +119,12 @@ def _stamp(file: Path) -> str:
 
 def _weight_files(path: Path) -> dict[Path, set[str] | None]:
     """Weight file -> the tensors an index says it holds (None: no index, all of them)."""
-    single = path / "model.safetensors"
+    single = path / WEIGHTS_FILE
     if single.exists():
         return {single: None}
     index = path / INDEX_FILE
     if not index.exists():
-        raise CheckpointError(f"{path}: has no weights (model.safetensors or {INDEX_FILE})")
+        raise CheckpointError(f"{path}: has no weights ({WEIGHTS_FILE} or {INDEX_FILE})")
     weight_map = read_optional_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: has no weight_map")
@@ -143,7 +149,7 @@ def _text_name(name: str) -> str:
     return name
 
 
-def _drop_tied_head(flat: dict[str, tuple[Path, np.ndarray]]) -> None:
+def _drop_tied_head(flat: Flat) -> None:
     """Some writers store the tied head as a copy of the embedding; any other head is refused."""
     for part in ("weight", "scales", "biases"):
         head = flat.pop(f"{_HEAD}.{part}", None)
@@ -161,46 +167,3 @@ def _same_bits(a: np.ndarray, b: np.ndarray) -> bool:
     if a.dtype != b.dtype or a.shape != b.shape:
         return False
     return bool(np.array_equal(a.reshape(-1).view(np.uint8), b.reshape(-1).view(np.uint8)))
-
-
-def _read_quantized(
-    file: Path,
-    stem: str,
-    packed: np.ndarray,
-    shape: tuple[int, ...],
-    flat: dict[str, tuple[Path, np.ndarray]],
-    quantization: Any,
-) -> QuantizedTensor:
-    where = f"{file}: tensor '{stem}.weight'"
-    if not isinstance(quantization, dict):
-        raise CheckpointError(f"{where} is packed, but config.json has no quantization entry")
-    own = quantization.get(stem, quantization.get(f"language_model.{stem}"))
-    settings = {**quantization, **own} if isinstance(own, dict) else quantization
-    bits, group = settings.get("bits"), settings.get("group_size")
-    if settings.get("mode", "affine") != "affine" or type(bits) is not int or bits not in (4, 8):
-        raise CheckpointError(
-            f"{where} is quantised as {settings.get('mode', 'affine')} with {bits} bits, "
-            "expected affine with 4 or 8"
-        )
-    rows, width = shape
-    if type(group) is not int or group < 1 or width % group or (width * bits) % 32:
-        raise CheckpointError(f"{where} has group_size {group!r}, which does not divide {width}")
-    parts = []
-    for part in ("scales", "biases"):
-        owner, array = flat.pop(f"{stem}.{part}", (file, None))
-        if array is None:
-            raise CheckpointError(f"{owner.parent}: tensor '{stem}.{part}' is missing")
-        if array.shape != (rows, width // group) or array.dtype == np.uint32:
-            raise CheckpointError(
-                f"{owner}: tensor '{stem}.{part}' has shape {list(array.shape)} and type "
-                f"{array.dtype}, expected floats of {[rows, width // group]}"
-            )
-        check_finite(owner, f"{stem}.{part}", array)
-        parts.append(array)
-    if packed.shape != (rows, width * bits // 32):
-        raise CheckpointError(
-            f"{where} has shape {list(packed.shape)}, expected {[rows, width * bits // 32]} "
-            f"words of {bits}-bit codes"
-        )
-    scales, biases = parts
-    return QuantizedTensor(packed, scales, biases, bits, group)

@@ -1,4 +1,4 @@
-"""Reading the `.tflite` and `.litertlm` files that our exporters write.
+"""Reading the `.tflite` files that our exporter writes, alone or inside a bundle.
 
 Design choices:
 - A file of ours ends with its own SHA-256, checked before anything in it is believed: the
@@ -7,30 +7,29 @@ Design choices:
 - Such a file is a whole checkpoint: config, tokenizer, generation defaults, provenance, and the
   exact codes and scales, read only when someone asks. So every engine can run it, and what a
   phone loads can be compared with what was trained, bit for bit.
-- A `.litertlm` is a row of sections; the model's is a `.tflite` with its trailer, and is read in
-  place.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.util
 import json
 import mmap
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from gemma_multi.checkpoint.litert_format import (
-    BUNDLE_HEADER,
-    BUNDLE_HEADER_END,
-    BUNDLE_MARK,
-    FORMAT,
+from gemma_multi.cache import EXPORTS, writable_cache
+from gemma_multi.checkpoint import Checkpoint, Origin, Provenance, Tensor, TensorInfo, Tensors
+from gemma_multi.config import ModelConfig
+from gemma_multi.errors import BackendError, CheckpointError, ConfigError
+from gemma_multi.files import write_atomically
+from gemma_multi.formats.tflite.layout import (
+    FORMAT_VERSION,
     INT4_SIGN_BITS,
     INT8_SIGN_BIT,
     METADATA,
@@ -42,17 +41,10 @@ from gemma_multi.checkpoint.litert_format import (
     fused_tensors,
     gain_name,
 )
-from gemma_multi.checkpoint.provenance import Provenance
-from gemma_multi.config import ModelConfig
-from gemma_multi.errors import BackendError, CheckpointError, ConfigError
-from gemma_multi.files import writable_cache, write_atomically
 from gemma_multi.quantization.int4 import GROUP_SIZE
 from gemma_multi.quantization.tensor import BFLOAT16, QuantizedTensor
+from gemma_multi.tokenizer import Tokenizer
 
-if TYPE_CHECKING:
-    from gemma_multi.checkpoint.checkpoint import Tensor
-
-SUFFIXES = (".tflite", ".litertlm")
 _READ = 1 << 22
 _CHECKED = 64  # files whose check is remembered
 _STAMPS = "checked.json"
@@ -68,23 +60,28 @@ class ExportInfo:
     cache: str  # type of the global layers' caches: "float32" or "int8"
 
 
-class LitertFile:
-    """One exported model on disk."""
+class TfliteFile:
+    """One exported model on disk: a `.tflite`, or the part of a bundle that is one."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises CheckpointError for a file that is not ours, cut short or changed."""
+    def __init__(
+        self, path: Path, section: tuple[int, int] | None = None,
+        tokenizer: Callable[[], bytes] | None = None,
+    ) -> None:  # fmt: skip
+        """`section` is where the model begins and ends, None for the whole file; `tokenizer`
+        reads the SentencePiece model where it lies outside.
+
+        Raises CheckpointError for a file that is not ours, cut short or changed.
+        """
         self.path = path = path.absolute()
+        self.is_whole = section is None  # whether the runtime can map `path` as it is
+        self._external_tokenizer = tokenizer
         try:
             self._file = path.open("rb")
             size = path.stat().st_size
             self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-        self._sections: dict[str, tuple[int, int]] = {}
-        begin, end = 0, size
-        if path.suffix == ".litertlm":
-            self._sections = _sections(path, size)
-            begin, end = self._sections["model"]
+        begin, end = section or (0, size)
         self.begin, self.end = begin, end - TRAILER_SIZE  # of the flatbuffer
         stamp = _stamp(path, self._file, begin, end)
         known = _known_stamps()
@@ -95,15 +92,31 @@ class LitertFile:
             self._check_scales()
             _remember([*known[-_CHECKED:], stamp])
 
+    def checkpoint(self, format_name: str) -> Checkpoint:
+        """The file as a checkpoint."""
+        info = self.info
+        facts = {"context_length": info.context_length, "prefill": list(info.prefill),
+                 "cache": info.cache, "precision": info.precision}  # fmt: skip
+        grid = "portable" if info.precision != "float32" else "none"  # the scales were checked
+        origin = Origin(format_name, f"{self.digest} {self.path}", facts, self)
+        return Checkpoint(
+            config=self.config,
+            tensors=Tensors(self._tensor_infos(), self.read, origin, grid),
+            provenance=self.provenance,
+            generation=self.generation,
+            path=self.path,
+            make_tokenizer=cache(lambda: Tokenizer(self.tokenizer_model())),
+        )
+
     def _read_metadata(self) -> None:
         data = self.metadata(METADATA)
         if data is None:
             raise CheckpointError(f"{self.path}: has no {METADATA!r} metadata")
         facts = json.loads(data)
-        if facts["format"] != FORMAT:
+        if facts["format"] != FORMAT_VERSION:
             raise CheckpointError(
-                f"{self.path}: is of format {facts['format']}, but this version reads {FORMAT}; "
-                "export it again"
+                f"{self.path}: is of format {facts['format']}, but this version reads "
+                f"{FORMAT_VERSION}; export it again"
             )
         try:
             self.config = ModelConfig.from_dict(facts["config"])
@@ -141,12 +154,9 @@ class LitertFile:
         return None
 
     def tokenizer_model(self) -> bytes:
-        """The SentencePiece model, from its own section or from inside the flatbuffer."""
-        if self.path.suffix == ".litertlm":
-            begin, end = self._sections["tokenizer"]
-            model: bytes | None = self._map[begin:end]
-        else:
-            model = self.metadata(TOKENIZER)
+        """The SentencePiece model, from inside the flatbuffer or from beside it."""
+        outside = self._external_tokenizer
+        model = self.metadata(TOKENIZER) if outside is None else outside()
         if model is None:
             raise CheckpointError(f"{self.path}: has no tokenizer; export it again")
         if hashlib.sha256(model).hexdigest() != self._tokenizer_sha256:
@@ -222,8 +232,28 @@ class LitertFile:
                         "export it again"
                     )
 
-    def read(self, name: str) -> Tensor:
-        """A tensor by its Hugging Face name, as the checkpoint held it."""
+    def _tensor_infos(self) -> dict[str, TensorInfo]:
+        """What each tensor is; what it takes in memory is what `read` would make of it."""
+        infos, kind = {}, _schema().TensorType
+        owner = {part: fused for fused, parts in fused_tensors(self.config).items()
+                 for part in parts}  # fmt: skip
+        for name, shape in self.config.tensor_shapes().items():
+            if name in self._norms:
+                dtype = self._norms[name]
+                infos[name] = TensorInfo(shape, dtype, shape[0] * _norm_type(dtype).itemsize)
+                continue
+            stored = self._tensors[owner[name]][0].Type()
+            count = shape[0] * shape[1]
+            if stored == kind.FLOAT32:
+                infos[name] = TensorInfo(shape, "float32", count * 4)
+                continue
+            bits = 8 if stored == kind.INT8 else 4
+            scales = count // GROUP_SIZE * BFLOAT16.itemsize
+            infos[name] = TensorInfo(shape, f"int{bits}", count * bits // 8 + 2 * scales)
+        return infos
+
+    def read(self, name: str, rows: slice | np.ndarray | None = None) -> Tensor:
+        """A tensor by its Hugging Face name, as the checkpoint held it, or some of its rows."""
         if name in self._norms:
             return self._read_norm(name)
         holders = (item for item in fused_tensors(self.config).items() if name in item[1])
@@ -232,25 +262,30 @@ class LitertFile:
             raise KeyError(name)
         shapes = self.config.tensor_shapes()
         first = sum(shapes[part][0] for part in parts[: parts.index(name)])
-        rows = slice(first, first + shapes[name][0])
         (entry, _), width = self._tensors[fused], shapes[name][1]
         data = self._buffer(entry.Buffer())
         kind = _schema().TensorType
+
+        def own(stored: np.ndarray) -> np.ndarray:
+            """The wanted rows of what the file holds for all parts together."""
+            mine = stored[first : first + shapes[name][0]]
+            return mine if rows is None else mine[rows]
+
         if entry.Type() == kind.FLOAT32:
-            return data.view(np.float32).reshape(-1, width)[rows]
+            return own(data.view(np.float32).reshape(-1, width))
         if entry.Type() == kind.INT8:
-            packed = (data.reshape(-1, width)[rows] ^ np.uint8(INT8_SIGN_BIT)).view("<u4")
-            scales = entry.Quantization().ScaleAsNumpy()[rows]
+            packed = (own(data.reshape(-1, width)) ^ np.uint8(INT8_SIGN_BIT)).view("<u4")
+            scales = own(entry.Quantization().ScaleAsNumpy())
             return _quantized(packed, np.repeat(scales[:, None], width // GROUP_SIZE, 1), 8)
-        packed = (data.reshape(-1, width // 2)[rows] ^ np.uint8(INT4_SIGN_BITS)).view("<u4")
-        scales = self._group_scales(fused).reshape(-1, width // GROUP_SIZE)[rows]
+        packed = (own(data.reshape(-1, width // 2)) ^ np.uint8(INT4_SIGN_BITS)).view("<u4")
+        scales = own(self._group_scales(fused).reshape(-1, width // GROUP_SIZE))
         return _quantized(packed, scales, 4)
 
     def _read_norm(self, name: str) -> np.ndarray:
         data = np.frombuffer(self.metadata(NORMS) or b"", np.uint8)
         begin = 0
         for other, kind in self._norms.items():
-            dtype = BFLOAT16 if kind == "bfloat16" else np.dtype(kind)
+            dtype = _norm_type(kind)
             size = self.config.tensor_shapes()[other][0] * dtype.itemsize
             if other == name:
                 return data[begin : begin + size].view(dtype)
@@ -258,30 +293,17 @@ class LitertFile:
         raise KeyError(name)
 
 
-class LitertTensors(Mapping[str, "Tensor"]):
-    """A file's tensors by Hugging Face name, each read when asked for."""
-
-    def __init__(self, file: LitertFile) -> None:
-        self.file = file
-        self._names = file.config.tensor_shapes()
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self.file.read(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
+def _norm_type(name: str) -> np.dtype:
+    return BFLOAT16 if name == "bfloat16" else np.dtype(name)
 
 
 def metadata_json(
     config: ModelConfig, info: ExportInfo, generation: Mapping[str, Any], provenance: Provenance,
     norms: Mapping[str, str], tokenizer_model: bytes,
 ) -> bytes:  # fmt: skip
-    """What `LitertFile` reads back."""
+    """What `TfliteFile` reads back."""
     facts = {
-        "format": FORMAT,
+        "format": FORMAT_VERSION,
         "config": config.to_dict(),
         "export": asdict(info),
         "generation": dict(generation),
@@ -311,59 +333,6 @@ def _schema() -> Any:
     return schema_py_generated
 
 
-def _header_schema() -> Any:
-    """The schema of a bundle's header, without the rest of its package, which takes 50 ms."""
-    package = importlib.util.find_spec("litert_lm_builder")
-    if package is None or not package.submodule_search_locations:
-        raise BackendError(
-            "reading a .litertlm needs litert-lm-builder: pip install 'gemma-multi[litert]'"
-        )
-    name = "litertlm_header_schema_py_generated"
-    file = Path(package.submodule_search_locations[0]) / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def _sections(path: Path, size: int) -> dict[str, tuple[int, int]]:
-    """Where a bundle's model and tokenizer begin and end."""
-    header = _header_schema()
-    kind = header.AnySectionDataType
-    names = {kind.TFLiteModel: "model", kind.SP_Tokenizer: "tokenizer"}
-    found: dict[str, tuple[int, int]] = {}
-    try:
-        with path.open("rb") as file:
-            start = file.read(BUNDLE_HEADER)
-            if not start.startswith(BUNDLE_MARK):
-                raise CheckpointError(f"{path}: is not a .litertlm file: it does not begin as one")
-            end = int.from_bytes(start[BUNDLE_HEADER_END:], "little")
-            if not len(start) < end <= min(size, 1 << 24):
-                raise CheckpointError(f"{path}: its header ends at {end}, outside the file")
-            metadata = header.LiteRTLMMetaData.GetRootAs(file.read(end - len(start)), 0)
-        sections = metadata.SectionMetadata()
-        for i in range(min(sections.ObjectsLength(), 1000)):
-            entry = sections.Objects(i)
-            if entry.DataType() in names:
-                found[names[entry.DataType()]] = (entry.BeginOffset(), entry.EndOffset())
-    except CheckpointError:
-        raise
-    except Exception as error:  # flatbuffers raise whatever their bytes lead to
-        raise CheckpointError(f"{path}: its header is damaged: {error}") from error
-    for name in names.values():
-        if name not in found:
-            raise CheckpointError(f"{path}: has no {name} section; export it again")
-        first, last = found[name]
-        if not 0 <= first < last <= size:
-            raise CheckpointError(
-                f"{path}: its {name} section runs from {first} to {last}, outside the {size} bytes "
-                "of the file"
-            )
-    return found
-
-
 def _stamp(path: Path, file: Any, begin: int, end: int) -> str:
     """What tells this file from others without reading it all. Refuses one without our trailer."""
     trailer = b""
@@ -390,7 +359,7 @@ def _check_digest(path: Path, file: Any, begin: int, end: int, digest: str) -> N
 
 
 def _known_stamps() -> list[str]:
-    note = writable_cache("litert")
+    note = writable_cache(EXPORTS)
     if note is None:
         return []
     try:
@@ -400,7 +369,7 @@ def _known_stamps() -> list[str]:
 
 
 def _remember(stamps: list[str]) -> None:
-    note = writable_cache("litert")
+    note = writable_cache(EXPORTS)
     if note is not None:
         with contextlib.suppress(OSError):  # without it, the next start only takes longer
             write_atomically(note / _STAMPS, json.dumps(stamps).encode())

@@ -16,9 +16,9 @@ two kinds of signature and passes over the others.
 
 from __future__ import annotations
 
-from gemma_multi.config import ModelConfig
+from gemma_multi.config import EMBEDDING, ModelConfig
 
-FORMAT = 1  # of all that follows; a released file of another number is refused
+FORMAT_VERSION = 1  # of all that follows; a released file of another number is refused
 PREFILL, DECODE, HIDDEN, SCORE = "prefill_{}", "decode", "hidden", "score"
 TRACE, HIDDEN_STATES = "trace_{}", "hidden_states"
 TOKENS, POSITIONS, LOGITS, HIDDEN_STATE = "tokens", "input_pos", "logits", "hidden"
@@ -33,9 +33,6 @@ METADATA, NORMS, TOKENIZER = "gemma_multi", "gemma_multi.norms", "gemma_multi.to
 # after the flatbuffer: this mark, and the SHA-256 of all before the mark
 TRAILER_MARK = b"gemma_multi sha256 "
 TRAILER_SIZE = len(TRAILER_MARK) + 32
-
-# A .litertlm begins with this mark; where its header begins, and where the header's end is written
-BUNDLE_MARK, BUNDLE_HEADER, BUNDLE_HEADER_END = b"LITERTLM", 32, 24
 
 # Codes are two's complement here and offset in our layout, which is one bit of each code; the
 # masks are for a byte, which holds two int4 codes.
@@ -84,8 +81,6 @@ def gain_name(norm: str) -> str:
 
 def fused_tensors(config: ModelConfig) -> dict[str, tuple[str, ...]]:
     """Every linear tensor of the file: its name -> the names of the model's tensors in it."""
-    from gemma_multi.config import EMBEDDING
-
     tensors: dict[str, tuple[str, ...]] = {EMBEDDING: (EMBEDDING,)}
     for i in range(config.num_hidden_layers):
         for fused, parts in FUSED.items():

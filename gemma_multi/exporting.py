@@ -1,0 +1,43 @@
+"""`export`: a model to what phones and peers load."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from gemma_multi.exporters import ExportReport, choose_format, export_checkpoint
+from gemma_multi.files import check_output
+from gemma_multi.progress import Progress, reporting
+from gemma_multi.sources import Source, open_checkpoint
+
+
+def export(
+    model: Source,
+    output: str | Path,
+    *,
+    format: str | None = None,
+    revision: str | None = None,
+    local_files_only: bool = False,
+    progress: Progress = True,
+    **options: Any,
+) -> ExportReport:
+    """Writes a model in another format.
+
+    model, revision, local_files_only: what to export; see `open_checkpoint`.
+    output: a new file or directory. `.tflite` and `.litertlm` say what they are.
+    format: for a directory `"huggingface"` (dense) or `"mlx"` (dense or quantised).
+    progress: True for a bar on a terminal, False for none, or a function of (done, total).
+    options: the format's own. All take `precision`; `.tflite` and `.litertlm` also
+        `context_length` (positions the file can hold; all the model has), `prefill` (how many
+        tokens are read at a time, one graph each) and `cache` (type of the global layers' caches:
+        `"float32"`, `"int8"` or `"auto"`).
+
+    Raises OptionError, CheckpointError or BackendError; then nothing is left behind.
+    """
+    # before anything is downloaded
+    check_output(Path(output), directory=choose_format(output, format).is_directory)
+    checkpoint = open_checkpoint(
+        model, revision=revision, local_files_only=local_files_only, progress=progress is True
+    )
+    with reporting(progress, "exporting") as report:
+        return export_checkpoint(checkpoint, output, format=format, progress=report, **options)

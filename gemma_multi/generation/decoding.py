@@ -1,0 +1,116 @@
+"""Decoding: one answer in the making, apart from who computes its logits.
+
+It holds what choosing a token depends on (the options, the tokens seen, the position) and what
+ends an answer (stop tokens, the most tokens, a full context, a cancel flag). A driver asks it for
+the next token with the logits of wherever it got them; one driver may step many.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection, Iterable
+
+import numpy as np
+
+from gemma_multi.generation.result import FinishReason
+from gemma_multi.sampling import GenerationOptions, choose
+
+
+class Decoding:
+    """The state of one answer."""
+
+    def __init__(
+        self, options: GenerationOptions, context: Iterable[int], stop_ids: Collection[int], *,
+        vocabulary: int | None = None, context_length: int | None = None,
+        cancelled: threading.Event | None = None,
+    ) -> None:  # fmt: skip
+        """`context` is all that will have been read before the first token. Ids from `vocabulary`
+        on are never chosen: some models pad their embedding past what their tokenizer knows.
+        `cancelled` may be set by another thread, and ends the answer before its next token."""
+        self.options = options
+        self.tokens: list[int] = []  # what was chosen or forced, without the stop token
+        self.finish_reason: FinishReason | None = None  # None: it goes on
+        self.cancelled = cancelled or threading.Event()
+        self._stop_ids, self._vocabulary = stop_ids, vocabulary
+        self._context_length = context_length
+        given = np.fromiter(context, np.int64)
+        self.position = len(given)  # the index that the next token will have
+        self._seen = _Seen(given) if options.repetition_penalty != 1 else None
+
+    @property
+    def finished(self) -> bool:
+        return self.finish_reason is not None
+
+    def next(self, logits: np.ndarray, mask: np.ndarray | None = None) -> int | None:
+        """Chooses from `f32[V]`, takes the token and returns it; None where the answer ends
+        instead. Where `mask` (`bool[V]`) is False no token is chosen."""
+        if self.finished or self._cancelled():
+            return None
+        logits = logits[: self._vocabulary]
+        if mask is not None:
+            logits = np.where(mask[: len(logits)], logits, -np.inf)
+        seen = self._seen.ids if self._seen else _NOTHING
+        token = choose(logits, seen, self.options, self.position)
+        return token if self._take(token) else None
+
+    def force(self, tokens: Iterable[int]) -> list[int]:
+        """Takes tokens that follow without a choice; the part of them that was taken."""
+        taken = []
+        for token in tokens:
+            if self.finished or self._cancelled() or not self._take(token):
+                break
+            taken.append(token)
+        return taken
+
+    def finish(self, reason: FinishReason) -> None:
+        """Ends the answer from outside."""
+        self.finish_reason = self.finish_reason or reason
+
+    def stop_early(self) -> None:
+        """Ends it at a stop text, even if it was the last token that completed it."""
+        self.finish_reason = "stop"
+
+    def _take(self, token: int) -> bool:
+        """Adds a token unless it ends the answer, and sees whether it was the last."""
+        if token in self._stop_ids:
+            self.finish_reason = "stop"
+            return False
+        self.tokens.append(token)
+        self.position += 1
+        if self._seen:
+            self._seen.add(token)
+        # a token at the very end of the context is given, and never read
+        full = self._context_length is not None and self.position > self._context_length
+        if len(self.tokens) == self.options.max_tokens or full:
+            self.finish_reason = "length"
+        return True
+
+    def _cancelled(self) -> bool:
+        if self.cancelled.is_set():
+            self.finish("cancelled")
+        return self.finished
+
+
+_NOTHING = np.zeros(0, np.int64)
+
+
+class _Seen:
+    """Each id once, in an array that grows."""
+
+    def __init__(self, ids: np.ndarray) -> None:
+        self._known = set(ids.tolist())
+        self._ids = np.fromiter(self._known, np.int64)
+        self._count = len(self._ids)
+
+    @property
+    def ids(self) -> np.ndarray:
+        return self._ids[: self._count]
+
+    def add(self, token: int) -> None:
+        if token in self._known:
+            return
+        self._known.add(token)
+        if self._count == len(self._ids):
+            self._ids = np.concatenate([self._ids, np.zeros(max(64, self._count), np.int64)])
+        self._ids[self._count] = token
+        self._count += 1

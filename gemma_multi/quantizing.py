@@ -1,0 +1,65 @@
+"""`quantize`: a model to the int4 directory that mlx-lm and every engine here load as it is."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from gemma_multi.errors import OptionError
+from gemma_multi.exporters import save
+from gemma_multi.files import check_output
+from gemma_multi.progress import Progress, reporting
+from gemma_multi.sources import Source, open_checkpoint
+from gemma_multi.training.recovery import recover as train_back
+from gemma_multi.transforms import QuantizationReport, quantization_errors, quantize_checkpoint
+
+
+def quantize(
+    model: Source,
+    output: str | Path,
+    *,
+    bits: int = 4,
+    embedding_bits: int = 4,
+    recover: Any = None,
+    revision: str | None = None,
+    local_files_only: bool = False,
+    progress: Progress = True,
+    **options: Any,
+) -> QuantizationReport:
+    """Writes `model` on the portable grid.
+
+    model, revision, local_files_only: what to quantise; see `open_checkpoint`.
+    output: a new directory.
+    bits: of the linear layers, 4 or 8. embedding_bits: 8 keeps the embedding in int8, one scale
+        per row.
+    recover: rows, as `finetune` takes them, on which the int4 model is trained to say what the
+        unquantised one says; `options` are `finetune`'s then, and a run that was stopped goes on
+        from `output`-recovery.
+    progress: True for a bar on a terminal, False for none, or a function of (done, total).
+
+    Raises OptionError for bits outside the format, CheckpointError for a checkpoint that is
+    quantised already.
+    """
+    output = Path(output)
+    check_output(output, directory=True)
+    if recover is None and options:
+        raise OptionError(f"option {sorted(options)[0]!r} is for recover=..., which is not given")
+    if recover is not None and (bits, embedding_bits) != (4, 4):
+        raise OptionError(f"recover is for int4, received bits {bits} and {embedding_bits}")
+    checkpoint = open_checkpoint(
+        model, revision=revision, local_files_only=local_files_only, progress=progress is True
+    )
+    recovery = None
+    if recover is None:
+        with reporting(progress, "quantising") as report:
+            quantized, found = quantize_checkpoint(checkpoint, bits, embedding_bits, report)
+        save(quantized, output)
+    else:
+        work = output.with_name(f"{output.name}-recovery")
+        quantized, recovery = train_back(checkpoint, recover, work, progress=progress, **options)
+        save(quantized, output)
+        shutil.rmtree(work)
+        found = quantization_errors(quantized, checkpoint)
+    return replace(found, path=output, nbytes=quantized.nbytes, recovery=recovery)

@@ -1,0 +1,6 @@
+"""From logits to one token: the options, and the sampler. It knows no engine."""
+
+from gemma_multi.sampling.options import GenerationOptions
+from gemma_multi.sampling.sampler import choose
+
+__all__ = ["GenerationOptions", "choose"]

@@ -1,0 +1,144 @@
+"""A checkpoint to a precision: the grids, dense types, and how much was lost.
+
+Design choices:
+- Weights go on a grid once, from the values they were trained to. What is on one already is
+  never put on another: `to_precision` refuses it, by name.
+- Dense from quantised is exact in float32; it is how a mixture is run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from gemma_multi.checkpoint import Checkpoint, Tensor
+from gemma_multi.config import EMBEDDING
+from gemma_multi.errors import CheckpointError, OptionError
+from gemma_multi.progress import Report, silent
+from gemma_multi.quantization.int4 import GROUP_SIZE
+from gemma_multi.quantization.tensor import BFLOAT16, quantize_tensor
+
+GRIDS = {"int4": 4, "int8": 8}
+DENSE = {"float32": np.dtype(np.float32), "bfloat16": BFLOAT16, "float16": np.dtype(np.float16)}
+
+
+@dataclass(frozen=True)
+class TensorError:
+    """How well one tensor sits on its grid; `error` is root-mean-square, relative."""
+
+    name: str
+    shape: tuple[int, ...]
+    bits: int
+    error: float
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """How far an int4 model's probabilities are from the unquantised one's, on rows held out: the
+    mean divergence a token, in nats, of plain rounding and after training."""
+
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
+class QuantizationReport:
+    """What quantising did to each tensor."""
+
+    tensors: tuple[TensorError, ...]
+    path: Path | None = None
+    nbytes: int = 0
+    recovery: Recovery | None = None
+
+    def __str__(self) -> str:
+        width = max(len(t.name) for t in self.tensors)
+        rows = [f"{'tensor':<{width}}  {'shape':>13}  bits   error"]
+        rows += [
+            f"{t.name:<{width}}  {'x'.join(map(str, t.shape)):>13}  {t.bits:>4}  {t.error:>6.2%}"
+            for t in self.tensors
+        ]
+        if self.recovery is not None:
+            before, after = self.recovery.before, self.recovery.after
+            rows.append(f"divergence from the original: {before:.4f} nats a token, "
+                        f"recovered to {after:.4f}")  # fmt: skip
+        return "\n".join(rows)
+
+
+def to_precision(checkpoint: Checkpoint, precision: str, progress: Report = silent) -> Checkpoint:
+    """The checkpoint with its weights as `precision`: `"auto"` as stored; a grid, `"int4"` or
+    `"int8"`, for one that is dense or on it already; or a dense type, for any.
+
+    Raises OptionError for an unknown precision, CheckpointError for a grid other than the one it
+    is on.
+    """
+    if precision in ("auto", checkpoint.precision):
+        return checkpoint
+    if precision in GRIDS:
+        if checkpoint.is_quantized:
+            raise CheckpointError(
+                f"precision is {precision!r}, but the checkpoint is stored as "
+                f"{checkpoint.precision}; use 'auto', or quantise the original"
+            )
+        bits = GRIDS[precision]
+        return quantize_checkpoint(checkpoint, bits, bits, progress)[0]
+    if precision not in DENSE:
+        known = ", ".join(["auto", *GRIDS, *DENSE])
+        raise OptionError(f"unknown precision {precision!r}, expected one of {known}")
+    dtype = DENSE[precision]
+    tensors = {name: checkpoint.weight(name).astype(dtype) for name in checkpoint.tensors}
+    return checkpoint.with_tensors(tensors, f"converted to {precision}")
+
+
+def quantize_checkpoint(
+    checkpoint: Checkpoint, bits: int = 4, embedding_bits: int = 4,
+    progress: Report = silent,
+) -> tuple[Checkpoint, QuantizationReport]:  # fmt: skip
+    """(checkpoint on the grid, how well each tensor sits there).
+
+    Raises OptionError for bits outside the format, CheckpointError for a checkpoint that is
+    quantised already or does not divide into groups.
+    """
+    for name, value in (("bits", bits), ("embedding_bits", embedding_bits)):
+        if type(value) is not int or value not in (4, 8):
+            raise OptionError(f"{name} is {value!r}, expected 4 or 8")
+    if checkpoint.is_quantized:
+        raise CheckpointError(
+            f"the checkpoint is {checkpoint.precision} already; quantise the original instead"
+        )
+    errors: list[TensorError] = []
+    tensors: dict[str, Tensor] = {}
+    done, total = 0, checkpoint.config.num_parameters
+    for name, shape in checkpoint.config.tensor_shapes().items():
+        weight = checkpoint.weight(name)
+        if len(shape) == 2:
+            if shape[1] % GROUP_SIZE:
+                raise CheckpointError(
+                    f"tensor {name!r} has {shape[1]} inputs, not a multiple of {GROUP_SIZE}"
+                )
+            use = embedding_bits if name == EMBEDDING else bits
+            tensors[name], error = quantize_tensor(weight, use)
+            errors.append(TensorError(name, shape, use, error))
+        else:
+            tensors[name] = weight.astype(ml_dtypes.bfloat16)
+        done += weight.size
+        progress(done, total)
+    how = f"quantised to int{bits} in groups of {GROUP_SIZE}, embedding int{embedding_bits}"
+    return checkpoint.with_tensors(tensors, how), QuantizationReport(tuple(errors))
+
+
+def quantization_errors(quantized: Checkpoint, original: Checkpoint) -> QuantizationReport:
+    """How far the weights of `quantized` are from the original's."""
+    errors = []
+    for name, info in quantized.tensors.infos.items():
+        if info.is_quantized:
+            weight = original.weight(name).astype(np.float32)
+            lost = np.linalg.norm(quantized.weight(name) - weight)
+            whole = float(np.linalg.norm(weight))
+            bits = GRIDS[info.dtype]
+            errors.append(
+                TensorError(name, info.shape, bits, float(lost) / whole if whole else 0.0)
+            )
+    return QuantizationReport(tuple(errors))
