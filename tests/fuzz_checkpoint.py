@@ -15,9 +15,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import gemma_multi.checkpoint.directory
 import gemma_multi.tokenizer  # noqa: F401  imported before files are watched
 from gemma_multi.errors import GemmaError
+from gemma_multi.formats import formats
 from gemma_multi.sources import open_checkpoint
 
 WEIGHTS = "model.safetensors"
@@ -195,6 +195,7 @@ def main() -> None:
                 print(f"opened {path}", file=sys.stderr, flush=True)
                 signal.raise_signal(signal.SIGABRT)
 
+    formats()  # imports every format
     sys.addaudithook(watch)
     rng = random.Random(seed)
     for i in range(count):

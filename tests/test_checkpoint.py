@@ -17,7 +17,7 @@ from tiny import edit_json, random_tensors, tiny_checkpoint, tiny_config
 
 from gemma_multi.errors import CheckpointError, ConfigError, GemmaError, OptionError
 from gemma_multi.exporters import save
-from gemma_multi.quantization import quantize
+from gemma_multi.quantizing import quantize
 from gemma_multi.sources import open_checkpoint
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -41,7 +41,7 @@ class TestReading:
         name = np.dtype(dtype).name
         config = tiny_config(dtype=name)
         tensors = {k: v.astype(dtype) for k, v in random_tensors(config).items()}
-        path = tiny_checkpoint().replace(config=config, tensors=tensors).save(tmp_path / "m")
+        path = save(tiny_checkpoint().replace(config=config, tensors=tensors), tmp_path / "m")
         checkpoint = open_checkpoint(path)
         assert checkpoint.precision == name
         for key, expected in tensors.items():
@@ -63,7 +63,8 @@ class TestReading:
             "import sys, numpy as np, json\n"
             "sys.path.insert(0, sys.argv[2])\n"
             "from tiny import tiny_checkpoint, tiny_config\n"
-            "from gemma_multi.checkpoint import Checkpoint\n"
+            "from gemma_multi.exporters import save\n"
+            "from gemma_multi.sources import open_checkpoint\n"
             "import ml_dtypes\n"
             "config = tiny_config(vocab_size=262144, hidden_size=640, num_hidden_layers=18,\n"
             "    head_dim=256, intermediate_size=2048, sliding_window=512, dtype='bfloat16',\n"
@@ -73,7 +74,7 @@ class TestReading:
             "if len(sys.argv) > 3:\n"
             "    shapes, bf16 = config.tensor_shapes(), ml_dtypes.bfloat16\n"
             "    t = {n: np.zeros(s, bf16) for n, s in shapes.items()}\n"
-            "    tiny_checkpoint().replace(config=config, tensors=t).save(path)\n"
+            "    save(tiny_checkpoint().replace(config=config, tensors=t), path)\n"
             "    raise SystemExit\n"
             "def private():\n"
             "    lines = open('/proc/self/status').read().splitlines()\n"
@@ -140,7 +141,9 @@ class TestRefusals:
     def test_no_directory_a_file_or_no_weights(self, tmp_path: Path, tiny_copy: Path) -> None:
         with pytest.raises(CheckpointError, match="no such directory"):
             open_checkpoint(tmp_path / "absent")
-        with pytest.raises(CheckpointError, match="is a file, expected a directory"):
+        with pytest.raises(
+            CheckpointError, match="is none of what can be opened: a Hugging Face directory"
+        ):
             open_checkpoint(tiny_copy / "config.json")
         (tiny_copy / "model.safetensors").unlink()
         with pytest.raises(CheckpointError, match="has no weights"):
@@ -237,7 +240,7 @@ class TestSaving:
         assert "Gemma Terms of Use" in notice
         assert "https://ai.google.dev/gemma/terms" in notice
         assert "- quantised to int4 in groups of 32, embedding int4" in notice
-        again = open_checkpoint(tmp_path / "q").save(tmp_path / "again")
+        again = save(open_checkpoint(tmp_path / "q"), tmp_path / "again")
         assert (again / "NOTICE").read_text() == notice
 
     def test_a_notice_that_came_with_the_weights_goes_on(
@@ -246,7 +249,7 @@ class TestSaving:
         (tiny_copy / "provenance.json").unlink()
         (tiny_copy / "NOTICE").write_text("Tuned by Example Ltd.")
         for i in range(2):  # and is not repeated
-            tiny_copy = open_checkpoint(tiny_copy).save(tmp_path / f"copy{i}")
+            tiny_copy = save(open_checkpoint(tiny_copy), tmp_path / f"copy{i}")
         notice = (tiny_copy / "NOTICE").read_text()
         assert notice.count("Tuned by Example Ltd.") == 1
         assert "Gemma Terms of Use" in notice
@@ -267,29 +270,30 @@ class TestSaving:
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
         try:
-            with pytest.raises(CheckpointError, match=r"cannot be saved.*nothing was written"):
+            with pytest.raises(CheckpointError, match=r"cannot be written.*nothing was written"):
                 save(checkpoint, tmp_path / "full")
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         assert list(tmp_path.iterdir()) == []
 
     def test_a_target_that_cannot_be_written_is_a_clear_error(self, tiny_directory: Path) -> None:
-        with pytest.raises(CheckpointError, match="cannot be saved"):
-            open_checkpoint(tiny_directory).save("/proc/nowhere/model")
+        with pytest.raises(CheckpointError, match="cannot be written"):
+            save(open_checkpoint(tiny_directory), "/proc/nowhere/model")
 
     def test_a_killed_save_leaves_no_half_model(self, tiny_directory: Path, tmp_path: Path) -> None:
         script = (
             "import os, signal, sys\n"
-            "from gemma_multi.checkpoint import Checkpoint, checkpoint\n"
+            "from gemma_multi.exporters import huggingface, save\n"
+            "from gemma_multi.sources import open_checkpoint\n"
             "def die(*_): os.kill(os.getpid(), signal.SIGKILL)\n"
-            "checkpoint._write_json = die\n"
-            "open_checkpoint(sys.argv[1]).save(sys.argv[2])\n"
+            "huggingface.write_json = die\n"
+            "save(open_checkpoint(sys.argv[1]), sys.argv[2])\n"
         )
         target = tmp_path / "model"
         done = subprocess.run([sys.executable, "-c", script, str(tiny_directory), str(target)])
         assert done.returncode == -9
         assert not target.exists()
-        open_checkpoint(open_checkpoint(tiny_directory).save(target))
+        open_checkpoint(save(open_checkpoint(tiny_directory), target))
 
 
 def test_fuzzed_directories_are_refused_by_name_and_never_crash(

@@ -72,9 +72,29 @@ def test_chat_takes_a_turn_a_line_when_piped() -> None:
     assert lines[0] == lines[2]
 
 
+def test_chat_json_is_an_object_a_line() -> None:
+    done = run(
+        "chat", "-b", "mlx", "--temperature", "0", "--json", given="Thank you!\nGood night.\n"
+    )
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(answers) == 2
+    assert all(answer["text"] and answer["backend"] == "mlx" for answer in answers)
+    assert answers[1]["prompt_tokens"] > answers[0]["prompt_tokens"]
+
+
+def test_demo_json_has_every_story() -> None:
+    done = run("demo", "--json")
+    assert done.returncode == 0, done.stderr
+    outcome = json.loads(done.stdout)
+    assert outcome["same"] is True
+    assert [telling["teller"] for telling in outcome["tellings"]] == ["MLX", "Keras", "LiteRT"]
+    assert len({tuple(telling["tokens"]) for telling in outcome["tellings"]}) == 1
+    assert set(outcome["from_the_file"]) == {"Our LiteRT engine", "LiteRT-LM"}
+
+
 def test_quantize_then_info(tiny_directory: Path, tmp_path: Path) -> None:
     target = tmp_path / "int4"
-    done = run("quantize", str(tiny_directory), str(target), "--embedding-bits", "8")
+    done = run("quantize", str(tiny_directory), "-o", str(target), "--embedding-bits", "8")
     assert done.returncode == 0, done.stderr
     assert "model.embed_tokens.weight" in done.stdout
     assert all(len(line) <= 80 for line in done.stdout.splitlines())
@@ -83,8 +103,8 @@ def test_quantize_then_info(tiny_directory: Path, tmp_path: Path) -> None:
     assert len(facts["weights_sha256"]) == 64
     table = run("info", str(target)).stdout
     assert facts["weights_sha256"] in table.replace("\n", "").replace(" ", "")
-    assert_refused(run("quantize", str(tiny_directory), str(target)), "exists already")
-    as_json = run("quantize", str(tiny_directory), str(tmp_path / "b"), "--json")
+    assert_refused(run("quantize", str(tiny_directory), "-o", str(target)), "exists already")
+    as_json = run("quantize", str(tiny_directory), "-o", str(tmp_path / "b"), "--json")
     assert json.loads(as_json.stdout)["tensors"][0]["bits"] == 4
 
 
@@ -110,8 +130,8 @@ def test_demo_says_whether_all_agree() -> None:
 @pytest.mark.parametrize("kind", ["tflite", "litertlm"])
 def test_export_then_generate_from_the_file(kind: str, tmp_path: Path) -> None:
     target = tmp_path / f"storyteller.{kind}"
-    done = run("export", "storyteller", str(target), "--context-length", "512", "--prefill", "64",
-               "--json")  # fmt: skip
+    done = run("export", "storyteller", "-o", str(target), "--context-length", "512",
+               "--prefill", "16", "--prefill", "128", "--json")  # fmt: skip
     facts = json.loads(done.stdout)
     assert facts["bytes"] == target.stat().st_size
     assert (facts["format"], facts["precision"], facts["context_length"]) == (kind, "int4", 512)
@@ -123,7 +143,7 @@ def test_export_then_generate_from_the_file(kind: str, tmp_path: Path) -> None:
     assert again.stderr == ""  # the runtime's own reports stay out of sight
     shown = json.loads(run("info", str(target), "--json").stdout)
     assert shown["stored_as"] == "int4"
-    assert_refused(run("export", "storyteller", str(target)), "exists already")
+    assert_refused(run("export", "storyteller", "-o", str(target)), "exists already")
     assert_refused(run("generate", "hi", "-m", str(target), "--context-length", "513"),
                    "was exported with 512")  # fmt: skip
 
@@ -142,15 +162,24 @@ def test_export_then_generate_from_the_file(kind: str, tmp_path: Path) -> None:
         (["generate", "hi", "--context-length", "5", "-b", "mlx"], "the context holds 5"),
         (["generate", "hi", "-m", "/no/such/dir"], "no such directory"),
         (["generate", "hi", "--raw", "--system", "x"], "takes no --system"),
-        (["info", "pyproject.toml"], "is a file, expected a directory"),
-        (["export", "storyteller", "model.gguf2"], "must end in .tflite or .litertlm"),
-        (["export", "storyteller", "x.tflite", "--prefill", "0"], "prefill size is 0"),
-        (["export", "storyteller", "x.tflite", "--context-length", "4096"], "expected 1 to 2048"),
-        (["export", "storyteller", "/proc/x.litertlm"], "cannot be written"),
-        (["generate", "hi", "-b", "mlx", "--threads", "2"], "an option of backend 'litert'"),
-        (["generate", "hi", "-b", "litert", "--precision", "bfloat16"], "computes in float32"),
+        (["info", "pyproject.toml"], "is none of what can be opened: a Hugging Face directory"),
+        (["export", "storyteller", "-o", "model.gguf2"], "must end in .litertlm or .tflite"),
+        (["export", "storyteller", "-o", "x.tflite", "--prefill", "0"], "prefill size is 0"),
+        (
+            ["export", "storyteller", "-o", "x.tflite", "--context-length", "4096"],
+            "expected 1 to 2048",
+        ),
+        (["export", "storyteller", "-o", "/proc/x.litertlm"], "cannot be written"),
+        (
+            ["generate", "hi", "-b", "mlx", "--threads", "2"],
+            "backend 'mlx' takes no option 'threads'",
+        ),
+        (
+            ["generate", "hi", "-b", "litert", "--precision", "bfloat16"],
+            "computes in float32, int4, int8, not in bfloat16",
+        ),
         (["info", "tests"], "config.json: not found"),
-        (["quantize", "storyteller", "x"], "int4 already"),
+        (["quantize", "storyteller", "-o", "x"], "int4 already"),
         (["sing"], "No such command 'sing'"),
     ],
 )
@@ -159,7 +188,7 @@ def test_bad_input_is_one_line_and_exit_2(arguments: list[str], words: str) -> N
 
 
 def test_saving_where_nothing_can_be_written(tiny_directory: Path) -> None:
-    assert_refused(run("quantize", str(tiny_directory), "/proc/x/y"), "nothing was written")
+    assert_refused(run("quantize", str(tiny_directory), "-o", "/proc/x/y"), "cannot be written")
 
 
 def test_streams_that_are_closed_full_or_of_another_encoding() -> None:
@@ -186,7 +215,7 @@ def test_streams_that_are_closed_full_or_of_another_encoding() -> None:
 
 def test_names_with_brackets_are_shown_as_they_are(tiny_directory: Path, tmp_path: Path) -> None:
     odd = tmp_path / "m[b]x[/y]"
-    done = run("quantize", str(tiny_directory), str(odd))
+    done = run("quantize", str(tiny_directory), "-o", str(odd))
     assert done.returncode == 0, done.stderr
     assert str(odd) in done.stderr.replace("\n", "")
     assert odd.name in run("info", str(odd)).stdout.replace("\n", "").replace(" ", "")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import threading
+import time
 from collections import Counter
 from typing import Any
 
@@ -13,11 +15,10 @@ import pytest
 from goldens.make import FILTERS, FILTERS_FILE, filter_input
 from tiny import tiny_checkpoint
 
-from gemma_multi.engines import ALL, create_engine
-from gemma_multi.engines.base import Engine
+from gemma_multi.engines import ALL, Engine, Session, create_engine
 from gemma_multi.errors import ContextError, OptionError
-from gemma_multi.generation import GenerationOptions, generate_tokens
-from gemma_multi.generation.loop import Progress
+from gemma_multi.generation import Decoding, generate_tokens
+from gemma_multi.sampling import GenerationOptions
 from gemma_multi.sampling.sampler import candidates, choose, gumbel
 
 NOTHING = np.zeros(0, np.int32)
@@ -93,6 +94,15 @@ class TestSampler:
         threshold = np.sort(logits)[-k]
         np.testing.assert_array_equal(np.sort(ids), np.flatnonzero(logits >= threshold))
 
+    @pytest.mark.parametrize("spread", [0.0, 0.01, 1.0, 5.0])
+    def test_noise_for_tokens_that_can_win_is_noise_for_all(self, spread: float) -> None:
+        """Flat or peaked, over a large vocabulary: the same token as adding noise to every one."""
+        rng = np.random.default_rng(0)
+        for position in range(40):
+            logits = (rng.standard_normal(262_144) * spread).astype(np.float32)
+            everywhere = logits + gumbel(np, 7, position, np.arange(len(logits)))
+            assert choose(logits, NOTHING, options(seed=7), position) == everywhere.argmax()
+
     def test_the_best_token_survives_any_filter(self) -> None:
         logits = np.array([0.0, 1.0, 3.0], np.float32)
         assert set(draws(logits, 50, top_p=1e-50)) == {2}
@@ -125,7 +135,7 @@ class TestOptions:
             ({"seed": 1 << 64}, "seed is 18446744073709551616"),
             ({"stop": [""]}, "stop is"),
             ({"stop": [3]}, "stop is"),
-            ({"maxtokens": 3}, "unknown option 'maxtokens', expected max_tokens"),
+            ({"maxtokens": 3}, "unknown option 'maxtokens', expected one of max_tokens"),
         ],
     )
     def test_a_bad_option_is_named(self, given: dict[str, Any], message: str) -> None:
@@ -152,11 +162,77 @@ def engine() -> Engine:
     return create_engine(tiny_checkpoint(), "mlx", "float32")
 
 
+def decoding(session: Session, prompt: list[int], stops: Any = (), **given: Any) -> Decoding:
+    return Decoding(
+        options(**given), [*session.ids.tolist(), *prompt], stops,
+        context_length=session.context_length,
+    )  # fmt: skip
+
+
+def generate(session: Session, prompt: list[int], stops: Any = (), **given: Any) -> list[int]:
+    return list(generate_tokens(session, prompt, decoding(session, prompt, stops, **given)))
+
+
+class TestDecoding:
+    """The state of one answer, without an engine."""
+
+    LOGITS = np.log(np.array([0.1, 0.2, 0.3, 0.4], np.float32))
+
+    def test_a_mask_leaves_what_it_allows(self) -> None:
+        for given in ({"temperature": 0.0}, {}, {"top_k": 3}, {"top_p": 0.5}, {"min_p": 0.3}):
+            state = Decoding(options(max_tokens=100, **given), [2], ())
+            mask = np.array([True, False, True, False])
+            drawn = [state.next(self.LOGITS, mask) for _ in range(100)]
+            assert set(drawn) <= {0, 2}
+            assert drawn[0] == 2 or given.get("temperature") != 0
+
+    def test_forced_tokens_count_and_stop_as_chosen_ones_do(self) -> None:
+        state = Decoding(options(max_tokens=5), [2, 9], {7})
+        assert state.force([4, 5]) == [4, 5]
+        assert (state.tokens, state.position) == ([4, 5], 4)
+        assert state.force([6, 7, 8]) == [6]
+        assert state.finish_reason == "stop"
+        assert state.next(self.LOGITS) is None
+        short = Decoding(options(max_tokens=2), [2], ())
+        assert short.force([4, 5, 6]) == [4, 5]
+        assert short.finish_reason == "length"
+
+    def test_a_forced_token_is_seen_and_moves_the_noise_on(self) -> None:
+        """After it, the text is that of a decoding which had it in its prompt."""
+        rng = np.random.default_rng(0)
+        rows = rng.standard_normal((20, 50)).astype(np.float32)
+        given = {"repetition_penalty": 1.8, "seed": 3, "max_tokens": 99}
+        forced, read = Decoding(options(**given), [2], ()), Decoding(options(**given), [2, 11], ())
+        forced.force([11])
+        assert [forced.next(row) for row in rows] == [read.next(row) for row in rows]
+
+    def test_the_seen_tokens_are_those_of_a_fresh_look(self) -> None:
+        rng = np.random.default_rng(1)
+        prompt = rng.integers(0, 50, 200).tolist()
+        state = Decoding(options(repetition_penalty=1.5, seed=1, max_tokens=999), prompt, ())
+        for _ in range(100):
+            logits = rng.standard_normal(80).astype(np.float32)
+            seen = np.unique([*prompt, *state.tokens])
+            expected = choose(logits, seen, state.options, len(prompt) + len(state.tokens))
+            assert state.next(logits) == expected
+
+    def test_ids_past_the_tokenizer_are_never_chosen(self) -> None:
+        state = Decoding(options(max_tokens=50), [2], (), vocabulary=2)
+        assert {state.next(self.LOGITS) for _ in range(50)} <= {0, 1}
+
+    def test_a_flag_ends_it_before_the_next_token(self) -> None:
+        state = Decoding(options(max_tokens=50), [2], ())
+        assert state.next(self.LOGITS) is not None
+        state.cancelled.set()
+        assert state.next(self.LOGITS) is None
+        assert state.force([1]) == []
+        assert (state.finish_reason, len(state.tokens)) == ("cancelled", 1)
+
+
 class TestLoop:
     def test_greedy_tokens_are_the_best_of_teacher_forced_logits(self, engine: Engine) -> None:
         prompt = [2, 40, 50, 60]
-        greedy = options(max_tokens=40, temperature=0.0)
-        made = list(generate_tokens(engine.session(), prompt, greedy, ()))
+        made = generate(engine.session(), prompt, max_tokens=40, temperature=0.0)
         assert len(made) == 40
         logits = engine.session().read([*prompt, *made], ALL)
         np.testing.assert_array_equal(logits[3:-1].argmax(-1), made)
@@ -164,24 +240,51 @@ class TestLoop:
     def test_it_stops_at_a_stop_token_at_max_tokens_and_when_the_context_is_full(
         self, engine: Engine
     ) -> None:
-        greedy = options(max_tokens=30, temperature=0.0)
-        made = list(generate_tokens(engine.session(), [2, 9], greedy, ()))
-        progress = Progress()
-        stop = made[10]
-        until = list(generate_tokens(engine.session(), [2, 9], greedy, {stop}, progress))
-        assert until == made[: made.index(stop)]
-        assert progress.finish_reason == "stop"
-        progress = Progress()
-        full = list(generate_tokens(engine.session(12), [2, 9], greedy, (), progress))
-        assert full == made[:11]  # ten read after the prompt, and one nobody reads
-        assert progress.finish_reason == "length"
+        greedy = {"max_tokens": 30, "temperature": 0.0}
+        made = generate(engine.session(), [2, 9], **greedy)
+        stop, session = made[10], engine.session()
+        until = decoding(session, [2, 9], {stop}, **greedy)
+        assert list(generate_tokens(session, [2, 9], until)) == made[: made.index(stop)]
+        assert until.finish_reason == "stop"
+        session = engine.session(12)
+        full = decoding(session, [2, 9], **greedy)
+        # ten read after the prompt, and one nobody reads
+        assert list(generate_tokens(session, [2, 9], full)) == made[:11]
+        assert full.finish_reason == "length"
         with pytest.raises(ContextError):
-            next(generate_tokens(engine.session(3), [2, 9, 8, 7], greedy, ()))
+            generate(engine.session(3), [2, 9, 8, 7], **greedy)
+
+    def test_a_prompt_in_pieces_gives_the_text_of_a_prompt_at_once(self) -> None:
+        engine = create_engine(tiny_checkpoint(max_position_embeddings=2048), "mlx", "float32")
+        prompt = np.random.default_rng(0).integers(4, 320, 1300).tolist()
+        made = generate(engine.session(), prompt, max_tokens=5, temperature=0.0)
+        session = engine.session()
+        logits = session.read(prompt)
+        for token in made:
+            assert int(logits.argmax()) == token
+            logits = session.read([token])
+
+    def test_another_thread_stops_a_long_prompt_and_a_long_answer(self, engine: Engine) -> None:
+        session = engine.session()
+        state = decoding(session, [2, 9], max_tokens=200, temperature=0.0)
+        seen = []
+        for token in generate_tokens(session, [2, 9], state):
+            seen.append(token)
+            if len(seen) == 3:
+                threading.Thread(target=state.cancelled.set).start()
+                while not state.cancelled.is_set():
+                    time.sleep(0.001)
+        assert (len(seen), state.finish_reason) == (3, "cancelled")
+        long = create_engine(tiny_checkpoint(max_position_embeddings=4096), "mlx", "float32")
+        session = long.session()
+        state = decoding(session, [5] * 4000)
+        state.cancelled.set()
+        assert list(generate_tokens(session, [5] * 4000, state)) == []
+        assert session.length < 1000
 
     def test_a_seed_names_one_text(self, engine: Engine) -> None:
         def run(seed: int) -> list[int]:
-            chosen = options(max_tokens=30, seed=seed)
-            return list(generate_tokens(engine.session(), [2, 9], chosen, ()))
+            return generate(engine.session(), [2, 9], max_tokens=30, seed=seed)
 
         assert run(1) == run(1)
         assert run(1) != run(2)

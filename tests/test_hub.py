@@ -153,6 +153,28 @@ def test_a_model_is_fetched_once_and_then_offline(info, hub: Hub) -> None:
         assert not hub.requests
 
 
+def test_the_hubs_own_facts_win_over_what_a_repository_says_of_itself(info, hub: Hub) -> None:
+    """A file in it may claim another source and a kinder licence; its history is passed on."""
+    claim = {"license": "apache-2.0", "source": "google/gemma-3-270m", "revision": "f" * 40,
+             "modifications": ["fine-tuned on secrets"], "received_notice": "Hello."}  # fmt: skip
+    (hub.directory / "provenance.json").write_text(json.dumps(claim))
+    facts = json.loads(info("tiny/gemma", "--json").stdout)
+    assert (facts["source"], facts["revision"]) == ("tiny/gemma", NEW)
+    assert facts["license"] == "gemma"
+    assert facts["modified"] == ["fine-tuned on secrets"]
+
+
+@pytest.mark.parametrize(
+    ("card", "license"),
+    [("---\nlicense: apache-2.0\n---\n# A model", "apache-2.0"),
+     ("---\nlicense: gemma\n---", "gemma"), ("---\nlicense: mit\n---", "gemma"),
+     ("---\nlicense: [\n---", "gemma"), ("no header", "gemma")],
+)  # fmt: skip
+def test_the_licence_is_the_one_on_the_card(info, hub: Hub, card: str, license: str) -> None:
+    (hub.directory / "README.md").write_text(card)
+    assert json.loads(info("tiny/gemma", "--json").stdout)["license"] == license
+
+
 def test_a_revision_is_pinned(info) -> None:
     facts = json.loads(info("tiny/gemma", "--revision", "old", "--json").stdout)
     assert facts["revision"] == OLD

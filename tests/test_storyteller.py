@@ -24,7 +24,9 @@ import tasks
 
 @pytest.fixture(scope="module")
 def model() -> gemma_multi.Model:
-    return gemma_multi.load("storyteller", backend="keras")
+    return gemma_multi.load(
+        "storyteller", backend="litert", precision="float32"
+    )  # the fastest here
 
 
 def test_stories_name_hero_setting_and_twist_and_end(model: gemma_multi.Model) -> None:

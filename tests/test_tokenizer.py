@@ -14,7 +14,7 @@ from varied_text import samples
 
 from gemma_multi import chat
 from gemma_multi.errors import OptionError, TokenizerError
-from gemma_multi.tokenizer import Tokenizer
+from gemma_multi.tokenizer import Tokenizer, sentencepiece_from_json
 
 STEERING = ("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>",
             "<start_of_image>", "<end_of_image>", "<image_soft_token>")  # fmt: skip
@@ -230,3 +230,62 @@ class TestChat:
     ) -> None:
         with pytest.raises(OptionError, match=error):
             chat.encode_prompt(small, messages)
+
+
+class TestTokenizerJsonRules:
+    """What a byte-fallback BPE file can say that a SentencePiece model cannot."""
+
+    @staticmethod
+    def small(**model: object) -> dict:
+        vocab = {"<pad>": 0, "<eos>": 1, "<bos>": 2, "<unk>": 3, "<start_of_turn>": 4,
+                 "<end_of_turn>": 5}  # fmt: skip
+        vocab |= {f"<0x{i:02X}>": 6 + i for i in range(256)}
+        for piece in ("a", "b", "c", "ab", "bc", "abc"):
+            vocab[piece] = len(vocab)
+        return {
+            "added_tokens": [{"id": i, "content": piece, "special": True}
+                             for piece, i in list(vocab.items())[:6]],
+            "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"},
+            "pre_tokenizer": None,
+            "model": {"type": "BPE", "byte_fallback": True, "unk_token": "<unk>", "vocab": vocab,
+                      "merges": [["a", "b"], ["b", "c"], ["ab", "c"], ["a", "bc"]], **model},
+        }  # fmt: skip
+
+    def test_all_ways_to_make_a_piece_are_accepted(self) -> None:
+        data = self.small()
+        ours = Tokenizer(sentencepiece_from_json(json.dumps(data).encode()))
+        theirs = tokenizers.Tokenizer.from_str(json.dumps(data))
+        for text in ("abc", "bc", "aabcb", "cab", "abcabc"):
+            assert ours.encode(text) == theirs.encode(text, add_special_tokens=False).ids
+
+    def test_a_way_that_is_left_out_is_refused(self) -> None:
+        """Hugging Face would never make `abc` from `a` and `bc`; SentencePiece does."""
+        data = self.small(merges=[["b", "c"], ["a", "b"], ["ab", "c"]])
+        theirs = tokenizers.Tokenizer.from_str(json.dumps(data))
+        assert theirs.encode("abc", add_special_tokens=False).tokens == ["a", "bc"]
+        with pytest.raises(TokenizerError, match=r"leave out 1 of 2 ways to make the piece 'abc'"):
+            sentencepiece_from_json(json.dumps(data).encode())
+
+    def test_ignored_merges_are_refused(self) -> None:
+        data = json.dumps(self.small(ignore_merges=True)).encode()
+        with pytest.raises(TokenizerError, match="ignore_merges True, expected none"):
+            sentencepiece_from_json(data)
+
+
+def test_a_damaged_cached_tokenizer_is_built_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GEMMA_MULTI_CACHE", str(tmp_path / "cache"))
+    directory = tmp_path / "model"
+    directory.mkdir()
+    data = json.dumps(TestTokenizerJsonRules.small())
+    (directory / "tokenizer.json").write_text(data)
+    expected = Tokenizer.from_directory(directory).encode("abcab")
+    (kept,) = (tmp_path / "cache" / "tokenizers").iterdir()
+    whole = kept.read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    for broken in (b"", whole[:100], whole[:-1], bytes(flipped), b"x" * len(whole)):
+        kept.write_bytes(broken)
+        assert Tokenizer.from_directory(directory).encode("abcab") == expected
+        assert kept.read_bytes() == whole

@@ -17,9 +17,11 @@ import corpus
 import numpy as np
 
 import gemma_multi
-from gemma_multi.checkpoint.provenance import APACHE, Provenance
+from gemma_multi.checkpoint import Provenance, Tensors
+from gemma_multi.checkpoint.provenance import APACHE
 from gemma_multi.config import alternate
 from gemma_multi.files import write_atomically
+from gemma_multi.tokenizer import Tokenizer
 
 CONFIG = gemma_multi.ModelConfig(
     vocab_size=corpus.VOCAB_SIZE,
@@ -66,13 +68,16 @@ def random_checkpoint(work: Path) -> gemma_multi.Checkpoint:
         for name, shape in CONFIG.tensor_shapes().items()
     }
     made = Provenance(APACHE, "storyteller", modifications=("trained on generated stories",))
-    return gemma_multi.Checkpoint(CONFIG, tensors, made, GENERATION, tokenizer.parent)
+    return gemma_multi.Checkpoint(
+        CONFIG, Tensors.of(tensors), made, GENERATION, tokenizer.parent,
+        make_tokenizer=lambda: Tokenizer.from_directory(tokenizer.parent),
+    )  # fmt: skip
 
 
 def train(
     base: gemma_multi.Checkpoint, output: Path, rows: int, seed: int, **options: Any
 ) -> gemma_multi.FineTune:
-    """One run over fresh rows, taken up again if it was stopped."""
+    """One run over fresh rows, resumed if it was stopped."""
     return gemma_multi.finetune(
         base, corpus.rows(rows, seed), validation=list(corpus.held_out(100)), output=output,
         resume=(output / "run.json").exists(), backend="keras", **SHAPE, **options,

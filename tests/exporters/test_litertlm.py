@@ -12,8 +12,11 @@ from tiny import random_tensors, tiny_config
 
 import gemma_multi
 from gemma_multi import Checkpoint, CheckpointError
+from gemma_multi.comparison.text import disagreements
+from gemma_multi.comparison.tolerances import tolerance_of
 from gemma_multi.demo import STORY
 from gemma_multi.engines import create_engine
+from gemma_multi.model import Model
 from gemma_multi.sources import open_checkpoint
 from gemma_multi.tokenizer import Tokenizer
 
@@ -34,6 +37,16 @@ def said(message: dict) -> str:
     return "".join(part.get("text", "") for part in message["content"])
 
 
+def assert_same_but_for_ties(model: Model, prompt: list[int], theirs: str) -> bool:
+    """Their greedy text against our logits at every token of it. int4 and int8 weights are
+    multiplied by activations rounded to int8, in an order that depends on the processor, so texts
+    may part at a near tie; whether this one did."""
+    tie = tolerance_of(model.engine.compute, model.engine.compute).tie
+    found = disagreements(model, prompt, theirs, tie)
+    assert all(one.tie for one in found), found
+    return bool(found)
+
+
 @pytest.mark.parametrize(
     ("precision", "prefill"),
     [("auto", None), ("auto", (8, 32, 256)), ("float32", (2,)), ("int8", (100,))],
@@ -44,23 +57,31 @@ def test_a_long_conversation_is_the_same_in_litert_lm(
     """Five turns, over a dozen windows, and prompts that need every prefill size."""
     source: str | Checkpoint = "storyteller"
     if precision == "int8":  # from the weights as they are: the grid of int4, held in int8
-        stored = gemma_multi.load(backend="litert").checkpoint
+        stored = open_checkpoint("storyteller")
         dense = {name: np.asarray(stored.weight(name), np.float32) for name in stored.tensors}
         source = stored.with_tensors(dense)
     path = tmp_path / "storyteller.litertlm"
     gemma_multi.export(source, path, precision=precision, prefill=prefill)
-    ours = gemma_multi.load(path).chat()
+    model = gemma_multi.load(path)
+    ours, messages, parted = model.chat(), [], False
     with litert_lm.Engine(str(path), litert_lm.Backend.CPU(thread_count=2)) as engine:
         theirs = engine.create_conversation(sampler_config=GREEDY)
         for turn in TURNS:
-            expected = said(theirs.send_message(turn))
-            assert ours.send(turn, temperature=0, max_tokens=600).text.strip() == expected.strip()
-    assert ours._session.length > 12 * 64
+            expected = said(theirs.send_message(turn)).strip()
+            messages.append({"role": "user", "content": turn})
+            prompt = model.encode(messages)
+            parted = assert_same_but_for_ties(model, prompt, expected) or parted
+            messages.append({"role": "model", "content": expected})
+            if not parted:  # and a conversation of ours that never leaves its cache
+                assert ours.send(turn, temperature=0, max_tokens=600).text.strip() == expected
+    assert not (parted and precision == "float32")
+    assert len(model.encode([*messages, {"role": "user", "content": "."}])) > 12 * 64
 
 
 def test_system_text_and_spaces_around_a_turn_are_the_same_in_litert_lm(tmp_path: Path) -> None:
+    """Turns are trimmed and system text is not, as Google's template has it."""
     path = tmp_path / "storyteller.litertlm"
-    gemma_multi.export("storyteller", path)
+    gemma_multi.export("storyteller", path, precision="float32")
     system = " Answer in one word.\n"
     ours = gemma_multi.load(path).chat(system=system)
     with litert_lm.Engine(str(path)) as engine:
@@ -89,7 +110,14 @@ def test_the_real_vocabulary_and_grouped_heads(
     ours = model.generate(prompt, temperature=0, max_tokens=40)
     with litert_lm.Engine(str(path)) as engine:
         conversation = engine.create_conversation(sampler_config=GREEDY, max_output_tokens=40)
-        assert said(conversation.send_message(prompt)) == ours.text
+        theirs = said(conversation.send_message(prompt))
+    assert len(theirs) > 10
+    if theirs != ours.text:  # they may part where our two best tokens are nearly equal
+        said_so_far = (model.tokenizer.decode(ours.tokens[: i + 1]) for i in range(40))
+        at = next(i for i, text in enumerate(said_so_far) if not theirs.startswith(text))
+        logits = model.engine.session().read([*model.encode(prompt), *ours.tokens[:at]])
+        second, best = np.sort(logits)[-2:]
+        assert best - second <= tolerance_of("int8", "int8").tie
 
 
 def test_what_the_bundle_says_of_itself(tmp_path: Path) -> None:

@@ -282,7 +282,10 @@ def test_a_stored_precision_is_not_quantised_a_second_time(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("name", ["model", "model.gguf2", "model.tflite.txt"])
 def test_an_unknown_suffix_is_refused(name: str, tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match=r"must end in \.tflite or \.litertlm"):
+    with pytest.raises(
+        OptionError,
+        match=r"must end in \.litertlm or \.tflite, to say what it is; for a directory give",
+    ):
         gemma_multi.export(tiny_checkpoint(), tmp_path / name)
 
 
@@ -315,8 +318,14 @@ def test_mixed_precisions_are_exported_in_float32(tmp_path: Path) -> None:
 def test_tensors_put_in_by_hand_are_not_taken_for_those_of_the_file(tiny_copy: Path) -> None:
     checkpoint = open_checkpoint(tiny_copy)
     before = create_engine(checkpoint, "litert", "float32").session().read([5, 6, 7])
-    checkpoint.tensors["model.norm.weight"] = checkpoint.weight("model.norm.weight") + 1  # type: ignore[index]
-    after = create_engine(checkpoint, "litert", "float32").session().read([5, 6, 7])
+    for change in ("__setitem__", "update", "pop", "clear", "setdefault"):
+        assert not hasattr(checkpoint.tensors, change)
+    with pytest.raises(ValueError, match="read-only"):
+        checkpoint.tensors["model.norm.weight"][0] = 9
+    norm = {"model.norm.weight": checkpoint.weight("model.norm.weight") + 1}
+    changed = checkpoint.with_tensors(norm)
+    assert changed.identity != checkpoint.identity
+    after = create_engine(changed, "litert", "float32").session().read([5, 6, 7])
     assert np.abs(after - before).max() > 0.1
 
 

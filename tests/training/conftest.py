@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny import random_tensors, tiny_config
+from tiny import random_checkpoint, tiny_config
 
 from gemma_multi.checkpoint import Checkpoint
+from gemma_multi.engines import ALL, Engine
 from gemma_multi.training.batches import Batch
 from gemma_multi.training.finetune import create_trainer
 from gemma_multi.training.options import TrainingOptions
@@ -29,7 +30,7 @@ def make_trainer(
 ) -> Trainer:  # fmt: skip
     """A trainer of a tiny model, without the grid unless asked for."""
     config = tiny_config()
-    checkpoint = checkpoint or Checkpoint(config, random_tensors(config))
+    checkpoint = checkpoint or random_checkpoint(config)
     chosen = TrainingOptions.checked({"qat": False, **options}, 256)
     job = Job(checkpoint.config, initial_tensors(checkpoint, chosen),
               frozen_weights(checkpoint, chosen), chosen, teacher, devices)  # fmt: skip
@@ -39,6 +40,11 @@ def make_trainer(
 def make_batch(ids: np.ndarray, labels: np.ndarray, segments: np.ndarray | None = None) -> Batch:
     segments = np.ones_like(ids) if segments is None else segments
     return Batch(ids[None], labels[None], segments[None], tuple(range(len(ids))))
+
+
+def all_logits(engine: Engine, ids: np.ndarray) -> np.ndarray:
+    """`i32[B, T]` -> `f32[B, T, V]`, a session a row."""
+    return np.stack([engine.session().read(row, ALL) for row in ids])
 
 
 ROWS = [

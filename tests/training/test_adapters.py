@@ -10,23 +10,22 @@ import numpy as np
 import pytest
 from goldens.make_training import ADAPTER, CONFIG, FILE, adapter_ids
 from safetensors.numpy import load_file, save_file
-from tiny import edit_json, random_tensors, tiny_checkpoint
+from tiny import edit_json, random_checkpoint, tiny_checkpoint
 
 import gemma_multi
 from gemma_multi import CheckpointError, OptionError
-from gemma_multi.checkpoint import Checkpoint
-from gemma_multi.checkpoint.adapter import CONFIG_FILE, WEIGHTS_FILE, Adapter
+from gemma_multi.checkpoint import Adapter
 from gemma_multi.cli import main
 from gemma_multi.engines import ALL, create_engine
 from gemma_multi.exporters import save
 from gemma_multi.exporters.peft import save_adapter
-from gemma_multi.formats.peft import read_adapter
+from gemma_multi.formats.peft import CONFIG_FILE, WEIGHTS_FILE, read_adapter
 from gemma_multi.quantization.tensor import QuantizedTensor
 from gemma_multi.sources import open_checkpoint
 from gemma_multi.transforms import merge, quantize_checkpoint, to_precision
 from training.conftest import ROWS
 
-BASE = Checkpoint(CONFIG, random_tensors(CONFIG))
+BASE = random_checkpoint(CONFIG)
 
 
 def random_adapter(seed: int, rank: int = 4, size: float = 0.2) -> Adapter:
@@ -250,5 +249,5 @@ def test_adapters_and_grids_that_do_not_go_together(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="qat is for int4, but the model is int8"):
         gemma_multi.finetune(int8, ROWS, output=tmp_path / "run", method="lora", progress=False)
     assert not (tmp_path / "run").exists()
-    with pytest.raises(CheckpointError, match="precision is 'int4', but .* stored as int8"):
+    with pytest.raises(CheckpointError, match=r"precision is 'int4', but .* stored as int8"):
         to_precision(merge(int8, random_adapter(0)), "int4")

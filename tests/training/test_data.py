@@ -239,7 +239,7 @@ def test_many_rows_stay_on_the_disk(tmp_path: Path) -> None:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 40e6
-    assert isinstance(examples.words, np.memmap)
+    assert isinstance(examples.entries, np.memmap)
     assert batch.ids.shape == (1, 32, 32)
 
 

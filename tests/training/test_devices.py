@@ -80,6 +80,29 @@ def test_processes_of_mlx_share_a_batch(tmp_path: Path) -> None:
     assert (tmp_path / "two" / "model").exists()
 
 
+def test_what_the_leader_refuses_all_processes_of_mlx_refuse(tmp_path: Path) -> None:
+    """Only the leader looks at the output; a follower that went on would wait for it for ever."""
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two" / "mine.txt").write_text("in use")
+    script = tmp_path / "train.py"
+    tests = str(Path(__file__).parents[1])
+    code = SCRIPT.replace('"keras"', '"mlx"')
+    code = code.format(tests=tests, output=str(tmp_path / "two"), devices=None, qat=False)
+    script.write_text(
+        "try:\n"
+        + "\n".join(f"    {line}" for line in code.splitlines())
+        + "\nexcept Exception as error:\n    print('REFUSED', type(error).__name__, error)\n"
+    )
+    launch = [str(Path(sys.executable).with_name("mlx.launch")), "-n", "2", "--backend", "ring",
+              "--python", sys.executable, str(script)]  # fmt: skip
+    done = subprocess.run(launch, capture_output=True, text=True, timeout=120)
+    refused = [line.split("REFUSED ")[1] for line in done.stdout.splitlines() if "REFUSED" in line]
+    assert len(refused) == 2, done.stdout + done.stderr[-3000:]
+    assert any(line.startswith("OptionError") and "exists already" in line for line in refused)
+    assert any(line.startswith("TrainingError another process") for line in refused)
+    assert [path.name for path in (tmp_path / "two").iterdir()] == ["mine.txt"]
+
+
 @pytest.mark.parametrize(
     ("devices", "batch_size", "message"),
     [(99, 4, "devices is 99, but there are"), (0, 4, "devices is 0"), (True, 4, "devices is True")],

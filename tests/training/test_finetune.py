@@ -17,7 +17,7 @@ import pytest
 from tiny import tiny_checkpoint
 
 import gemma_multi
-from gemma_multi import FineTune, TrainingError, finetune, validation_loss
+from gemma_multi import FineTune, OptionError, TrainingError, finetune, validation_loss
 from gemma_multi.exporters import save
 from gemma_multi.training.history import read_history
 from training.conftest import ROWS
@@ -206,6 +206,27 @@ def test_ctrl_c_saves_and_says_how_to_go_on(base: Path, tmp_path: Path, rows_fil
     ended = subprocess.run([*command, "--resume", "--epochs", "60"], capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     assert (output / "model").exists()
+
+
+def test_two_runs_do_not_share_an_output(base: Path, tmp_path: Path, rows_file: Path) -> None:
+    """The second is refused, whether it begins or resumes; the first goes on undisturbed."""
+    output = tmp_path / "run"
+    process = start(base, output, rows_file, **{**OPTIONS, "backend": "keras", "epochs": 200})
+    wait_for_step(output, 2, process)
+    before = read_history(output / "history.jsonl")
+    with pytest.raises(TrainingError, match="another process is training there"):
+        finetune(base, rows_file, output, resume=True, **{**OPTIONS, "backend": "keras"})
+    with pytest.raises(OptionError, match="exists already"):
+        finetune(base, rows_file, output, **{**OPTIONS, "backend": "keras"})
+    wait_for_step(output, before[-1]["step"] + 2, process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    # a killed process holds nothing
+    options = {**OPTIONS, "backend": "keras", "epochs": 200}
+    assert (output / ".lock").exists()
+    with pytest.raises(TrainingError, match="epochs is 1, but the run began with 200"):
+        finetune(base, rows_file, output, resume=True, **{**options, "epochs": 1})
+    assert not (output / ".lock").exists()
 
 
 def test_a_run_is_resumed_only_as_it_was(base: Path, tmp_path: Path, rows_file: Path) -> None:

@@ -19,9 +19,9 @@ from training.conftest import ROWS
 
 def divergence(a: gemma_multi.Checkpoint, b: gemma_multi.Checkpoint) -> float:
     ids = np.random.default_rng(0).integers(3, 4096, 60)
-    logits = [gemma_multi.load(c, backend="keras", precision="float32").engine.session().read(ids, ALL)
-              for c in (a, b)]  # fmt: skip
-    p, q = (x[0] - np.log(np.exp(x[0]).sum(-1, keepdims=True)) for x in logits)
+    engines = [gemma_multi.load(c, backend="keras", precision="float32").engine for c in (a, b)]
+    logits = [engine.session().read(ids, ALL) for engine in engines]
+    p, q = (x - np.log(np.exp(x).sum(-1, keepdims=True)) for x in logits)
     return float((np.exp(p) * (p - q)).sum(-1).mean())
 
 
@@ -36,7 +36,7 @@ def test_recovery_brings_int4_closer_to_the_original(tmp_path: Path) -> None:
     rows = [{"text": "".join(words[i : i + 40])} for i in range(0, 900, 30)]
     report = gemma_multi.quantize(
         original, tmp_path / "recovered", recover=rows, backend="keras", learning_rate=3e-4,
-        epochs=6, batch_size=8, max_length=256, too_long="cut", progress=None,
+        epochs=6, batch_size=8, max_length=256, too_long="cut", progress=False,
     )  # fmt: skip
     assert report.recovery is not None
     assert report.recovery.after < 0.8 * report.recovery.before
@@ -52,7 +52,7 @@ def test_recovery_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixt
     base = save(tiny_checkpoint(vocab_size=4096), tmp_path / "base")
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     with pytest.raises(SystemExit) as ended:
-        main(["quantize", str(base), str(tmp_path / "out"), "--recover",
+        main(["quantize", str(base), "-o", str(tmp_path / "out"), "--recover",
               str(tmp_path / "rows.jsonl"), "--backend", "keras", "--json"])  # fmt: skip
     assert ended.value.code == 0
     won = json.loads(capsys.readouterr().out)["recovery"]
