@@ -13,7 +13,7 @@ demo: .venv/demo
 	@$(RUN) $(BIN)/gemma-multi demo
 
 test: .venv/test lint
-	$(RUN) $(BIN)/python -m pytest
+	$(RUN) $(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: .venv/test
 	$(BIN)/ruff check .

@@ -3,7 +3,7 @@
 On the bundled model, all three backends over the whole prompt set, in float32 and as each backend
 runs it by itself; then a checkpoint of random weights in the true 270M shape on a few prompts.
 Memory is compared with the sum of what the engines take alone, when each reads the same prompts
-and answers. (Random weights have no favourite among 262,144 words: their top-1 says little.)
+and answers. (Random weights have no favourite in a vocabulary of 262,144: their top-1 says little.)
 """
 
 from __future__ import annotations

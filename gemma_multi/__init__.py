@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from gemma_multi.checkpoint import Checkpoint
     from gemma_multi.comparison import ParityReport, parity
     from gemma_multi.config import ModelConfig
+    from gemma_multi.conversation import Chat
     from gemma_multi.errors import (
         BackendError,
         CheckpointError,
@@ -33,10 +34,11 @@ if TYPE_CHECKING:
     from gemma_multi.exporting import export
     from gemma_multi.generation import GenerationResult, TextScore
     from gemma_multi.loading import load
-    from gemma_multi.model import Chat, Model, TextStream
+    from gemma_multi.model import Model
     from gemma_multi.quantizing import quantize
     from gemma_multi.sampling import GenerationOptions
     from gemma_multi.sources import open_checkpoint
+    from gemma_multi.streaming import TextStream
     from gemma_multi.tokenizer import Tokenizer
     from gemma_multi.training.finetune import finetune
     from gemma_multi.training.result import FineTune
@@ -47,7 +49,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "BackendError": "errors",
-    "Chat": "model",
+    "Chat": "conversation",
     "Checkpoint": "checkpoint",
     "CheckpointError": "errors",
     "ConfigError": "errors",
@@ -65,7 +67,7 @@ _HOME = {
     "ParityReport": "comparison",
     "QuantizationReport": "transforms",
     "TextScore": "generation",
-    "TextStream": "model",
+    "TextStream": "streaming",
     "Tokenizer": "tokenizer",
     "TokenizerError": "errors",
     "TrainingError": "errors",

@@ -33,7 +33,7 @@ def encode_answered(
     """A whole conversation to learn from: (ids, which of them the model says).
 
     The model says the text of its turns and the `<end_of_turn>` after it, as it does when it
-    generates; the line break behind the last turn is left away.
+    generates; the line break behind the last turn is omitted.
     """
     ids, said = [tokenizer.bos_id], [False]
     for role, text in turns:

@@ -372,11 +372,13 @@ def _check(config: ModelConfig) -> None:
         raise ConfigError(f"dtype is {config.dtype!r}, expected 'bfloat16', 'float16' or 'float32'")
     for token in config.eos_token_ids:
         if not 0 <= token < config.vocab_size:
-            raise ConfigError(f"eos_token_id has {token}, but there are {config.vocab_size} words")
+            raise ConfigError(
+                f"eos_token_id has {token}, but the vocabulary has {config.vocab_size} tokens"
+            )
     for field in fields(config):
         if field.name.endswith("_token_id"):
             value = getattr(config, field.name)
             if value >= config.vocab_size:
                 raise ConfigError(
-                    f"{field.name} is {value}, but there are {config.vocab_size} words"
+                    f"{field.name} is {value}, but the vocabulary has {config.vocab_size} tokens"
                 )

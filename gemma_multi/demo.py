@@ -3,7 +3,7 @@
 The first part samples with one seed in float32, so that what differs can only be a bug. The
 second exports a `.litertlm` and runs it twice, greedily: on the LiteRT engine here, and on
 LiteRT-LM, the engine that Android apps use. A backend that is not installed, or cannot be on this
-machine, is named and passed over.
+machine, is named and skipped.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Outcome:
 
     tellings: list[Telling] = field(default_factory=list)
     differences: list[str] = field(default_factory=list)
-    passed_over: list[str] = field(default_factory=list)  # in words
+    skipped: list[str] = field(default_factory=list)  # in words
     from_the_file: dict[str, str] = field(default_factory=dict)  # by teller
     file_bytes: int = 0
 
@@ -67,8 +67,8 @@ def run(seed: int, silent: bool = False) -> Outcome:
         if backend.is_reference:
             continue
         if missing := backend.missing():
-            why = f"{backend.title}: {', '.join(missing)} not installed, passed over"
-            outcome.passed_over.append(why)
+            why = f"{backend.title}: {', '.join(missing)} not installed, skipped"
+            outcome.skipped.append(why)
             notes.print(f"[dim]{why}[/dim]")
             continue
         outcome.tellings.append(_tell(backend.name, backend.title, seed, silent))
@@ -135,14 +135,14 @@ def _differences(tellings: list[Telling]) -> list[str]:
 def _tell_from_the_file(outcome: Outcome, silent: bool) -> None:
     """Exports, then compares our LiteRT engine with Google's on the same file."""
 
-    def pass_over(why: str) -> None:
-        outcome.passed_over.append(why)
+    def skip(why: str) -> None:
+        outcome.skipped.append(why)
         notes.print(f"[dim]{why}[/dim]")
 
     try:
         from litert_lm_builder import litertlm_builder as _  # noqa: F401  needed to export
     except ImportError:
-        pass_over(".litertlm: litert-lm-builder not installed, passed over")
+        skip(".litertlm: litert-lm-builder not installed, skipped")
         return
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "storyteller.litertlm"
@@ -157,7 +157,7 @@ def _tell_from_the_file(outcome: Outcome, silent: bool) -> None:
         try:
             theirs = ask_litert_lm(path, STORY).strip()
         except ImportError:
-            pass_over("LiteRT-LM: litert-lm-api not installed, passed over")
+            skip("LiteRT-LM: litert-lm-api not installed, skipped")
             return
     _show("LiteRT-LM, which runs it on Android,", [theirs], silent)
     outcome.from_the_file["LiteRT-LM"] = theirs

@@ -2,13 +2,12 @@
 
 One prompt's way through this package: `Model.stream` turns messages into ids (`chat`), the loop
 (`generation.loop`) asks the engine's session for logits and the decoding for a token, and
-`TextStream` here turns tokens into text and watches for stop texts.
+`streaming.TextStream` turns tokens into text and watches for stop texts.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +16,20 @@ import numpy as np
 from gemma_multi import chat as chat_format
 from gemma_multi.checkpoint import Adapter, Checkpoint, Tensor
 from gemma_multi.config import ModelConfig
+from gemma_multi.conversation import Chat
 from gemma_multi.engines import ALL, Engine, Session, create_engine
 from gemma_multi.errors import ContextError, OptionError
 from gemma_multi.exporters import ExportReport, export_checkpoint, save
 from gemma_multi.formats.peft import read_adapter
-from gemma_multi.generation import (
-    Decoding,
-    GenerationResult,
-    TextScore,
-    Timing,
-    generate_tokens,
-)
+from gemma_multi.generation import GenerationResult, TextScore
 from gemma_multi.progress import Progress, reporting
 from gemma_multi.sampling import GenerationOptions
+from gemma_multi.streaming import TextStream
 from gemma_multi.tokenizer import Tokenizer
 from gemma_multi.transforms import cast_to_stored, merge
 from gemma_multi.transforms.merge import merged_tensors
 
-_SCORE_CHUNK = (
-    128  # positions whose logits are looked at together; 134 MB over a vocabulary of 262,144
-)
+_SCORE_CHUNK = 128  # positions whose logits are looked at together, at most 134 MB
 
 
 class Model:
@@ -145,7 +138,7 @@ class Model:
     ) -> TextStream:
         """The same, as an iterator of text pieces; closing it stops generation."""
         return TextStream(
-            self, self._session(), self.encode(prompt, raw=raw), self._options(options)
+            self, self.new_session(), self.encode(prompt, raw=raw), self.generation_options(options)
         )
 
     def chat(self, system: str | None = None) -> Chat:
@@ -186,7 +179,7 @@ class Model:
 
     def logprobs(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
         """The log-probability of each token but the first after those before it: `f64[T - 1]`."""
-        session = self._session()
+        session = self.new_session()
         parts = [np.zeros(0)]
         for start in range(0, len(ids) - 1, _SCORE_CHUNK):
             targets = ids[start + 1 : start + 1 + _SCORE_CHUNK]
@@ -234,187 +227,10 @@ class Model:
                 self.checkpoint, output, format=format, progress=report, **options
             )
 
-    def _session(self) -> Session:
+    def new_session(self) -> Session:
+        """An empty conversation on the engine."""
         return self.engine.session(self.context_length)
 
-    def _options(self, given: dict[str, Any]) -> GenerationOptions:
+    def generation_options(self, given: dict[str, Any]) -> GenerationOptions:
+        """A caller's options over the checkpoint's own."""
         return GenerationOptions.merge(self.base.generation, given)
-
-
-class TextStream:
-    """Text pieces as they are generated; `result` once they have ended or been cut off."""
-
-    def __init__(
-        self, model: Model, session: Session, prompt: Sequence[int], options: GenerationOptions
-    ) -> None:
-        self._timing = Timing()
-        self._prompt_tokens = len(prompt) + session.length
-        self._text: list[str] = []
-        self._decoding = Decoding(
-            options, [*session.ids.tolist(), *prompt], model.stop_ids,
-            vocabulary=model.tokenizer.vocab_size, context_length=session.context_length,
-        )  # fmt: skip
-        self._generator = self._pieces(model, session, prompt)
-
-    def __iter__(self) -> TextStream:
-        return self
-
-    def __next__(self) -> str:
-        return next(self._generator)
-
-    def close(self) -> None:
-        """Stops generation; what came so far stays in `result`."""
-        self._generator.close()
-
-    @property
-    def cancelled(self) -> threading.Event:
-        """Set it, from any thread, and the stream ends before its next token."""
-        return self._decoding.cancelled
-
-    @property
-    def result(self) -> GenerationResult:
-        decoding = self._decoding
-        return GenerationResult(
-            text="".join(self._text),
-            tokens=tuple(decoding.tokens),
-            finish_reason=decoding.finish_reason or "closed",
-            prompt_tokens=self._prompt_tokens,
-            seed=decoding.options.seed or 0,
-            prefill_seconds=self._timing.prefill,
-            decode_seconds=self._timing.decode,
-        )
-
-    def _pieces(self, model: Model, session: Session, prompt: Sequence[int]) -> Generator[str]:
-        decoder, held, stops = model.tokenizer.stream(), "", self._decoding.options.stop
-        for token in generate_tokens(session, prompt, self._decoding, self._timing):
-            held += decoder.feed(token)
-            end = _find_stop(held, stops)
-            if end is not None:
-                self._decoding.stop_early()
-                held = held[:end]
-                break
-            safe = len(held) - _possible_stop(held, stops)
-            if safe:
-                piece, held = held[:safe], held[safe:]
-                self._text.append(piece)
-                yield piece
-        else:
-            held += decoder.finish()
-        if held:
-            self._text.append(held)
-            yield held
-
-
-class Chat:
-    """A conversation: each turn reads only what is new."""
-
-    def __init__(self, model: Model, system: str | None = None) -> None:
-        if system is not None and not isinstance(system, str):
-            raise OptionError(f"system is {system!r}, expected a text")
-        self._model = model
-        self._system = system
-        self.reset()
-
-    def reset(self) -> None:
-        """Forgets the conversation, not the system text."""
-        self.messages: list[dict[str, str]] = []
-        self._ids = [self._model.tokenizer.bos_id]  # the whole conversation so far
-        self._start_session()
-        self._answer: ChatStream | None = None
-
-    def _start_session(self) -> None:
-        self._session = self._model._session()
-        self._adapter = self._model.active_adapter  # whose cache the session holds
-
-    def send(self, text: str, **options: Any) -> GenerationResult:
-        """The model's answer to a user's turn."""
-        stream = self.stream(text, **options)
-        for _ in stream:
-            pass
-        return stream.result
-
-    def stream(self, text: str, **options: Any) -> ChatStream:
-        """The answer piece by piece. Closing it early, or starting another, keeps what was said
-        so far; where nothing was said yet, the turn never happened."""
-        chosen = self._model._options(options)
-        if self._answer is not None:
-            self._answer.close()
-        self._answer = ChatStream(self, text, chosen)
-        return self._answer
-
-
-class ChatStream(TextStream):
-    """A TextStream that becomes part of its conversation when it ends."""
-
-    def __init__(self, chat: Chat, text: str, options: GenerationOptions) -> None:
-        model, tokenizer = chat._model, chat._model.tokenizer
-        if not isinstance(text, str) or not text.strip():
-            raise OptionError("the prompt is empty; give it some text")
-        system = chat._system if chat._system and not chat.messages else ""
-        spoken = chat_format.user_text(text, system)
-        self._before = chat._ids + chat_format.encode_turn(tokenizer, "user", spoken)
-        self._before += chat_format.open_turn(tokenizer, "model")
-        if len(self._before) > model.context_length:
-            raise ContextError(
-                f"the conversation would be {len(self._before)} tokens long, but the context "
-                f"holds {model.context_length}; reset it or raise context_length"
-            )
-        if chat._adapter != model.active_adapter:
-            chat._start_session()
-        # what an earlier turn generated but never read is read now, with the new turn
-        known = _common_prefix(chat._session.ids.tolist(), self._before)
-        chat._session.truncate(min(known, len(self._before) - 1))
-        self._chat, self._user = chat, text
-        super().__init__(model, chat._session, self._before[chat._session.length :], options)
-
-    def __next__(self) -> str:
-        try:
-            return super().__next__()
-        except StopIteration:
-            self._remember()
-            raise
-
-    def close(self) -> None:
-        super().close()
-        if self._decoding.tokens:
-            self._remember()
-        elif self._chat._answer is self:
-            self._chat._answer = None
-
-    def _remember(self) -> None:
-        chat, result = self._chat, self.result
-        if chat._answer is not self:  # remembered already, or the chat was reset
-            return
-        chat._answer = None
-        tokenizer, said = chat._model.tokenizer, list(result.tokens)
-        if tokenizer.decode(said) != result.text:  # cut at a stop text, or in mid-character
-            said = tokenizer.encode(result.text)
-        chat._ids = [*self._before, *said, *chat_format.close_turn(tokenizer)]
-        chat.messages += [
-            {"role": "user", "content": self._user},
-            {"role": "model", "content": result.text},
-        ]
-
-
-def _find_stop(text: str, stops: Sequence[str]) -> int | None:
-    """Where the first stop text begins."""
-    found = [at for at in (text.find(stop) for stop in stops) if at >= 0]
-    return min(found) if found else None
-
-
-def _possible_stop(text: str, stops: Sequence[str]) -> int:
-    """How many characters at the end may yet turn out to begin a stop text."""
-    longest = 0
-    for stop in stops:
-        for size in range(min(len(stop) - 1, len(text)), longest, -1):
-            if text.endswith(stop[:size]):
-                longest = size
-                break
-    return longest
-
-
-def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    for i, (left, right) in enumerate(zip(a, b, strict=False)):
-        if left != right:
-            return i
-    return min(len(a), len(b))

@@ -64,8 +64,8 @@ class Tokenizer:
     def from_directory(cls, path: str | Path, vocab_size: int = 0) -> Tokenizer:
         """Reads `tokenizer.model`, or builds it from `tokenizer.json`.
 
-        `vocab_size` is the model's: fine-tunes that add words update `tokenizer.json` and often
-        leave the old `tokenizer.model` beside it, so the one that has enough words is taken.
+        `vocab_size` is the model's: fine-tunes that add tokens update `tokenizer.json` and often
+        leave the old `tokenizer.model` beside it, so the one that has enough pieces is taken.
         """
         path = Path(path)
         model, source = path / "tokenizer.model", path / "tokenizer.json"

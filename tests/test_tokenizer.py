@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pytest
 import tokenizers
 from tiny import STORYTELLER
@@ -206,10 +207,28 @@ class TestChat:
             for i in ids
         )
         assert text == (
-            "<bos><start_of_turn>user\nBe kind.\n\nHello<end_of_turn>\n"
+            "<bos><start_of_turn>user\n Be kind. \n\nHello<end_of_turn>\n"
             "<start_of_turn>model\nHi.<end_of_turn>\n"
             "<start_of_turn>user\nBye<end_of_turn>\n<start_of_turn>model\n"
         )
+
+    @pytest.mark.parametrize("system", [None, "Be kind.", " Be kind.\n", "\t"])
+    def test_a_prompt_is_what_googles_template_makes(
+        self, gemma_tokenizer_directory: Path, ours: Tokenizer, system: str | None
+    ) -> None:
+        """What is said in turns is trimmed, system text is not."""
+        config = json.loads((gemma_tokenizer_directory / "tokenizer_config.json").read_text())
+        template = jinja2.Environment().from_string(config["chat_template"])
+        messages = [{"role": "system", "content": system}] if system else []
+        messages += [
+            {"role": "user", "content": "  Hello \n there \n"},
+            {"role": "assistant", "content": " Hi. "},
+            {"role": "user", "content": "Bye"},
+        ]
+        expected = template.render(messages=messages, bos_token="<bos>", add_generation_prompt=True)
+        ids = chat.encode_prompt(ours, messages)
+        spelt = {ours.bos_id, ours.start_of_turn_id, ours.end_of_turn_id}
+        assert "".join(ours.piece(i) if i in spelt else ours.decode([i]) for i in ids) == expected
 
     @pytest.mark.parametrize(
         ("messages", "error"),
@@ -242,8 +261,9 @@ class TestTokenizerJsonRules:
         vocab |= {f"<0x{i:02X}>": 6 + i for i in range(256)}
         for piece in ("a", "b", "c", "ab", "bc", "abc"):
             vocab[piece] = len(vocab)
+        plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
         return {
-            "added_tokens": [{"id": i, "content": piece, "special": True}
+            "added_tokens": [{"id": i, "content": piece, "special": True, **plain}
                              for piece, i in list(vocab.items())[:6]],
             "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"},
             "pre_tokenizer": None,

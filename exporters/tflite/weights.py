@@ -1,4 +1,4 @@
-"""A checkpoint's tensors in LiteRT's clothes: the same codes and scales, another arrangement.
+"""A checkpoint's tensors in LiteRT's layout: the same codes and scales, another arrangement.
 
 int4 codes are offset by 8 in our layout and two's complement in LiteRT's, which is one bit of
 each code: `u ^ 8`. Scales are exact in float16 by the grid's definition. Nothing is quantised

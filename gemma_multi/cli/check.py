@@ -75,7 +75,7 @@ def parity(
 
 
 @click.command()
-@click.option("--seed", type=int, default=7, show_default=True)
+@click.option("--seed", type=int, default=7, show_default=True, help="Of the story.")
 @click.option("--json", "as_json", is_flag=True, help="The stories and what was compared, as JSON.")
 def demo(seed: int, as_json: bool) -> None:
     """Tell one bedtime story on every installed backend and from the phone's file; compare."""

@@ -53,7 +53,7 @@ class Lineup:
 
     checkpoint: Checkpoint
     backends: tuple[tuple[str, str, str], ...]  # name, backend, precision
-    skipped: tuple[str, ...]  # backends that `auto` passed over
+    skipped: tuple[str, ...]  # backends that `auto` skipped
     against: str | Checkpoint | None  # REFERENCE, another checkpoint, or None: the first backend
 
     @property

@@ -5,9 +5,10 @@ Design choices:
   sits above it.
 - A session is one conversation. Many advance together through `Engine.read`, each by as many
   tokens as it is given; here they take turns, and an engine that can read them in one batch does.
-- `want` says what a read is for, so that nothing else is computed: over 262,144 words the head
-  costs more than some layers. What comes back stays in the framework's memory, as its own array,
-  until `Engine.numpy` (or `Session.read`, which is one session and NumPy) brings it over.
+- `want` says what a read is for, so that nothing else is computed: over a vocabulary of 262,144
+  tokens the head costs more than some layers. What comes back stays in the framework's memory, as
+  its own array, until `Engine.numpy` (or `Session.read`, which is one session and NumPy) brings it
+  over.
 - What every session must get right (shapes, the context limit, which tokens have been read) is
   checked here, once; an engine implements `_forward`, `_rewind` and `_copy` of its sessions.
 - A session whose reading was interrupted is empty, never half-read.
@@ -49,7 +50,7 @@ class Want(Enum):
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """The logits of these words alone after the last token, `f32[len(ids)]`. On an engine that
+    """The logits of these tokens alone after the last token, `f32[len(ids)]`. On an engine that
     rounds activations in front of the head (LiteRT), they are nearer to exact than LAST's."""
 
     ids: np.ndarray

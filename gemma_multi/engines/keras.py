@@ -2,8 +2,8 @@
 
 Design choices:
 - The backbone's layers are called one by one, with caches of our own (`keras_decoder`), and the
-  head is applied only where logits are wanted: over 262,144 words the head of a prompt of 512
-  tokens would cost half a gigabyte.
+  head is applied only where logits are wanted: over a vocabulary of 262,144 the head of a
+  prompt of 512 tokens would cost half a gigabyte.
 - XLA compiles for fixed shapes. Prompts are read in chunks of a few sizes, and the cache of a
   global layer has a few capacities and grows from one to the next.
 - int4 weights become their grid values in the compute type: at 270M unpacking every step would
@@ -82,7 +82,8 @@ class KerasEngine(Engine):
         self, ids: Any, caches: list[Cache], start: Any, count: Any, rows: Any, *, wanted: str
     ) -> tuple[Any, list[Cache]]:
         """One chunk through the model: (what is wanted, caches). Traced by the framework, so its
-        arrays only. Of `i32[1, T]` the first `count` are real; `rows` are words of the head."""
+        arrays only. Of `i32[1, T]` the first `count` are real; `rows` are token ids,
+        whose rows of the head are multiplied."""
         from keras import ops
 
         backbone = self.backbone

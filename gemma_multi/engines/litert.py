@@ -5,7 +5,7 @@ Design choices:
   user's cache, once (`litert_files`).
 - A cache is bound as input and output of the same call, so the runtime writes it in place.
 - A conversation's caches are 23 MB at 4,096 positions, and making them takes longer than reading
-  a word. Those of conversations that have ended are used again as they are: what is masked only
+  a token. Those of conversations that have ended are used again as they are: what is masked only
   has to be finite. A fork shares its origin's until one of the two reads on, and then copies what
   was read, not the room behind it.
 - A ring that is full cannot go back further than its spare positions: what it overwrote is gone.
@@ -53,7 +53,7 @@ from gemma_multi.quantization.tensor import QuantizedTensor
 
 _MOST_THREADS = 1024
 _MOST_SPARE = 4  # conversations whose caches are kept when they end
-_HEADS = 8  # selections of words whose part of the head is kept
+_HEADS = 8  # sets of token ids whose rows of the head are kept
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class LitertEngine(Engine):
         digest = "" if passing else file.digest
         self.runtime = Runtime(file.path, digest, threads, (DECODE, TOKENS))
         self._spare: list[_Caches] = []
-        # the part of the head that belongs to some words, as it would be multiplied
+        # the rows of the head for a set of token ids, as they would be multiplied
         self._head = functools.lru_cache(maxsize=_HEADS)(self._read_head)
 
     def weight(self, name: str, rows: slice = slice(None)) -> np.ndarray:
@@ -98,7 +98,7 @@ class LitertEngine(Engine):
         return held.dequantize() if isinstance(held, QuantizedTensor) else held.astype(np.float32)
 
     def head_rows(self, hidden: np.ndarray, ids: np.ndarray) -> np.ndarray:
-        """`f32[D]` -> the logits of some words, from exact weights and activations."""
+        """`f32[D]` -> the logits of some tokens, from exact weights and activations."""
         return self._head(ids.tobytes()) @ hidden
 
     def _read_head(self, ids: bytes) -> np.ndarray:

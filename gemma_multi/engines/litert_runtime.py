@@ -67,7 +67,7 @@ class Runtime:
                 problems = [line for line in said() if line.startswith("ERROR")]
                 problem = "; ".join(problems[-2:]) or str(error).splitlines()[0][:200]
                 del error
-                gc.collect()  # what was half made says goodbye, too
+                gc.collect()  # what was half made logs its end, too
         if problem:
             raise BackendError(f"{path}: the LiteRT runtime refuses it: {problem}")
         _give_back(path)

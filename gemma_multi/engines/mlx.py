@@ -6,8 +6,7 @@ Design choices:
 - Quantised weights stay packed and go to MLX as the checkpoint holds them. On a CPU, whose packed
   kernels are twenty times slower than BLAS, a layer that is given many rows unpacks itself.
 - On a GPU activations are bfloat16. On a CPU they are float32, which MLX computes faster there.
-- Sliding layers keep their window and `SPARE` positions in a ring of our own (`_Ring`): mlx-lm's
-  rotating cache cannot be trimmed once it has turned.
+- Sliding layers keep their window and `SPARE` positions in a ring of our own (`mlx_cache`).
 """
 
 from __future__ import annotations
@@ -25,15 +24,15 @@ import numpy as np
 from gemma_multi.checkpoint import Checkpoint, Tensor
 from gemma_multi.config import ModelConfig, alternate, round_scale
 from gemma_multi.engines.backend import Backend, Request, on_apple_silicon
-from gemma_multi.engines.base import ALL, HIDDEN, NOTHING, SPARE, Engine, Rows, Session, Wanted
+from gemma_multi.engines.base import ALL, HIDDEN, NOTHING, Engine, Rows, Session, Wanted
+from gemma_multi.engines.mlx_cache import Ring
 from gemma_multi.errors import BackendError
 from gemma_multi.quantization.tensor import BFLOAT16, QuantizedTensor
 from gemma_multi.transforms import to_precision
 
 _PREFILL_CHUNK = 512  # tokens; bounds the memory of a long prompt's attention
-_RING_STEP = 256  # slots by which a ring grows
 _MANY_ROWS = 8  # of activations, from which on unpacking a layer on a CPU pays
-_HEAD_ROWS = 1 << 14  # words whose embedding is unpacked together
+_HEAD_ROWS = 1 << 14  # of the embedding, unpacked together
 
 
 def _create(checkpoint: Checkpoint, request: Request) -> Engine:
@@ -139,11 +138,11 @@ class MlxEngine(Engine):
         return np.array(array)
 
     def head(self, hidden: Any) -> Any:
-        """`[..., D]` -> the logits of every word, float32."""
+        """`[..., D]` -> the logits of the whole vocabulary, float32."""
         return self.model.model.embed_tokens.as_linear(hidden).astype(self.mx.float32)
 
     def head_rows(self, hidden: Any, ids: np.ndarray) -> Any:
-        """`[D]` -> the logits of some words, float32: only their rows are multiplied."""
+        """`[D]` -> the logits of some tokens, float32: only their rows are multiplied."""
         mx, embedding, rows = self.mx, self.model.model.embed_tokens, self.mx.array(ids)
         weight = embedding.weight[rows]
         if "scales" in embedding:
@@ -220,7 +219,7 @@ class MlxSession(Session):
         config, mx = self.config, self.engine.mx
         whole = self.engine.whole_cache
         return [
-            _Ring(mx, config.sliding_window) if config.is_sliding(i) else whole()
+            Ring(mx, config.sliding_window) if config.is_sliding(i) else whole()
             for i in range(config.num_hidden_layers)
         ]
 
@@ -258,7 +257,7 @@ class MlxSession(Session):
         if not length:
             self._caches = self._new_caches()
             return True
-        rings = [cache for cache in self._caches if isinstance(cache, _Ring)]
+        rings = [cache for cache in self._caches if isinstance(cache, Ring)]
         if not all(ring.reaches(length) for ring in rings):
             return False
         for one in self._caches:
@@ -268,98 +267,13 @@ class MlxSession(Session):
     def _copy(self) -> Session:
         copy = MlxSession(self.engine, self.context_length)
         for mine, theirs in zip(self._caches, copy._caches, strict=True):
-            if isinstance(mine, _Ring):
+            if isinstance(mine, Ring):
                 theirs.copy_from(mine)
             elif self.length:
                 keys, values, *rest = mine.state
                 # a cache writes in place, through the array object: the copy needs its own
                 theirs.state = (self.engine.mx.array(keys), self.engine.mx.array(values), *rest)
         return copy
-
-
-class _Ring:
-    """The keys and values of a sliding layer, as mlx-lm's layers use a cache.
-
-    Position p lies in slot p % size. What a slot holds follows from the newest position, so there
-    is nothing to clear when tokens are taken back; `written` says what was overwritten since.
-    """
-
-    def __init__(self, mx: ModuleType, window: int) -> None:
-        self._mx, self._window, self._size = mx, window, window + SPARE
-        self._keys: Any = None  # [1, KV, slots, H]; slots grow up to the size
-        self._values: Any = None
-        self.offset = 0  # tokens read; mlx-lm rotates by it
-        self._written = 0
-
-    @property
-    def state(self) -> tuple[Any, ...]:
-        return () if self._keys is None else (self._keys, self._values)
-
-    def make_mask(self, count: int, window_size: int | None = None, **_: Any) -> Any:
-        """Which keys of `update_and_fetch` each of the next `count` tokens may see."""
-        mx, start = self._mx, self.offset
-        if start + count <= self._window:
-            return "causal" if count > 1 else None
-        if count == 1:
-            slots = mx.arange(min(start + 1, self._size))
-            age = (start - slots) % self._size  # mx's remainder has the divisor's sign
-            return age < self._window
-        before = min(start, self._window - 1)
-        queries, keys = mx.arange(count)[:, None], mx.arange(-before, count)[None]
-        return (keys <= queries) & (keys > queries - self._window)
-
-    def update_and_fetch(self, keys: Any, values: Any) -> tuple[Any, Any]:
-        """Adds `[1, KV, T, H]`; what the tokens may look at, in `make_mask`'s order."""
-        mx, start, count = self._mx, self.offset, keys.shape[2]
-        end = start + count
-        before = min(start, self._window - 1)
-        seen = (keys, values)
-        if count > 1 and before:
-            at = mx.arange(start - before, start) % self._size
-            seen = tuple(
-                mx.concatenate([mx.take(old, at, axis=2), new], axis=2)
-                for old, new in ((self._keys, keys), (self._values, values))
-            )
-        self._reserve(min(end, self._size), keys)
-        kept = min(count, self._size)
-        slots = mx.arange(end - kept, end) % self._size
-        if kept == 1:
-            at = (end - 1) % self._size
-            self._keys[:, :, at : at + 1], self._values[:, :, at : at + 1] = keys, values
-        else:
-            self._keys[:, :, slots] = keys[:, :, -kept:]
-            self._values[:, :, slots] = values[:, :, -kept:]
-        self.offset, self._written = end, max(self._written, end)
-        if count == 1:
-            filled = min(end, self._size)
-            return self._keys[:, :, :filled], self._values[:, :, :filled]
-        return seen
-
-    def _reserve(self, slots: int, like: Any) -> None:
-        have = 0 if self._keys is None else self._keys.shape[2]
-        if slots <= have:
-            return
-        more = min(self._size, -(-slots // _RING_STEP) * _RING_STEP) - have
-        shape = (1, like.shape[1], more, like.shape[3])
-        new = self._mx.zeros(shape, like.dtype)
-        if not have:
-            self._keys, self._values = new, self._mx.zeros(shape, like.dtype)
-            return
-        join = self._mx.concatenate
-        self._keys, self._values = join([self._keys, new], 2), join([self._values, new], 2)
-
-    def reaches(self, length: int) -> bool:
-        """Whether the window of position `length` is still whole."""
-        return self._written <= self._size or self._written - length <= SPARE + 1
-
-    def trim(self, count: int) -> None:
-        self.offset -= count
-
-    def copy_from(self, other: _Ring) -> None:
-        # writing goes through the array object: the copy needs its own
-        self._keys, self._values = (None if a is None else self._mx.array(a)
-                                    for a in (other._keys, other._values))  # fmt: skip
-        self.offset, self._written = other.offset, other._written
 
 
 def _unpack_for_many_rows(model: Any) -> None:

@@ -56,7 +56,7 @@ class Examples:
     lines: np.ndarray  # i64[N], of the source
     hashes: np.ndarray  # u64[N], of the entries of an example
     fingerprint: str  # SHA-256 of all entries, in order
-    skipped: int = 0  # rows too long, left away because that was asked for
+    skipped: int = 0  # rows too long, omitted because that was asked for
     cut: int = 0  # rows too long, cut because that was asked for
     chosen: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 

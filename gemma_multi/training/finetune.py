@@ -134,8 +134,9 @@ def train(
                 begun = resume and (output / RUN_FILE).exists()
                 if begun:
                     _check_same_run(output, facts)
-                if finished:
-                    return read_result(output, base, backend, options)
+            if _any(backend, finished):
+                return read_result(output, base, backend, options)
+            with _refused_together(backend):
                 frozen = frozen_weights(base, options)
                 job = Job(base.config, trained, frozen, options, teacher, devices)
                 trainer = create_trainer(backend, job)
@@ -207,21 +208,22 @@ def _refused_together(backend: str) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        _any_failed(backend, True)
+        _any(backend, True)
         raise
-    if _any_failed(backend, False):
+    if _any(backend, False):
         raise TrainingError("another process of this run refused it; its message says why")
 
 
-def _any_failed(backend: str, failed: bool) -> bool:
+def _any(backend: str, flag: bool) -> bool:
+    """Whether a flag is set in any process of the run."""
     if backend != "mlx":
-        return failed
+        return flag
     import mlx.core as mx
 
     group = mx.distributed.init()
     if group.size() == 1:
-        return failed
-    return bool(mx.distributed.all_sum(mx.array(float(failed))).item() != 0)
+        return flag
+    return bool(mx.distributed.all_sum(mx.array(float(flag))).item() != 0)
 
 
 def leads(backend: str) -> bool:
@@ -302,7 +304,7 @@ def _read_data(
                 "more, or validation=0"
             )
     for part in filter(None, (rows, held)):
-        for count, what in ((part.skipped, "left away"), (part.cut, "cut")):
+        for count, what in ((part.skipped, "skipped"), (part.cut, "cut")):
             if count:
                 display.say(f"{part.name}: {count} rows were longer than {options.max_length} "
                             f"tokens and were {what}")  # fmt: skip

@@ -39,7 +39,7 @@ class History:
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
-    """The records of a file; a last line that a killed process left unfinished is passed over."""
+    """The records of a file; a last line that a killed process left unfinished is skipped."""
     records = []
     if path.exists():
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():

@@ -247,7 +247,7 @@ class KerasTrainer(Trainer):
         return loss, d_hidden.reshape(hidden.shape) if gradient else None, d_embedding
 
     def _add_product(self, sums: Any, logits: Any, hidden: Any) -> Any:
-        """`sums + logits.T @ hidden`, some rows_at_once at a time: the whole product is 671 MB."""
+        """`sums + logits.T @ hidden`, some rows at a time: the whole product is 671 MB."""
         lax = self._jax.lax
         rows_at_once = next(n for n in (1 << 14, 1 << 10, 1 << 6, 1) if sums.shape[0] % n == 0)
 

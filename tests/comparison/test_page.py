@@ -65,7 +65,11 @@ def look(url: str, dark: bool, profile: Path) -> dict[str, Any]:
     if browser is None:
         if os.environ.get("CI"):
             pytest.fail("no browser: install chromium")
-        pytest.skip("no browser to look with: install chromium")
+        pytest.skip(
+            "no browser to look at the page with; one of "
+            f"{', '.join(BROWSERS)} on the PATH will do (Debian: apt-get install chromium; "
+            "macOS: brew install chromium)"
+        )
     done = subprocess.run(
         [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
          "--disable-background-networking", "--disable-component-update", "--disable-sync",

@@ -1,0 +1,99 @@
+"""TextStream: tokens become text as they are generated, and stop texts end it.
+
+What may yet turn out to begin a stop text is held back until it is decided, and a character that
+spans tokens comes out whole.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Generator, Sequence
+from typing import TYPE_CHECKING
+
+from gemma_multi.engines import Session
+from gemma_multi.generation import Decoding, GenerationResult, Timing, generate_tokens
+from gemma_multi.sampling import GenerationOptions
+
+if TYPE_CHECKING:
+    from gemma_multi.model import Model
+
+
+class TextStream:
+    """Text pieces as they are generated; `result` once they have ended or been cut off."""
+
+    def __init__(
+        self, model: Model, session: Session, prompt: Sequence[int], options: GenerationOptions
+    ) -> None:
+        self._timing = Timing()
+        self._prompt_tokens = len(prompt) + session.length
+        self._text: list[str] = []
+        self._decoding = Decoding(
+            options, [*session.ids.tolist(), *prompt], model.stop_ids,
+            vocabulary=model.tokenizer.vocab_size, context_length=session.context_length,
+        )  # fmt: skip
+        self._generator = self._pieces(model, session, prompt)
+
+    def __iter__(self) -> TextStream:
+        return self
+
+    def __next__(self) -> str:
+        return next(self._generator)
+
+    def close(self) -> None:
+        """Stops generation; what came so far stays in `result`."""
+        self._generator.close()
+
+    @property
+    def cancelled(self) -> threading.Event:
+        """Set it, from any thread, and the stream ends before its next token."""
+        return self._decoding.cancelled
+
+    @property
+    def result(self) -> GenerationResult:
+        decoding = self._decoding
+        return GenerationResult(
+            text="".join(self._text),
+            tokens=tuple(decoding.tokens),
+            finish_reason=decoding.finish_reason or "closed",
+            prompt_tokens=self._prompt_tokens,
+            seed=decoding.options.seed or 0,
+            prefill_seconds=self._timing.prefill,
+            decode_seconds=self._timing.decode,
+        )
+
+    def _pieces(self, model: Model, session: Session, prompt: Sequence[int]) -> Generator[str]:
+        decoder, held, stops = model.tokenizer.stream(), "", self._decoding.options.stop
+        for token in generate_tokens(session, prompt, self._decoding, self._timing):
+            held += decoder.feed(token)
+            end = _find_stop(held, stops)
+            if end is not None:
+                self._decoding.stop_early()
+                held = held[:end]
+                break
+            safe = len(held) - _possible_stop(held, stops)
+            if safe:
+                piece, held = held[:safe], held[safe:]
+                self._text.append(piece)
+                yield piece
+        else:
+            held += decoder.finish()
+        if held:
+            self._text.append(held)
+            yield held
+
+
+def _find_stop(text: str, stops: Sequence[str]) -> int | None:
+    """Where the first stop text begins."""
+    found = [at for at in (text.find(stop) for stop in stops) if at >= 0]
+    return min(found) if found else None
+
+
+def _possible_stop(text: str, stops: Sequence[str]) -> int:
+    """How many characters at the end may yet turn out to begin a stop text."""
+    longest = 0
+    for stop in stops:
+        for size in range(min(len(stop) - 1, len(text)), longest, -1):
+            if text.endswith(stop[:size]):
+                longest = size
+                break
+    return longest
