@@ -11,7 +11,7 @@ from pathlib import Path
 import gemma_multi
 
 name = sys.argv[1] if len(sys.argv) > 1 else "storyteller"
-checkpoint = gemma_multi.load(name).checkpoint
+checkpoint = gemma_multi.open_checkpoint(name)
 with tempfile.TemporaryDirectory() as directory:
     path = Path(directory) / "model.litertlm"
     report = gemma_multi.export(checkpoint, path, context_length=1024, precision="int4")

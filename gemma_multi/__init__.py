@@ -13,10 +13,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gemma_multi.chat import Chat
     from gemma_multi.checkpoint import Checkpoint
     from gemma_multi.comparison import ParityReport, parity
     from gemma_multi.config import ModelConfig
-    from gemma_multi.conversation import Chat
     from gemma_multi.errors import (
         BackendError,
         CheckpointError,
@@ -49,7 +49,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "BackendError": "errors",
-    "Chat": "conversation",
+    "Chat": "chat",
     "Checkpoint": "checkpoint",
     "CheckpointError": "errors",
     "ConfigError": "errors",

@@ -1,100 +1,113 @@
-"""Turns to token ids: Gemma's conversation format, as code.
-
-A prompt is `<bos>`, then per turn `<start_of_turn>user|model\\n`, the stripped text,
-`<end_of_turn>\\n`, and at the end `<start_of_turn>model\\n`. System text goes in front of the
-first user turn with a blank line between, and as it is: Google's template trims what is said in
-turns and not this. Text is encoded on its own and spliced in as ids, so no text can forge a turn,
-and `<bos>` appears once.
-"""
+"""Chat: a conversation with a model, which reads only what is new in each turn."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-from gemma_multi.errors import OptionError
-from gemma_multi.tokenizer import Tokenizer
+from gemma_multi import chat_template
+from gemma_multi.errors import ContextError, OptionError
+from gemma_multi.generation import GenerationResult
+from gemma_multi.sampling import GenerationOptions
+from gemma_multi.streaming import TextStream
 
-Message = Mapping[str, str]
-ROLES = {"user": "user", "model": "model", "assistant": "model", "system": "system"}
-
-
-def encode_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
-    """The ids of a conversation, up to where the model's next turn begins."""
-    ids = [tokenizer.bos_id]
-    for role, text in fold_system(messages):
-        ids += encode_turn(tokenizer, role, text)
-    return ids + open_turn(tokenizer, "model")
+if TYPE_CHECKING:
+    from gemma_multi.model import Model
 
 
-def encode_answered(
-    tokenizer: Tokenizer, turns: Sequence[tuple[str, str]]
-) -> tuple[list[int], list[bool]]:
-    """A whole conversation to learn from: (ids, which of them the model says).
+class Chat:
+    """A conversation: each turn reads only what is new."""
 
-    The model says the text of its turns and the `<end_of_turn>` after it, as it does when it
-    generates; the line break behind the last turn is omitted.
-    """
-    ids, said = [tokenizer.bos_id], [False]
-    for role, text in turns:
-        opening, closing = open_turn(tokenizer, role), close_turn(tokenizer)
-        content = tokenizer.encode(text)
-        ids += opening + content + closing
-        said += [False] * len(opening) + [role == "model"] * (len(content) + 1)
-        said += [False] * (len(closing) - 1)
-    trailing = len(close_turn(tokenizer)) - 1
-    return ids[:-trailing], said[:-trailing]
+    def __init__(self, model: Model, system: str | None = None) -> None:
+        if system is not None and not isinstance(system, str):
+            raise OptionError(f"system is {system!r}, expected a text")
+        self._model = model
+        self._system = system
+        self.reset()
 
+    def reset(self) -> None:
+        """Forgets the conversation, not the system text."""
+        self.messages: list[dict[str, str]] = []
+        self._ids = [self._model.tokenizer.bos_id]  # the whole conversation so far
+        self._start_session()
+        self._answer: ChatStream | None = None
 
-def encode_turn(tokenizer: Tokenizer, role: str, text: str) -> list[int]:
-    """One whole turn, from `<start_of_turn>` to the newline after `<end_of_turn>`."""
-    return open_turn(tokenizer, role) + tokenizer.encode(text) + close_turn(tokenizer)
+    def _start_session(self) -> None:
+        self._session = self._model.new_session()
+        self._adapter = self._model.active_adapter  # whose cache the session holds
 
+    def send(self, text: str, **options: Any) -> GenerationResult:
+        """The model's answer to a user's turn."""
+        stream = self.stream(text, **options)
+        for _ in stream:
+            pass
+        return stream.result
 
-def user_text(text: str, system: str = "") -> str:
-    """What stands in a user's turn, the first one if there is system text."""
-    return f"{system}\n\n{text.strip()}" if system else text.strip()
-
-
-def open_turn(tokenizer: Tokenizer, role: str) -> list[int]:
-    return [tokenizer.start_of_turn_id, *tokenizer.encode(f"{role}\n")]
-
-
-def close_turn(tokenizer: Tokenizer) -> list[int]:
-    return [tokenizer.end_of_turn_id, *tokenizer.encode("\n")]
-
-
-def fold_system(messages: Sequence[Message]) -> list[tuple[str, str]]:
-    """Checked (role, text) pairs, user and model in turn: texts as they are encoded, with system
-    text folded in."""
-    if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence):
-        raise OptionError(
-            f"messages must be a list of {{'role', 'content'}}, received {type(messages).__name__}"
-        )
-    turns: list[tuple[str, str]] = []
-    system = ""
-    for i, message in enumerate(messages):
-        role, text = _read(i, message)
-        if role == "system":
-            if i:
-                raise OptionError(f"message {i} is a system message, allowed only as the first")
-            system = text
-            continue
-        expected = "model" if len(turns) % 2 else "user"
-        if role != expected:
-            raise OptionError(f"message {i} has role {role!r}, but it is the turn of {expected!r}")
-        turns.append((role, user_text(text, "" if turns else system)))
-    if not turns or turns[-1][0] != "user":
-        raise OptionError("messages must end with a user's turn for the model to answer")
-    return turns
+    def stream(self, text: str, **options: Any) -> ChatStream:
+        """The answer piece by piece. Closing it early, or starting another, keeps what was said
+        so far; where nothing was said yet, the turn never happened."""
+        chosen = self._model.generation_options(options)
+        if self._answer is not None:
+            self._answer.close()
+        self._answer = ChatStream(self, text, chosen)
+        return self._answer
 
 
-def _read(i: int, message: Any) -> tuple[str, str]:
-    if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
-        raise OptionError(f"message {i} is {message!r}, expected the keys 'role' and 'content'")
-    role, text = message["role"], message["content"]
-    if not isinstance(role, str) or role not in ROLES:
-        raise OptionError(f"message {i} has role {role!r}, expected one of {', '.join(ROLES)}")
-    if not isinstance(text, str):
-        raise OptionError(f"message {i} has content of type {type(text).__name__}, expected text")
-    return ROLES[role], text
+class ChatStream(TextStream):
+    """A TextStream that becomes part of its conversation when it ends."""
+
+    def __init__(self, chat: Chat, text: str, options: GenerationOptions) -> None:
+        model, tokenizer = chat._model, chat._model.tokenizer
+        if not isinstance(text, str) or not text.strip():
+            raise OptionError("the prompt is empty; give it some text")
+        system = chat._system if chat._system and not chat.messages else ""
+        spoken = chat_template.user_text(text, system)
+        self._before = chat._ids + chat_template.encode_turn(tokenizer, "user", spoken)
+        self._before += chat_template.open_turn(tokenizer, "model")
+        if len(self._before) > model.context_length:
+            raise ContextError(
+                f"the conversation would be {len(self._before)} tokens long, but the context "
+                f"holds {model.context_length}; reset it or raise context_length"
+            )
+        if chat._adapter != model.active_adapter:
+            chat._start_session()
+        # what an earlier turn generated but never read is read now, with the new turn
+        known = _common_prefix(chat._session.ids.tolist(), self._before)
+        chat._session.truncate(min(known, len(self._before) - 1))
+        self._chat, self._user = chat, text
+        super().__init__(model, chat._session, self._before[chat._session.length :], options)
+
+    def __next__(self) -> str:
+        try:
+            return super().__next__()
+        except StopIteration:
+            self._remember()
+            raise
+
+    def close(self) -> None:
+        super().close()
+        if self._decoding.tokens:
+            self._remember()
+        elif self._chat._answer is self:
+            self._chat._answer = None
+
+    def _remember(self) -> None:
+        chat, result = self._chat, self.result
+        if chat._answer is not self:  # remembered already, or the chat was reset
+            return
+        chat._answer = None
+        tokenizer, said = chat._model.tokenizer, list(result.tokens)
+        if tokenizer.decode(said) != result.text:  # cut at a stop text, or in mid-character
+            said = tokenizer.encode(result.text)
+        chat._ids = [*self._before, *said, *chat_template.close_turn(tokenizer)]
+        chat.messages += [
+            {"role": "user", "content": self._user},
+            {"role": "model", "content": result.text},
+        ]
+
+
+def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    for i, (left, right) in enumerate(zip(a, b, strict=False)):
+        if left != right:
+            return i
+    return min(len(a), len(b))

@@ -1,7 +1,7 @@
 """Model: what a user holds. Words in, words out, the same on every backend.
 
-One prompt's way through this package: `Model.stream` turns messages into ids (`chat`), the loop
-(`generation.loop`) asks the engine's session for logits and the decoding for a token, and
+One prompt's way through this package: `Model.stream` turns messages into ids (`chat_template`), the
+loop (`generation.loop`) asks the engine's session for logits and the decoding for a token, and
 `streaming.TextStream` turns tokens into text and watches for stop texts.
 """
 
@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from gemma_multi import chat as chat_format
+from gemma_multi import chat_template
+from gemma_multi.chat import Chat
 from gemma_multi.checkpoint import Adapter, Checkpoint, Tensor
 from gemma_multi.config import ModelConfig
-from gemma_multi.conversation import Chat
 from gemma_multi.engines import ALL, Engine, Session, create_engine
 from gemma_multi.errors import ContextError, OptionError
 from gemma_multi.exporters import ExportReport, export_checkpoint, save
@@ -120,7 +120,7 @@ class Model:
         return self.engine.name
 
     def generate(
-        self, prompt: str | Sequence[chat_format.Message], *, raw: bool = False, **options: Any
+        self, prompt: str | Sequence[chat_template.Message], *, raw: bool = False, **options: Any
     ) -> GenerationResult:
         """Answers a prompt (one user turn) or a list of `{"role", "content"}` messages.
 
@@ -134,7 +134,7 @@ class Model:
         return stream.result
 
     def stream(
-        self, prompt: str | Sequence[chat_format.Message], *, raw: bool = False, **options: Any
+        self, prompt: str | Sequence[chat_template.Message], *, raw: bool = False, **options: Any
     ) -> TextStream:
         """The same, as an iterator of text pieces; closing it stops generation."""
         return TextStream(
@@ -146,7 +146,7 @@ class Model:
         return Chat(self, system)
 
     def encode(
-        self, prompt: str | Sequence[chat_format.Message], *, raw: bool = False
+        self, prompt: str | Sequence[chat_template.Message], *, raw: bool = False
     ) -> list[int]:
         """The token ids that `generate` reads for a prompt.
 
@@ -158,13 +158,13 @@ class Model:
             if raw:
                 ids = [self.tokenizer.bos_id, *self.tokenizer.encode(prompt)]
             else:
-                ids = chat_format.encode_prompt(
+                ids = chat_template.encode_prompt(
                     self.tokenizer, [{"role": "user", "content": prompt}]
                 )
         else:
             if raw:
                 raise OptionError("raw=True takes a text, received messages")
-            ids = chat_format.encode_prompt(self.tokenizer, prompt)
+            ids = chat_template.encode_prompt(self.tokenizer, prompt)
         if len(ids) > self.context_length:
             raise ContextError(
                 f"the prompt is {len(ids)} tokens long, but the context holds "

@@ -6,7 +6,8 @@ Design choices:
 - A checkpoint that has only `tokenizer.json` gets a SentencePiece model built from it, once,
   kept in the user's cache under the hash of that file.
 - Pieces that steer a conversation (`<start_of_turn>` and its kin) are control pieces here, which
-  text can never produce: text that spells `<end_of_turn>` stays text. Only `chat` writes them.
+  text can never produce: text that spells `<end_of_turn>` stays text. Only `chat_template` writes
+  them.
 - Decoding joins bytes, then reads UTF-8, so a character that spans tokens comes out whole.
 """
 
@@ -41,7 +42,7 @@ _BROKEN = re.compile("[\ud800-\udfff]+")
 
 
 class Tokenizer:
-    """Text to token ids and back. `encode` adds no special token; `chat` does that."""
+    """Text to token ids and back. `encode` adds no special token; `chat_template` does that."""
 
     def __init__(self, model: bytes) -> None:
         """`model` is a serialised SentencePiece model, as in a `tokenizer.model` file."""

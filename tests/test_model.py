@@ -13,7 +13,7 @@ import pytest
 from tiny import edit_json
 
 import gemma_multi
-from gemma_multi import chat as chat_format
+from gemma_multi import chat_template
 from gemma_multi.engines import ALL
 from gemma_multi.errors import BackendError, CheckpointError, ContextError, OptionError
 from gemma_multi.exporters import save
@@ -41,7 +41,7 @@ class TestGenerate:
         assert "Nora" in result.text
         assert str(result) == result.text == model.tokenizer.decode(result.tokens)
         assert result.generated_tokens == len(result.tokens)
-        prompt = chat_format.encode_prompt(model.tokenizer, [{"role": "user", "content": STORY}])
+        prompt = chat_template.encode_prompt(model.tokenizer, [{"role": "user", "content": STORY}])
         assert result.prompt_tokens == len(prompt)
         assert result.prefill_seconds > 0
         assert result.decode_seconds > 0

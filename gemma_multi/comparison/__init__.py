@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from gemma_multi.chat import encode_prompt
+from gemma_multi.chat_template import encode_prompt
 from gemma_multi.checkpoint import Checkpoint
 from gemma_multi.comparison.prompts import Prompt, choose_prompts
 from gemma_multi.comparison.report import ParityReport

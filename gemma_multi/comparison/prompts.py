@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gemma_multi.chat import fold_system
+from gemma_multi.chat_template import fold_system
 from gemma_multi.errors import OptionError
 
 SHIPPED = Path(__file__).with_name("prompts.jsonl")

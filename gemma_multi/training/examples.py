@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gemma_multi.chat import encode_answered
+from gemma_multi.chat_template import encode_answered
 from gemma_multi.errors import DataError
 from gemma_multi.tokenizer import Tokenizer
 from gemma_multi.training.rows import Data, Row, data_name, read_rows

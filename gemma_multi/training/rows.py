@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gemma_multi.chat import ROLES, fold_system
+from gemma_multi.chat_template import ROLES, fold_system
 from gemma_multi.errors import DataError, OptionError
 from gemma_multi.files import unique_keys
 

@@ -32,7 +32,7 @@ def test_the_shipped_prompts_are_many_and_varied() -> None:
 def test_long_prompts_pass_a_window_of_512_of_gemmas_own_tokens(
     gemma_tokenizer_directory: Path,
 ) -> None:
-    from gemma_multi.chat import encode_prompt
+    from gemma_multi.chat_template import encode_prompt
     from gemma_multi.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.from_directory(gemma_tokenizer_directory)

@@ -73,7 +73,10 @@ def test_a_long_conversation_is_the_same_in_litert_lm(
             parted = assert_same_but_for_ties(model, prompt, expected) or parted
             messages.append({"role": "model", "content": expected})
             if not parted:  # and a conversation of ours that never leaves its cache
-                assert ours.send(turn, temperature=0, max_tokens=600).text.strip() == expected
+                answer = ours.send(turn, temperature=0, max_tokens=600).text.strip()
+                if answer != expected:  # written step by step, which may round in another order
+                    assert_same_but_for_ties(model, prompt, answer)
+                    parted = True
     assert not (parted and precision == "float32")
     assert len(model.encode([*messages, {"role": "user", "content": "."}])) > 12 * 64
 

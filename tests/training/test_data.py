@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from tiny import tiny_checkpoint, tokenizer
 
-from gemma_multi import DataError, OptionError, chat, finetune
+from gemma_multi import DataError, OptionError, chat_template, finetune
 from gemma_multi.cli import main
 from gemma_multi.training.batches import IGNORE_INDEX, Batches
 from gemma_multi.training.check import check_data
@@ -71,7 +71,7 @@ def test_the_tokens_are_those_the_model_will_see_and_say() -> None:
     ]
     words = tokenize(TOKENIZER, read_row({"messages": messages}))
     ids, wanted = words & 0xFFFFF, words >= 1 << 30
-    prompt = chat.encode_prompt(TOKENIZER, messages[:-1])
+    prompt = chat_template.encode_prompt(TOKENIZER, messages[:-1])
     assert ids[: len(prompt)].tolist() == prompt
     answer = [*TOKENIZER.encode("Bye."), TOKENIZER.end_of_turn_id]
     assert ids[len(prompt) :].tolist() == answer

@@ -1,0 +1,100 @@
+"""Turns to token ids: Gemma's conversation format, as code.
+
+A prompt is `<bos>`, then per turn `<start_of_turn>user|model\\n`, the stripped text,
+`<end_of_turn>\\n`, and at the end `<start_of_turn>model\\n`. System text goes in front of the
+first user turn with a blank line between, and as it is: Google's template trims what is said in
+turns and not this. Text is encoded on its own and spliced in as ids, so no text can forge a turn,
+and `<bos>` appears once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gemma_multi.errors import OptionError
+from gemma_multi.tokenizer import Tokenizer
+
+Message = Mapping[str, str]
+ROLES = {"user": "user", "model": "model", "assistant": "model", "system": "system"}
+
+
+def encode_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
+    """The ids of a conversation, up to where the model's next turn begins."""
+    ids = [tokenizer.bos_id]
+    for role, text in fold_system(messages):
+        ids += encode_turn(tokenizer, role, text)
+    return ids + open_turn(tokenizer, "model")
+
+
+def encode_answered(
+    tokenizer: Tokenizer, turns: Sequence[tuple[str, str]]
+) -> tuple[list[int], list[bool]]:
+    """A whole conversation to learn from: (ids, which of them the model says).
+
+    The model says the text of its turns and the `<end_of_turn>` after it, as it does when it
+    generates; the line break behind the last turn is omitted.
+    """
+    ids, said = [tokenizer.bos_id], [False]
+    for role, text in turns:
+        opening, closing = open_turn(tokenizer, role), close_turn(tokenizer)
+        content = tokenizer.encode(text)
+        ids += opening + content + closing
+        said += [False] * len(opening) + [role == "model"] * (len(content) + 1)
+        said += [False] * (len(closing) - 1)
+    trailing = len(close_turn(tokenizer)) - 1
+    return ids[:-trailing], said[:-trailing]
+
+
+def encode_turn(tokenizer: Tokenizer, role: str, text: str) -> list[int]:
+    """One whole turn, from `<start_of_turn>` to the newline after `<end_of_turn>`."""
+    return open_turn(tokenizer, role) + tokenizer.encode(text) + close_turn(tokenizer)
+
+
+def user_text(text: str, system: str = "") -> str:
+    """What stands in a user's turn, the first one if there is system text."""
+    return f"{system}\n\n{text.strip()}" if system else text.strip()
+
+
+def open_turn(tokenizer: Tokenizer, role: str) -> list[int]:
+    return [tokenizer.start_of_turn_id, *tokenizer.encode(f"{role}\n")]
+
+
+def close_turn(tokenizer: Tokenizer) -> list[int]:
+    return [tokenizer.end_of_turn_id, *tokenizer.encode("\n")]
+
+
+def fold_system(messages: Sequence[Message]) -> list[tuple[str, str]]:
+    """Checked (role, text) pairs, user and model in turn: texts as they are encoded, with system
+    text folded in."""
+    if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence):
+        raise OptionError(
+            f"messages must be a list of {{'role', 'content'}}, received {type(messages).__name__}"
+        )
+    turns: list[tuple[str, str]] = []
+    system = ""
+    for i, message in enumerate(messages):
+        role, text = _read(i, message)
+        if role == "system":
+            if i:
+                raise OptionError(f"message {i} is a system message, allowed only as the first")
+            system = text
+            continue
+        expected = "model" if len(turns) % 2 else "user"
+        if role != expected:
+            raise OptionError(f"message {i} has role {role!r}, but it is the turn of {expected!r}")
+        turns.append((role, user_text(text, "" if turns else system)))
+    if not turns or turns[-1][0] != "user":
+        raise OptionError("messages must end with a user's turn for the model to answer")
+    return turns
+
+
+def _read(i: int, message: Any) -> tuple[str, str]:
+    if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
+        raise OptionError(f"message {i} is {message!r}, expected the keys 'role' and 'content'")
+    role, text = message["role"], message["content"]
+    if not isinstance(role, str) or role not in ROLES:
+        raise OptionError(f"message {i} has role {role!r}, expected one of {', '.join(ROLES)}")
+    if not isinstance(text, str):
+        raise OptionError(f"message {i} has content of type {type(text).__name__}, expected text")
+    return ROLES[role], text
