@@ -31,7 +31,7 @@ from gemma_multi.transforms import to_precision
 
 
 @dataclass(frozen=True)
-class Options:
+class HuggingFaceOptions:
     precision: str = option(
         "auto",
         "float32, bfloat16 or float16, or auto: as stored. From int4 it is exact in float32.",
@@ -39,7 +39,7 @@ class Options:
 
 
 def _write(
-    checkpoint: Checkpoint, output: Path, options: Options, progress: Report
+    checkpoint: Checkpoint, output: Path, options: HuggingFaceOptions, progress: Report
 ) -> ExportReport:
     checkpoint = to_precision(checkpoint, options.precision, progress)
     if checkpoint.is_quantized:
@@ -73,4 +73,4 @@ def write_directory(
     return ExportReport(output, size, format_name, checkpoint.precision, checkpoint.context_length)
 
 
-EXPORTER = Exporter(format="huggingface", options=Options, write=_write)
+EXPORTER = Exporter(format="huggingface", options=HuggingFaceOptions, write=_write)

@@ -19,7 +19,7 @@ from typing import Any
 from gemma_multi.checkpoint import Checkpoint
 from gemma_multi.errors import BackendError
 from gemma_multi.exporters.base import Exporter, ExportReport
-from gemma_multi.exporters.tflite import Options, build
+from gemma_multi.exporters.tflite import TfliteOptions, build
 from gemma_multi.files import renamed_when_whole
 from gemma_multi.progress import Report
 from gemma_multi.sampling.options import GenerationOptions
@@ -57,7 +57,7 @@ _TEMPLATE = """\
 
 
 def _write(
-    checkpoint: Checkpoint, output: Path, options: Options, progress: Report
+    checkpoint: Checkpoint, output: Path, options: TfliteOptions, progress: Report
 ) -> ExportReport:
     try:
         from litert_lm_builder import litertlm_builder
@@ -124,4 +124,4 @@ def _metadata(checkpoint: Checkpoint, context_length: int) -> Any:
     return facts
 
 
-EXPORTER = Exporter(format="litertlm", options=Options, write=_write)
+EXPORTER = Exporter(format="litertlm", options=TfliteOptions, write=_write)

@@ -18,12 +18,12 @@ from gemma_multi.transforms import to_precision
 
 
 @dataclass(frozen=True)
-class Options:
+class MlxOptions:
     precision: str = option("auto", "int4, int8, bfloat16, float16, float32, or auto: as stored.")
 
 
 def _write(
-    checkpoint: Checkpoint, output: Path, options: Options, progress: Report
+    checkpoint: Checkpoint, output: Path, options: MlxOptions, progress: Report
 ) -> ExportReport:
     checkpoint = to_precision(checkpoint, options.precision, progress)
     flat: dict[str, np.ndarray] = {}
@@ -40,4 +40,4 @@ def _write(
     return write_directory(checkpoint, flat, config, output, EXPORTER.format)
 
 
-EXPORTER = Exporter(format="mlx", options=Options, write=_write)
+EXPORTER = Exporter(format="mlx", options=MlxOptions, write=_write)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 import zipfile
@@ -98,3 +99,13 @@ def test_the_bundled_model_is_what_was_promised() -> None:
     assert 4096 <= checkpoint.tokenizer.vocab_size <= 8192
     assert checkpoint.provenance.license == "apache-2.0"
     assert "Apache License" in (directory / "NOTICE").read_text()
+
+
+def test_no_two_classes_share_a_name() -> None:
+    """A name means one thing, wherever it is read."""
+    root, where = Path(__file__).parents[1], {}
+    for file in (*(root / "gemma_multi").rglob("*.py"), *(root / "exporters").rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ClassDef):
+                where.setdefault(node.name, []).append(str(file.relative_to(root)))
+    assert {name: files for name, files in where.items() if len(files) > 1} == {}

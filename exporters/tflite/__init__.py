@@ -41,7 +41,7 @@ _LARGEST = (1 << 31) - (1 << 24)  # bytes; offsets in a flatbuffer have 31 bits
 
 
 @dataclass(frozen=True)
-class Options:
+class TfliteOptions:
     """What a `.tflite` and a `.litertlm` can be told."""
 
     context_length: int | None = option(None, "Positions it can hold; all the model has.")
@@ -56,7 +56,7 @@ class Options:
 
 
 def _write(
-    checkpoint: Checkpoint, output: Path, options: Options, progress: Report
+    checkpoint: Checkpoint, output: Path, options: TfliteOptions, progress: Report
 ) -> ExportReport:
     built = build(
         checkpoint, options, tokenizer=with_spoken_steering_pieces(checkpoint.tokenizer.model),
@@ -84,7 +84,7 @@ class Built:
 
 
 def build(
-    checkpoint: Checkpoint, options: Options, *, tokenizer: bytes = b"",
+    checkpoint: Checkpoint, options: TfliteOptions, *, tokenizer: bytes = b"",
     embed_tokenizer: bool = False, trace: bool = False, progress: Report = silent,
 ) -> Built:  # fmt: skip
     """The file, not yet written.
@@ -127,7 +127,7 @@ def build(
     return Built([graph, padding, TRAILER_MARK + sha.digest()], info, provenance, refitted)
 
 
-def _choose(checkpoint: Checkpoint, options: Options) -> ExportInfo:
+def _choose(checkpoint: Checkpoint, options: TfliteOptions) -> ExportInfo:
     """The options, checked, with the automatic ones decided."""
     precision, prefill, cache = options.precision, options.prefill, options.cache
     length = check_context_length(options.context_length, checkpoint.config.max_position_embeddings)
@@ -160,4 +160,4 @@ def _choose(checkpoint: Checkpoint, options: Options) -> ExportInfo:
     return ExportInfo(precision, length, sizes, cache)
 
 
-EXPORTER = Exporter(format="tflite", options=Options, write=_write)
+EXPORTER = Exporter(format="tflite", options=TfliteOptions, write=_write)

@@ -78,7 +78,7 @@ def add_signatures(
 
 
 @dataclass
-class _Cache:
+class _LayerCache:
     """A layer's keys or values: as they came in, or with this call's rows once written."""
 
     name: str
@@ -279,19 +279,19 @@ class _Decoder:
 
     # caches
 
-    def _cache_input(self, layer: int, which: int) -> _Cache:
+    def _cache_input(self, layer: int, which: int) -> _LayerCache:
         graph, config = self.graph, self.config
         positions = cache_positions(config, layer, self.shape.context_length)
         shape = (1, config.num_key_value_heads, positions, config.head_dim)
         name = cache_names(layer)[which]
         if not self.shape.int8_global_caches or config.is_sliding(layer):
-            return _Cache(name, graph.input(name, shape))
+            return _LayerCache(name, graph.input(name, shape))
         scale = cache_scale_names(layer)[which]
         old = graph.input(name, shape, np.int8)
         scales = graph.input(scale, (1, config.num_key_value_heads, 1, positions))
-        return _Cache(name, old, scale, scales)
+        return _LayerCache(name, old, scale, scales)
 
-    def _plain(self, cache: _Cache) -> Value:
+    def _plain(self, cache: _LayerCache) -> Value:
         """The cache as numbers; an int8 one without its scales, which are multiplied in later.
 
         A cast, because the CPU delegate takes DEQUANTIZE in front of a matrix product for
@@ -301,7 +301,7 @@ class _Decoder:
             return cache.rows
         return self.graph.cast(cache.rows, np.float32)
 
-    def _remember(self, cache: _Cache, new: Value) -> Value:
+    def _remember(self, cache: _LayerCache, new: Value) -> Value:
         """Sets what will be written; returns it as later calls will see it."""
         if cache.scales is None:
             cache.new = new
@@ -313,7 +313,7 @@ class _Decoder:
         cache.new_scales = graph.transpose(scales, (0, 1, 3, 2))
         return graph.multiply(graph.cast(cache.new, np.float32), scales)
 
-    def _write(self, cache: _Cache, ring: bool) -> None:
+    def _write(self, cache: _LayerCache, ring: bool) -> None:
         """Puts this call's rows into the cache."""
         assert cache.new is not None
         graph = self.graph

@@ -35,7 +35,7 @@ from gemma_multi.engines.base import (
 )
 from gemma_multi.engines.keras_backbone import build_backbone, import_keras, weight_slots
 from gemma_multi.engines.keras_decoder import Cache, cache_positions, run_layers
-from gemma_multi.engines.keras_runtime import Runtime
+from gemma_multi.engines.keras_runtime import KerasRuntime
 from gemma_multi.quantization.tensor import QuantizedTensor
 from gemma_multi.transforms import to_precision
 
@@ -56,7 +56,7 @@ class KerasEngine(Engine):
 
     def __init__(self, checkpoint: Checkpoint, precision: str) -> None:
         super().__init__(checkpoint.config)
-        self.runtime = Runtime(import_keras())
+        self.runtime = KerasRuntime(import_keras())
         self.device = self.runtime.device
         fast = "float32" if self.device == "cpu" else "bfloat16"
         stored = checkpoint.precision if checkpoint.is_quantized else fast

@@ -16,7 +16,7 @@ import numpy as np
 from gemma_multi.cache import COMPILED, writable_cache
 
 
-class Runtime:
+class KerasRuntime:
     """The framework under Keras. Arrays it makes are its own."""
 
     def __init__(self, keras: ModuleType) -> None:
@@ -70,7 +70,7 @@ class Compiled:
     """A function of a model's variables, whose values are read once, not at every call."""
 
     def __init__(
-        self, runtime: Runtime, function: Callable[..., Any], variables: list[Any]
+        self, runtime: KerasRuntime, function: Callable[..., Any], variables: list[Any]
     ) -> None:
         self._runtime, self._function, self._variables = runtime, function, variables
         self._trace: Callable[..., Any]

@@ -27,7 +27,7 @@ from gemma_multi.config import EMBEDDING, SLIDING, ModelConfig
 from gemma_multi.engines.backend import Backend, Request, has_nvidia_gpu, on_apple_silicon
 from gemma_multi.engines.base import ALL, HIDDEN, NOTHING, Engine, Rows, Session, Wanted
 from gemma_multi.engines.litert_files import passing_file, ready_file
-from gemma_multi.engines.litert_runtime import Runtime
+from gemma_multi.engines.litert_runtime import LitertRuntime
 from gemma_multi.errors import OptionError
 from gemma_multi.formats.tflite.file import TfliteFile
 from gemma_multi.formats.tflite.layout import (
@@ -57,7 +57,7 @@ _HEADS = 8  # sets of token ids whose rows of the head are kept
 
 
 @dataclass(frozen=True)
-class Options:
+class LitertOptions:
     threads: int | None = option(None, "Processor cores to use; all there are if unset.")
 
     def __post_init__(self) -> None:
@@ -86,7 +86,7 @@ class LitertEngine(Engine):
         self.compute = "float32" if self.precision == "float32" else "int8"
         self.context_length = file.info.context_length
         digest = "" if passing else file.digest
-        self.runtime = Runtime(file.path, digest, threads, (DECODE, TOKENS))
+        self.runtime = LitertRuntime(file.path, digest, threads, (DECODE, TOKENS))
         self._spare: list[_Caches] = []
         # the rows of the head for a set of token ids, as they would be multiplied
         self._head = functools.lru_cache(maxsize=_HEADS)(self._read_head)
@@ -130,7 +130,9 @@ class LitertEngine(Engine):
         from gemma_multi.exporters import tflite
 
         info = self.file.info
-        options = tflite.Options(info.context_length, info.prefill, info.precision, info.cache)
+        options = tflite.TfliteOptions(
+            info.context_length, info.prefill, info.precision, info.cache
+        )
         built = tflite.build(self.file.checkpoint("tflite"), options, trace=True)
         file = passing_file(f"{self.file.digest[:32]}.trace", built.write)
         return LitertEngine(file, self.threads, passing=True)
@@ -217,7 +219,7 @@ class _Caches:
         # not the engine: an engine holds spare caches, and would never go
         self._runtime, self._config, self._info = engine.runtime, engine.config, engine.file.info
         self.is_finite = True
-        self._caches: dict[str, _Cache] = {}
+        self._caches: dict[str, _CacheBuffer] = {}
         config, info = self._config, self._info
         for i in range(config.num_hidden_layers):
             positions = cache_positions(config, i, info.context_length)
@@ -232,7 +234,7 @@ class _Caches:
         self._calls: dict[str, _Call] = {}
 
     def _add(self, name: str, shape: tuple[int, int, int], kind: Any) -> None:
-        self._caches[name] = _Cache(self._runtime.model, name, shape, kind)
+        self._caches[name] = _CacheBuffer(self._runtime.model, name, shape, kind)
 
     def copy_from(self, other: _Caches, positions: int) -> None:
         """Takes over what `other` has written, which is no further than `positions`."""
@@ -302,7 +304,7 @@ class _Caches:
         return self._calls[signature].run(ids, start)
 
 
-class _Cache:
+class _CacheBuffer:
     """A key or value cache in the runtime's memory, or the scales of one. Zeros at first: what is
     masked is finite."""
 
@@ -311,7 +313,7 @@ class _Cache:
         self._shape, self._kind = shape, kind  # [KV, positions, numbers a position]
         self.buffer.write(np.zeros(shape, kind))
 
-    def copy_from(self, other: _Cache, positions: int) -> None:
+    def copy_from(self, other: _CacheBuffer, positions: int) -> None:
         heads, room, width = self._shape
         if heads == 1:  # positions lie in a row: the first ones are all that was written
             count = min(positions, room) * width
@@ -324,7 +326,7 @@ class _Call:
     """One signature bound to one conversation's caches."""
 
     def __init__(
-        self, runtime: Runtime, config: ModelConfig, signature: str, size: int,
+        self, runtime: LitertRuntime, config: ModelConfig, signature: str, size: int,
         caches: dict[str, Any],
     ) -> None:  # fmt: skip
         self._runtime, self._signature, self._size = runtime, signature, size
@@ -381,5 +383,5 @@ BACKEND = Backend(
     precisions=("float32", "int4", "int8"),
     suits=_suits,
     runs=("tflite", "litertlm"),
-    options=Options,
+    options=LitertOptions,
 )

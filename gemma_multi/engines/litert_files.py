@@ -62,7 +62,7 @@ def ready_file(checkpoint: Checkpoint, request: Request) -> TfliteFile:
     length = min(DEFAULT_CONTEXT, longest) if context_length is None else context_length
     # a few sizes, so that a cache full of exports that differ by little is not built up
     length = min(1 << (max(length, _SMALLEST) - 1).bit_length(), longest)
-    options = tflite.Options(context_length=length, precision=request.precision)
+    options = tflite.TfliteOptions(context_length=length, precision=request.precision)
 
     def write(target: Path) -> None:
         _log.warning("exporting for LiteRT, once, to %s", target)
@@ -71,7 +71,7 @@ def ready_file(checkpoint: Checkpoint, request: Request) -> TfliteFile:
     return _cached(_export_name(checkpoint, options), write)
 
 
-def _export_name(checkpoint: Checkpoint, options: tflite.Options) -> str:
+def _export_name(checkpoint: Checkpoint, options: tflite.TfliteOptions) -> str:
     """Says all that an export depends on."""
     facts = (
         _exporter_revision(), checkpoint.identity, json.dumps(checkpoint.config.to_dict()),

@@ -37,7 +37,7 @@ _MADV_DONTNEED = 4
 _ROOM = 3  # times the model's size: packed weights, and something to spare
 
 
-class Runtime:
+class LitertRuntime:
     """A model file, compiled. `model` is LiteRT's CompiledModel."""
 
     def __init__(self, path: Path, digest: str, threads: int, probe: tuple[str, str]) -> None:

@@ -26,7 +26,7 @@ import numpy as np
 
 from gemma_multi.config import EMBEDDING
 from gemma_multi.engines.keras_backbone import build_backbone, import_keras, weight_slots
-from gemma_multi.engines.keras_runtime import Runtime
+from gemma_multi.engines.keras_runtime import KerasRuntime
 from gemma_multi.errors import BackendError, OptionError
 from gemma_multi.training.attention import attend
 from gemma_multi.training.batches import IGNORE_INDEX, Batch
@@ -48,7 +48,7 @@ class KerasTrainer(Trainer):
     def __init__(self, job: Job) -> None:
         _ask_for_the_same_sums()
         keras = import_keras()
-        runtime = Runtime(keras)
+        runtime = KerasRuntime(keras)
         if not runtime.on_jax:
             raise BackendError("training on Keras needs JAX; set KERAS_BACKEND=jax")
         self._jax, self._job = runtime.jax, job
