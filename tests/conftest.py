@@ -28,3 +28,8 @@ def tiny_copy(tiny_directory: Path, tmp_path: Path) -> Path:
 def gemma_tokenizer_directory() -> Path:
     """A directory with Gemma 3's real tokenizer, fetched once."""
     return gemma_tokenizer()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first: run two at a time, they would else be waited for at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)

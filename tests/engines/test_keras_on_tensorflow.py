@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 
+
+@pytest.mark.slow
 def test_the_suite_passes_on_tensorflow() -> None:
     here = Path(__file__).parent
     chosen = "keras and not fewer_layers and not suite_passes and not bfloat16"

@@ -42,6 +42,7 @@ def history(output: Path, devices: int | None, qat: bool = False) -> list[float]
     return [r.get("loss", r.get("validation_loss")) for r in records]
 
 
+@pytest.mark.slow
 def test_devices_share_a_batch(tmp_path: Path) -> None:
     one = history(tmp_path / "one", None)
     for devices in (2, 4):

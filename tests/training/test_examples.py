@@ -25,6 +25,7 @@ def test_rows_to_learn_and_rows_to_ask_are_apart(
     assert all(row["completion"] for row in train + test)
 
 
+@pytest.mark.slow
 def test_a_voice_is_learned_from_twenty_examples(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(SPECIALISTS / "voice.py"), "--backend", "keras", "--output",

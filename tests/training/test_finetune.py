@@ -189,6 +189,7 @@ def test_a_killed_run_ends_bit_for_bit_like_an_uninterrupted_one(
     assert (ended.best_step, ended.best_loss) == (whole.best_step, whole.best_loss)
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_says_how_to_go_on(base: Path, tmp_path: Path, rows_file: Path) -> None:
     output = tmp_path / "run"
     command = [
