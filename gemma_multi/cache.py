@@ -24,9 +24,10 @@ from pathlib import Path
 from gemma_multi.errors import OptionError
 
 EXPORTS, TOKENIZERS, COMPILED = "exports", "tokenizers", "jax"
+KINDS = (EXPORTS, TOKENIZERS, COMPILED, "test-data", "benchmarks")  # directories that are ours
 _DEFAULT_LIMIT = 10_000_000_000
 _ABANDONED = 24 * 3600.0  # seconds after which a temporary file is taken for a killed process's
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 def cache_directory(*parts: str) -> Path:
@@ -81,12 +82,12 @@ def limit() -> int:
     given = os.environ.get("GEMMA_MULTI_CACHE_LIMIT", "").strip()
     if not given:
         return _DEFAULT_LIMIT
-    parts = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?B)?", given, re.IGNORECASE)
+    parts = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)B?", given, re.IGNORECASE)
     if parts is None:
         raise OptionError(
             f"GEMMA_MULTI_CACHE_LIMIT is {given!r}, expected a size such as 500MB or 20GB"
         )
-    return int(float(parts[1]) * _UNITS[(parts[2] or "").upper()])
+    return int(float(parts[1]) * _UNITS[parts[2].upper()])
 
 
 def used(path: Path) -> None:
@@ -106,14 +107,14 @@ class CachedFile:
 
 
 def cached_files() -> list[CachedFile]:
-    """All of them, the longest unused first."""
+    """All of them, the longest unused first. What else lies in the directory is not ours."""
     root, found = cache_directory(), []
-    for path in root.rglob("*"):
-        with contextlib.suppress(OSError):
-            facts = path.lstat()
-            if stat.S_ISREG(facts.st_mode):
-                kind = path.relative_to(root).parts[0]
-                found.append(CachedFile(path, kind, facts.st_size, facts.st_atime))
+    for kind in KINDS:
+        for path in (root / kind).rglob("*"):
+            with contextlib.suppress(OSError):
+                facts = path.lstat()
+                if stat.S_ISREG(facts.st_mode):
+                    found.append(CachedFile(path, kind, facts.st_size, facts.st_atime))
     return sorted(found, key=lambda file: file.used)
 
 
@@ -139,6 +140,8 @@ def clear(kind: str | None = None) -> int:
             with contextlib.suppress(OSError):
                 file.path.unlink()
                 freed += file.nbytes
-    if kind is None:
-        shutil.rmtree(cache_directory(), ignore_errors=True)
+    for name in KINDS if kind is None else [kind]:
+        shutil.rmtree(cache_directory(name), ignore_errors=True)
+    with contextlib.suppress(OSError):  # unless something of somebody else's is there
+        cache_directory().rmdir()
     return freed

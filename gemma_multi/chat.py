@@ -81,7 +81,10 @@ class ChatStream(TextStream):
         try:
             return super().__next__()
         except StopIteration:
-            self._remember()
+            if self._decoding.tokens or self._decoding.finish_reason != "cancelled":
+                self._remember()
+            elif self._chat._answer is self:  # the turn never happened
+                self._chat._answer = None
             raise
 
     def close(self) -> None:

@@ -37,18 +37,23 @@ def encode_answered(
     """
     ids, said = [tokenizer.bos_id], [False]
     for role, text in turns:
-        opening, closing = open_turn(tokenizer, role), close_turn(tokenizer)
-        content = tokenizer.encode(text)
-        ids += opening + content + closing
-        said += [False] * len(opening) + [role == "model"] * (len(content) + 1)
-        said += [False] * (len(closing) - 1)
+        turn = encode_turn(tokenizer, role, text)
+        before, after = len(turn), 0  # tokens of the turn that the model does not say
+        if role == "model":
+            before, after = len(open_turn(tokenizer, role)), len(close_turn(tokenizer)) - 1
+        said += [False] * before + [True] * (len(turn) - before - after) + [False] * after
+        ids += turn
     trailing = len(close_turn(tokenizer)) - 1
     return ids[:-trailing], said[:-trailing]
 
 
 def encode_turn(tokenizer: Tokenizer, role: str, text: str) -> list[int]:
     """One whole turn, from `<start_of_turn>` to the newline after `<end_of_turn>`."""
-    return open_turn(tokenizer, role) + tokenizer.encode(text) + close_turn(tokenizer)
+    if role == "model":  # as it is generated, after the opening
+        said = open_turn(tokenizer, role) + tokenizer.encode(text)
+    else:  # as one text, for a line break at its beginning may join the one before it
+        said = [tokenizer.start_of_turn_id, *tokenizer.encode(f"{role}\n{text}")]
+    return said + close_turn(tokenizer)
 
 
 def user_text(text: str, system: str = "") -> str:

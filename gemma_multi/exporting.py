@@ -7,6 +7,7 @@ from typing import Any
 
 from gemma_multi.exporters import ExportReport, choose_format, export_checkpoint
 from gemma_multi.files import check_output
+from gemma_multi.model import Model
 from gemma_multi.progress import Progress, reporting
 from gemma_multi.sources import Source, open_checkpoint
 
@@ -39,5 +40,7 @@ def export(
     checkpoint = open_checkpoint(
         model, revision=revision, local_files_only=local_files_only, progress=progress is True
     )
+    if isinstance(model, Model):
+        return model.export(output, format=format, progress=progress, **options)
     with reporting(progress, "exporting") as report:
         return export_checkpoint(checkpoint, output, format=format, progress=report, **options)

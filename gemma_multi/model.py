@@ -19,7 +19,7 @@ from gemma_multi.checkpoint import Adapter, Checkpoint, Tensor
 from gemma_multi.config import ModelConfig
 from gemma_multi.engines import ALL, Engine, Session, create_engine
 from gemma_multi.errors import ContextError, OptionError
-from gemma_multi.exporters import ExportReport, export_checkpoint, save
+from gemma_multi.exporters import ExportReport, choose_format, export_checkpoint, save
 from gemma_multi.formats.peft import read_adapter
 from gemma_multi.generation import GenerationResult, TextScore
 from gemma_multi.progress import Progress, reporting
@@ -81,6 +81,7 @@ class Model:
             raise OptionError(f"adapter name {name!r} is taken or no name")
         if not isinstance(adapter, Adapter):
             adapter = read_adapter(adapter, self.config)
+        adapter.check(self.config)
         self.adapters[name] = adapter
 
     def switch_adapter(self, name: str | None) -> Model:
@@ -222,10 +223,12 @@ class Model:
         **options: Any,
     ) -> ExportReport:  # fmt: skip
         """Writes the checkpoint, with the active adapter merged; see `gemma_multi.export`."""
+        checkpoint = self.checkpoint
+        as_stored = options.get("precision", "auto") == "auto"
+        if as_stored and choose_format(output, format).is_directory:
+            checkpoint = cast_to_stored(checkpoint, self.base)
         with reporting(progress, "exporting") as report:
-            return export_checkpoint(
-                self.checkpoint, output, format=format, progress=report, **options
-            )
+            return export_checkpoint(checkpoint, output, format=format, progress=report, **options)
 
     def new_session(self) -> Session:
         """An empty conversation on the engine."""

@@ -65,7 +65,14 @@ def test_what_a_killed_process_left_goes_after_a_day(own_cache: Path) -> None:
 
 @pytest.mark.parametrize(
     ("given", "nbytes"),
-    [("", 10**10), ("500MB", 5 * 10**8), ("1.5 gb", 15 * 10**8), ("7", 7), ("0", 0)],
+    [
+        ("", 10**10),
+        ("500MB", 5 * 10**8),
+        ("1.5 gb", 15 * 10**8),
+        ("10G", 10**10),
+        ("7", 7),
+        ("0", 0),
+    ],
 )
 def test_a_limit_is_a_size(given: str, nbytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GEMMA_MULTI_CACHE_LIMIT", given)
@@ -93,6 +100,16 @@ def test_exports_stay_below_the_limit_and_still_run(
     assert 0 < len(left) < 3
     again = create_engine(checkpoints[0], "litert").session().read([5, 6, 7])
     np.testing.assert_array_equal(again, first)
+
+
+def test_a_limit_that_is_none_is_refused_before_the_work(
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GEMMA_MULTI_CACHE_LIMIT", "plenty")
+    for _ in range(2):  # and every time
+        with pytest.raises(OptionError, match="GEMMA_MULTI_CACHE_LIMIT is 'plenty'"):
+            create_engine(tiny_checkpoint(), "litert")
+    assert not list((own_cache / "exports").glob("*.tflite"))
 
 
 def test_without_a_home_it_is_this_users_alone(tmp_path: Path) -> None:
@@ -143,6 +160,12 @@ def test_the_command_shows_and_empties_it(own_cache: Path) -> None:
     )
     assert json.loads(run("--json").stdout)["tokenizers_bytes"] == 1_000_000
     assert "expected one of" in run("--clear", "--kind", "letters").stderr
+    theirs = keep(own_cache / "huggingface" / "model.safetensors", 5, 1)
+    note = keep(own_cache / "thesis.txt", 5, 1)
+    assert "huggingface" not in run().stdout
+    run("--clear")
+    assert sorted(own_cache.rglob("*")) == [theirs.parent, theirs, note]
+    theirs.unlink(), theirs.parent.rmdir(), note.unlink()
     run("--clear")
     assert not own_cache.exists()
     assert run().returncode == 0

@@ -16,7 +16,7 @@ from goldens.make import FILTERS, FILTERS_FILE, filter_input
 from tiny import tiny_checkpoint
 
 from gemma_multi.engines import ALL, Engine, Session, create_engine
-from gemma_multi.errors import ContextError, OptionError
+from gemma_multi.errors import BackendError, ContextError, OptionError
 from gemma_multi.generation import Decoding, generate_tokens
 from gemma_multi.sampling import GenerationOptions
 from gemma_multi.sampling.sampler import candidates, choose, gumbel
@@ -219,6 +219,18 @@ class TestDecoding:
     def test_ids_past_the_tokenizer_are_never_chosen(self) -> None:
         state = Decoding(options(max_tokens=50), [2], (), vocabulary=2)
         assert {state.next(self.LOGITS) for _ in range(50)} <= {0, 1}
+
+    @pytest.mark.parametrize("given", [{}, {"temperature": 0.0}, {"top_k": 3}, {"top_p": 0.9}])
+    @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+    def test_logits_that_are_not_finite_are_an_error_that_says_so(
+        self, given: dict, value: float
+    ) -> None:
+        logits = np.full(5, value, np.float32)
+        state = Decoding(options(max_tokens=5, **given), [2], ())
+        with pytest.raises(BackendError, match="the logits are not finite"):
+            state.next(logits)
+        with pytest.raises(OptionError, match="the mask allows no token"):
+            state.next(self.LOGITS, np.zeros(4, bool))
 
     def test_a_flag_ends_it_before_the_next_token(self) -> None:
         state = Decoding(options(max_tokens=50), [2], ())

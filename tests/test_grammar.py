@@ -14,7 +14,7 @@ from tiny import tiny_checkpoint
 
 import gemma_multi
 from gemma_multi import Checkpoint, CheckpointError, OptionError
-from gemma_multi.checkpoint import Tensors
+from gemma_multi.checkpoint import Adapter, Tensors
 from gemma_multi.cli import cli
 from gemma_multi.engines import backends, create_engine
 from gemma_multi.exporters import exporters, save
@@ -96,7 +96,10 @@ def test_what_is_loaded_has_no_revision(verb: Callable[..., Any], tmp_path: Path
 
 
 @pytest.mark.parametrize("verb", [n for n in VERBS if n != "open_checkpoint"])
-def test_progress_is_a_function_of_done_and_total(verb: str, tmp_path: Path) -> None:
+def test_progress_is_a_function_of_done_and_total(
+    verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GEMMA_MULTI_CACHE", str(tmp_path / "cache"))
     seen: list[tuple[int, int]] = []
     given: dict[str, Any] = {
         "load": {"backend": "litert", "precision": "int4"},
@@ -106,8 +109,7 @@ def test_progress_is_a_function_of_done_and_total(verb: str, tmp_path: Path) -> 
         "parity": {"backends": ["mlx", "keras"], "prompts": ["hi"], "max_tokens": 1},
         "validation_loss": {"data": ROWS},
     }[verb]
-    # a model that no cache has seen
-    checkpoint = tiny_checkpoint(seed=int.from_bytes(verb.encode()[:4]), vocab_size=4096)
+    checkpoint = tiny_checkpoint(vocab_size=4096)
     VERBS[verb](checkpoint, progress=lambda *p: seen.append(p), **given)
     assert seen
     done = [d for d, _ in seen]
@@ -287,6 +289,52 @@ def test_a_merged_adapter_is_rounded_once_everywhere(tmp_path: Path) -> None:
         assert not different, f"{where}: {different} of {values.size}"
     saved = gemma_multi.open_checkpoint(model.save(tmp_path / "saved"))
     assert saved.precision == "bfloat16"
+
+
+@pytest.mark.parametrize("kind", ["huggingface", "mlx"])
+@pytest.mark.parametrize("verb", ["method", "function"])
+def test_a_model_with_an_adapter_is_exported_in_the_type_it_is_stored_in(
+    kind: str, verb: str, tmp_path: Path
+) -> None:
+    from training.test_adapters import random_adapter
+
+    from gemma_multi.transforms import to_precision
+
+    model = gemma_multi.load(
+        to_precision(tiny_checkpoint(vocab_size=4096), "bfloat16"), backend="mlx"
+    )
+    model.add_adapter("a", random_adapter(0))
+    model.switch_adapter("a")
+    if verb == "method":
+        report = model.export(tmp_path / "m", format=kind)
+    else:
+        report = gemma_multi.export(model, tmp_path / "m", format=kind)
+    opened = gemma_multi.open_checkpoint(tmp_path / "m")
+    assert {info.dtype for info in opened.tensors.infos.values()} == {"bfloat16"}
+    assert report.precision == "bfloat16"
+    assert opened.digest() == gemma_multi.open_checkpoint(model.save(tmp_path / "s")).digest()
+
+
+def test_an_adapter_in_memory_is_checked_as_one_on_disk() -> None:
+    model = gemma_multi.load(tiny_checkpoint(vocab_size=4096), backend="mlx")
+    name = "model.layers.0.mlp.up_proj.weight"
+    for tensors in (
+        {"model.layers.99.mlp.up_proj.weight": (np.ones((2, 96)), np.ones((128, 2)))},
+        {name: (np.ones((1, 1)), np.ones((1, 1)))},
+        {"model.norm.weight": (np.ones((2, 96)), np.ones((96, 2)))},
+    ):
+        with pytest.raises(CheckpointError, match="is it for another model"):
+            model.add_adapter("a", Adapter(2, 4.0, tensors))
+    assert not model.adapters
+
+
+def test_an_adapters_directory_says_how_it_is_used(tmp_path: Path) -> None:
+    """Beside its base's config.json, too."""
+    (tmp_path / "adapter_config.json").write_text("{}")
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match=r"is a LoRA adapter, not a model.*--adapter"):
+            gemma_multi.open_checkpoint(tmp_path)
+        (tmp_path / "config.json").write_text("{}")
 
 
 def test_every_command_says_what_an_option_means() -> None:

@@ -221,6 +221,20 @@ class TestChat:
         messages = [*chat.messages[:2], {"role": "user", "content": "Good night."}]
         assert after.text == model.generate(messages, temperature=0).text
 
+    def test_a_turn_that_is_cancelled_before_a_word_never_happened(
+        self, mlx: gemma_multi.Model
+    ) -> None:
+        chat = mlx.chat()
+        stream = chat.stream(STORY)
+        stream.cancelled.set()
+        assert list(stream) == []
+        assert (stream.result.finish_reason, chat.messages) == ("cancelled", [])
+        assert chat.send(STORY, temperature=0).text == mlx.generate(STORY, temperature=0).text
+        later = chat.stream("Good night.", temperature=0)
+        first = next(later)
+        later.cancelled.set()
+        assert "".join([first, *later]) == later.result.text == chat.messages[-1]["content"]
+
     def test_a_full_conversation_refuses_and_keeps_what_it_has(self) -> None:
         chat = gemma_multi.load("storyteller", backend="mlx", context_length=300).chat()
         chat.send(STORY, temperature=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -212,7 +213,9 @@ class TestChat:
             "<start_of_turn>user\nBye<end_of_turn>\n<start_of_turn>model\n"
         )
 
-    @pytest.mark.parametrize("system", [None, "Be kind.", " Be kind.\n", "\t"])
+    @pytest.mark.parametrize(
+        "system", [None, "Be kind.", " Be kind.\n", "\t", "\nBe kind.", "\n\n"]
+    )
     def test_a_prompt_is_what_googles_template_makes(
         self, gemma_tokenizer_directory: Path, ours: Tokenizer, system: str | None
     ) -> None:
@@ -229,6 +232,10 @@ class TestChat:
         ids = chat_template.encode_prompt(ours, messages)
         spelt = {ours.bos_id, ours.start_of_turn_id, ours.end_of_turn_id}
         assert "".join(ours.piece(i) if i in spelt else ours.decode([i]) for i in ids) == expected
+        # and its ids: whoever reads the template's text as a whole reads the same
+        parts = re.split("(<bos>|<start_of_turn>|<end_of_turn>)", expected)
+        whole = [[ours.id(part)] if part.startswith("<") else ours.encode(part) for part in parts]
+        assert ids == [i for part in whole for i in part]
 
     @pytest.mark.parametrize(
         ("messages", "error"),

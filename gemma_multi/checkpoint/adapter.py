@@ -11,6 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gemma_multi.config import ModelConfig
+from gemma_multi.errors import CheckpointError
+
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -33,6 +36,20 @@ class Adapter:
         """The kinds of layers it changes."""
         found = {name.split(".")[-2] for name in self.tensors}
         return tuple(target for target in LINEAR_LAYERS if target in found)
+
+    def check(self, config: ModelConfig) -> None:
+        """Raises CheckpointError where it does not fit a model, naming the tensor."""
+        shapes = config.tensor_shapes()
+        for name, (a, b) in self.tensors.items():
+            shape = shapes.get(name, ())
+            if len(shape) != 2 or (b.shape, a.shape) != (
+                (shape[0], self.rank),
+                (self.rank, shape[1]),
+            ):
+                raise CheckpointError(
+                    f"the adapter changes {name!r} by {list(b.shape)} times {list(a.shape)}, which "
+                    f"does not fit {list(shape)} at rank {self.rank}; is it for another model?"
+                )
 
     def change(self, name: str) -> np.ndarray:
         """What is added to a weight: `f32[out, in]`."""

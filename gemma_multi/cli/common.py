@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Mapping
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import click
@@ -12,7 +13,6 @@ import click
 Command = Callable[..., Any]
 SOURCE = ("revision", "local_files_only", "progress")
 LOAD = ("model", "backend", "precision", "context_length", "adapter", *SOURCE)
-_KINDS = {"bool": bool, "int": int, "float": float}
 
 
 def source_options(command: Command) -> Command:
@@ -59,31 +59,52 @@ def field_options(
     """An option for each field of a dataclass, or of several by whose they are. Unset ones are
     None, so that whoever they are for decides."""
     owners = kinds if isinstance(kinds, Mapping) else {"": kinds}
-    fields: dict[str, tuple[dataclasses.Field[Any], list[str]]] = {}
+    fields: dict[str, dict[str, tuple[type, dataclasses.Field[Any]]]] = {}  # name -> by owner
     for owner, kind in owners.items():
         for field in dataclasses.fields(kind):
             if field.name not in leave_out:
-                fields.setdefault(field.name, (field, []))[1].append(owner)
+                fields.setdefault(field.name, {})[owner] = (kind, field)
 
     def decorate(command: Command) -> Command:
-        for field, whose in reversed(fields.values()):
-            apart = "" if "" in whose or len(whose) == len(owners) else f"{', '.join(whose)}: "
-            command = _field_option(field, apart)(command)
+        for by_owner in reversed(fields.values()):
+            meanings: dict[str, list[str]] = {}  # what an option means -> to whom
+            for owner, (_, field) in by_owner.items():
+                meanings.setdefault(_meaning(field), []).append(owner)
+            everybody = len(owners) == 1
+            text = " ".join(
+                meaning if everybody else f"{', '.join(whose)}: {meaning}"
+                for meaning, whose in meanings.items()
+            )
+            command = _field_option(*next(iter(by_owner.values())), text)(command)
         return command
 
     return decorate
 
 
-def _field_option(field: dataclasses.Field[Any], apart: str) -> Callable[[Command], Command]:
-    name, kind = "--" + field.name.replace("_", "-"), str(field.type)
-    meaning = apart + field.metadata["help"]
-    if isinstance(field.default, int | float | str) and "auto" not in str(field.default):
-        meaning += f"  [{str(field.default).lower()}]"
-    many = kind.startswith(("tuple", "Sequence")) and not field.default
-    base = _KINDS.get(kind.split(" ")[0]) or (int if "[int" in kind else str)
+def _meaning(field: dataclasses.Field[Any]) -> str:
+    default, meaning = field.default, str(field.metadata["help"])
+    if isinstance(default, int | float | str) and "auto" not in str(default):
+        meaning += f"  [{str(default).lower()}]"
+    return meaning
+
+
+def _field_option(
+    kind: type, field: dataclasses.Field[Any], text: str
+) -> Callable[[Command], Command]:
+    name, hint = "--" + field.name.replace("_", "-"), typing.get_type_hints(kind)[field.name]
+    inner = [h for h in typing.get_args(hint) or (hint,) if h not in (type(None), Ellipsis)]
+    many = any((typing.get_origin(h) or h) in (tuple, Sequence) for h in (hint, *inner))
+    many = many and not field.default  # else one text with commas
+    base = next((h for h in _flat(hint) if h in (bool, int, float)), str)
     if base is bool:
         name = f"{name}/--no-{name[2:]}"
-    return click.option(name, type=base, default=None, multiple=many, help=meaning)
+    return click.option(name, type=base, default=None, multiple=many, help=text)
+
+
+def _flat(hint: Any) -> list[Any]:
+    """The plain types in a type hint."""
+    inner = typing.get_args(hint)
+    return [plain for one in inner for plain in _flat(one)] if inner else [hint]
 
 
 def given(options: Mapping[str, Any]) -> dict[str, Any]:

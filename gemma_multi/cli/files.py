@@ -122,7 +122,7 @@ def info(model: str, as_json: bool, **options: Any) -> None:
 
 @click.command()
 @click.option("--clear", is_flag=True, help="Remove everything, or what --kind names.")
-@click.option("--kind", help="exports, tokenizers or jax.")
+@click.option("--kind", help="exports, tokenizers, jax, test-data or benchmarks.")
 @click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
 def cache(clear: bool, kind: str | None, as_json: bool) -> None:
     """Show or empty what is kept to be quicker next time. Nothing there is ever needed."""
@@ -131,7 +131,7 @@ def cache(clear: bool, kind: str | None, as_json: bool) -> None:
     from gemma_multi.terminal import facts_table, notes
 
     files = kept.cached_files()
-    kinds = sorted({file.kind for file in files} | {kept.EXPORTS, kept.TOKENIZERS, kept.COMPILED})
+    kinds = kept.KINDS
     if kind is not None and kind not in kinds:
         raise OptionError(f"kind is {kind!r}, expected one of {', '.join(kinds)}")
     if clear:

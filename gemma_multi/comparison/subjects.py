@@ -118,7 +118,9 @@ def line_up(
     chosen: list[tuple[str, str, str]] = []
     for name in names:
         backend, colon, own = name.partition(":")
-        record = choose_backend(backend if backend != "auto" else "")
+        if backend == "auto":
+            raise OptionError("backends is 'auto', or a list of names without it")
+        record = choose_backend(backend)
         if colon:
             check_precision(record, own)
         record.check_installed()

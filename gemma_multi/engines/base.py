@@ -29,7 +29,7 @@ import numpy as np
 from gemma_multi.checkpoint import Tensor
 from gemma_multi.config import ModelConfig, check_context_length
 from gemma_multi.errors import BackendError, ContextError, OptionError
-from gemma_multi.quantization.tensor import quantize_tensor
+from gemma_multi.quantization.tensor import BFLOAT16, quantize_tensor
 
 Ids = Any  # anything NumPy reads as i32[T]
 Array = Any  # of the engine's framework
@@ -100,12 +100,19 @@ class Engine(ABC):
         `want` is one for all, or one for each. Nothing is read if anything is refused: ids outside
         the vocabulary, a context that would overflow, a session that is there twice.
         """
-        wants = list(want) if isinstance(want, Sequence) else [want] * len(sessions)
+        wants: list[Wanted] = (
+            list(want) if isinstance(want, list | tuple) else [want] * len(sessions)  # type: ignore[list-item]
+        )
         if not len(sessions) == len(ids) == len(wants):
             raise OptionError(
                 f"{len(sessions)} sessions, {len(ids)} rows of ids and {len(wants)} wants; "
                 "expected as many of each"
             )
+        for session, one in zip(sessions, wants, strict=True):
+            if session.engine is not self:
+                raise OptionError("a session of another engine cannot be read on this one")
+            if not isinstance(one, Want | Rows):
+                raise OptionError(f"want is {one!r}, expected a Want or Rows")
         if len({id(session) for session in sessions}) < len(sessions):
             raise OptionError("a session is there twice; it can read one row at a time")
         checked = [
@@ -143,12 +150,17 @@ class Engine(ABC):
 
     def assign(self, tensors: Mapping[str, Tensor]) -> None:
         """Replaces some weights, dense or quantised, by name; dense ones go on the engine's own
-        grid if it has one. Sessions begun before hold what the old weights made of their tokens.
+        grid if it has one (of which norms are bfloat16). Sessions begun before hold what the old
+        weights made of their tokens.
         """
         for name, tensor in tensors.items():
             if self.precision in ("int4", "int8") and isinstance(tensor, np.ndarray):
                 bits = int(self.precision.removeprefix("int"))
-                tensor, _ = quantize_tensor(tensor.astype(np.float32), bits)
+                tensor = (
+                    quantize_tensor(tensor.astype(np.float32), bits)[0]
+                    if tensor.ndim == 2
+                    else tensor.astype(BFLOAT16)
+                )
             self._assign(name, tensor)
 
     def _assign(self, name: str, tensor: Tensor) -> None:
@@ -184,18 +196,28 @@ class Session(ABC):
     def read(self, ids: Ids, want: Wanted = LAST) -> Any:
         """Reads tokens, at least one: what is wanted of them as NumPy, None for nothing."""
         (result,) = self.engine.read([self], [ids], want)
-        return None if result is None else self.engine.numpy(result)
+        if result is None:
+            return None
+        try:
+            return self.engine.numpy(result)
+        except BaseException:  # what was still to be computed failed
+            self._forget()
+            raise
 
     def truncate(self, length: int) -> None:
         """Forgets all but the first `length` tokens."""
-        if not 0 <= length <= self.length:
-            raise OptionError(f"cannot truncate {self.length} tokens to {length}")
+        if type(length) is not int or not 0 <= length <= self.length:
+            raise OptionError(f"cannot truncate {self.length} tokens to {length!r}")
         if length == self.length:
             return
-        if self._rewind(length):
-            self._length = length
-            return
         kept = self.ids[:length].copy()
+        try:
+            if self._rewind(length):
+                self._length = length
+                return
+        except BaseException:  # an interrupt may leave some layers where they were
+            self._forget()
+            raise
         self._forget()
         if length:
             self._reading(kept, NOTHING)
@@ -218,10 +240,10 @@ class Session(ABC):
         """Reads checked `ids`, whole or not at all."""
         try:
             result = self._forward(ids, want)
+            self._append(ids)
         except BaseException:  # an interrupt may leave half of it in the cache
             self._forget()
             raise
-        self._append(ids)
         return result
 
     def _append(self, ids: np.ndarray) -> None:

@@ -79,7 +79,15 @@ class KerasEngine(Engine):
         self.forward.refresh()
 
     def _forward(
-        self, ids: Any, caches: list[Cache], start: Any, count: Any, rows: Any, *, wanted: str
+        self,
+        ids: Any,
+        caches: list[Cache],
+        start: Any,
+        count: Any,
+        rows: Any,
+        *,
+        wanted: str,
+        fresh: bool,
     ) -> tuple[Any, list[Cache]]:
         """One chunk through the model: (what is wanted, caches). Traced by the framework, so its
         arrays only. Of `i32[1, T]` the first `count` are real; `rows` are token ids,
@@ -87,7 +95,7 @@ class KerasEngine(Engine):
         from keras import ops
 
         backbone = self.backbone
-        x, states, written = run_layers(backbone, self.config, ids, caches, start, count)
+        x, states, written = run_layers(backbone, self.config, ids, caches, start, count, fresh)
         if wanted == _STATES:
             return ops.cast(ops.concatenate([*states, x]), "float32"), written
         if wanted == NOTHING.value:
@@ -187,7 +195,7 @@ class KerasSession(Session):
                 kind = LAST.value  # one program less
             result, self._caches = self.engine.forward(
                 np.pad(chunk, (0, width - count))[None], self._caches, np.int32(start),
-                np.int32(count), padded_rows, wanted=kind,
+                np.int32(count), padded_rows, wanted=kind, fresh=width > 1 and not start,
             )  # fmt: skip
             done += count
             yield result[None] if kind == LAST.value and last == ALL.value else result, count

@@ -8,7 +8,8 @@ theirs keeps every position in sliding layers too (1.2 GB of 270M at 32,768 toke
 - A sliding layer has a ring of the window and `SPARE` positions: position p lies in slot
   p % size. What a slot holds is worked out from the position alone, so nothing is cleared.
   Padding is not written: each slot takes the last real token that belongs to it, if any. A chunk
-  of many tokens looks at two things side by side, the ring as it was and its own keys.
+  of many tokens looks at two things side by side, the ring as it was and its own keys; the first
+  chunk of a conversation (`fresh`) at its own keys alone.
 
 Everything is traced by the framework under Keras: its arrays only, `start` and `count` included.
 """
@@ -29,10 +30,11 @@ def cache_positions(config: ModelConfig, layer: int, capacity: int) -> int:
 
 
 def run_layers(
-    backbone: Any, config: ModelConfig, ids: Any, caches: list[Cache], start: Any, count: Any
-) -> tuple[Any, list[Any], list[Cache]]:
+    backbone: Any, config: ModelConfig, ids: Any, caches: list[Cache], start: Any, count: Any,
+    fresh: bool,
+) -> tuple[Any, list[Any], list[Cache]]:  # fmt: skip
     """`i32[1, T]`, of which `count` are real -> (the last norm's output `[1, T, D]`, the hidden
-    states before it, the caches)."""
+    states before it, the caches). `fresh`: nothing was read before."""
     from keras import ops
 
     x = backbone.token_embedding(ids)
@@ -40,19 +42,19 @@ def run_layers(
     states, written = [x], []
     for i, (layer, cache) in enumerate(zip(backbone.transformer_layers, caches, strict=True)):
         window = config.sliding_window if config.is_sliding(i) else None
-        x, cache = _run_layer(layer, x, cache, start, count, window)
+        x, cache = _run_layer(layer, x, cache, start, count, window, fresh)
         written.append(cache)
         states.append(x)
     return backbone.layer_norm(x), states, written
 
 
 def _run_layer(
-    layer: Any, x: Any, cache: Cache, start: Any, count: Any, window: int | None
+    layer: Any, x: Any, cache: Cache, start: Any, count: Any, window: int | None, fresh: bool
 ) -> tuple[Any, Cache]:
     from keras import activations
 
     attended, cache = _attend(
-        layer.attention, layer.pre_attention_norm(x), cache, start, count, window
+        layer.attention, layer.pre_attention_norm(x), cache, start, count, window, fresh
     )
     x = x + layer.post_attention_norm(attended)
     h = layer.pre_ffw_norm(x)
@@ -61,7 +63,7 @@ def _run_layer(
 
 
 def _attend(
-    attention: Any, x: Any, cache: Cache, start: Any, count: Any, window: int | None
+    attention: Any, x: Any, cache: Cache, start: Any, count: Any, window: int | None, fresh: bool
 ) -> tuple[Any, Cache]:
     query = attention._apply_rope(attention.query_norm(attention.query_dense(x)), start)
     key = attention._apply_rope(attention.key_norm(attention.key_dense(x)), start)
@@ -73,8 +75,9 @@ def _attend(
         cache = _write(cache, new, start % cache[0].shape[1])
         (keys, values), mask = cache, _seen_in_ring(cache, start, start, window)
     else:
-        keys, values = _side_by_side(cache, new)
-        mask = _seen_side_by_side(x, cache, start, window)
+        keys, values = new if fresh else _side_by_side(cache, new)
+        within = _seen_within(x, window)
+        mask = within if fresh else _seen_side_by_side(within, cache, start, window)
         cache = _write_ring(cache, new, start, count)
     mixed = attention._compute_attention(query, keys, values, mask)
     return attention.output_dense(mixed), cache
@@ -135,12 +138,18 @@ def _seen_in_ring(cache: Cache, query: Any, newest: Any, window: int) -> Any:
     return ops.logical_and(held >= 0, held > query - window)[None]
 
 
-def _seen_side_by_side(x: Any, cache: Cache, start: Any, window: int) -> Any:
-    """`bool[1, T, R + T]`: the ring as it was, then the chunk itself."""
+def _seen_within(x: Any, window: int) -> Any:
+    """`bool[1, T, T]`: a chunk's own keys."""
     from keras import ops
 
     rows = ops.arange(x.shape[1], dtype="int32")
-    before = _seen_in_ring(cache, start + rows[:, None], start - 1, window)
     behind = rows[:, None] - rows[None]
-    within = ops.logical_and(behind >= 0, behind < window)[None]
-    return ops.concatenate([before, within], axis=2)
+    return ops.logical_and(behind >= 0, behind < window)[None]
+
+
+def _seen_side_by_side(within: Any, cache: Cache, start: Any, window: int) -> Any:
+    """`bool[1, T, R + T]`: the ring as it was, then the chunk itself."""
+    from keras import ops
+
+    queries = start + ops.arange(within.shape[1], dtype="int32")[:, None]
+    return ops.concatenate([_seen_in_ring(cache, queries, start - 1, window), within], axis=2)

@@ -62,7 +62,7 @@ class KerasRuntime:
         return self.jax.numpy.pad(cache, pads) if self.on_jax else self.tf.pad(cache, pads)
 
     def compile(self, function: Callable[..., Any], variables: list[Any]) -> Compiled:
-        """`function(ids, caches, start, count, rows, *, wanted)`, compiled once per shape."""
+        """`function(ids, caches, start, count, rows, **static)`, compiled once per shape."""
         return Compiled(self, function, variables)
 
 
@@ -76,7 +76,7 @@ class Compiled:
         self._trace: Callable[..., Any]
         if runtime.on_jax:
             self._trace = runtime.jax.jit(
-                self._stateless, static_argnames="wanted", donate_argnums=1
+                self._stateless, static_argnames=("wanted", "fresh"), donate_argnums=1
             )
         self.refresh()
 
@@ -90,19 +90,19 @@ class Compiled:
             self._trace = self._runtime.tf.function(self._function)
 
     def __call__(
-        self, ids: Any, caches: Any, start: Any, count: Any, rows: Any, *, wanted: str
+        self, ids: Any, caches: Any, start: Any, count: Any, rows: Any, **static: Any
     ) -> Any:
         if self._runtime.on_jax:
-            return self._trace(self._values, caches, ids, start, count, rows, wanted=wanted)
+            return self._trace(self._values, caches, ids, start, count, rows, **static)
         integer = partial(self._runtime.tf.constant, dtype="int32")
         given = (integer(ids), caches, integer(start), integer(count), integer(rows))
-        return self._trace(*given, wanted=wanted)
+        return self._trace(*given, **static)
 
     def _stateless(
         self, values: list[Any], caches: Any, ids: Any, start: Any, count: Any, rows: Any,
-        wanted: str,
+        **static: Any,
     ) -> Any:  # fmt: skip
         scope = self._runtime.keras.src.backend.common.stateless_scope.StatelessScope
         mapping = list(zip(self._variables, values, strict=True))
         with scope(state_mapping=mapping):
-            return self._function(ids, caches, start, count, rows, wanted=wanted)
+            return self._function(ids, caches, start, count, rows, **static)

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from gemma_multi.checkpoint import Checkpoint
+from gemma_multi.checkpoint import Checkpoint, Tensor
 from gemma_multi.config import EMBEDDING, SLIDING, ModelConfig
 from gemma_multi.engines.backend import Backend, Request, has_nvidia_gpu, on_apple_silicon
 from gemma_multi.engines.base import ALL, HIDDEN, NOTHING, Engine, Rows, Session, Wanted
@@ -53,7 +53,7 @@ from gemma_multi.quantization.tensor import QuantizedTensor
 
 _MOST_THREADS = 1024
 _MOST_SPARE = 4  # conversations whose caches are kept when they end
-_HEADS = 8  # sets of token ids whose rows of the head are kept
+_HEAD_BYTES = 1 << 26  # of the rows of the head that are kept for sets of token ids
 
 
 @dataclass(frozen=True)
@@ -89,21 +89,26 @@ class LitertEngine(Engine):
         self.runtime = LitertRuntime(file.path, digest, threads, (DECODE, TOKENS))
         self._spare: list[_Caches] = []
         # the rows of the head for a set of token ids, as they would be multiplied
-        self._head = functools.lru_cache(maxsize=_HEADS)(self._read_head)
+        self._heads: dict[bytes, np.ndarray] = {}
 
     def weight(self, name: str, rows: slice = slice(None)) -> np.ndarray:
         if len(self.config.tensor_shapes()[name]) == 1:
             return self.file.gain(name)
-        held = self.file.read(name, rows)
-        return held.dequantize() if isinstance(held, QuantizedTensor) else held.astype(np.float32)
+        return _dense(self.file.read(name, rows))
 
     def head_rows(self, hidden: np.ndarray, ids: np.ndarray) -> np.ndarray:
         """`f32[D]` -> the logits of some tokens, from exact weights and activations."""
-        return self._head(ids.tobytes()) @ hidden
-
-    def _read_head(self, ids: bytes) -> np.ndarray:
-        held = self.file.read(EMBEDDING, np.frombuffer(ids, np.int64))
-        return held.dequantize() if isinstance(held, QuantizedTensor) else held.astype(np.float32)
+        key = ids.tobytes()
+        head = self._heads.get(key)
+        if head is None:
+            head = _dense(self.file.read(EMBEDDING, ids))
+            kept = sum(other.nbytes for other in self._heads.values())
+            if kept + head.nbytes > _HEAD_BYTES:
+                self._heads.clear()
+            if head.nbytes <= _HEAD_BYTES:
+                self._heads[key] = head
+        logits: np.ndarray = head @ hidden
+        return logits
 
     def borrow(self) -> _Caches:
         """Caches for one conversation; what they hold is somebody's past, and never seen."""
@@ -136,6 +141,10 @@ class LitertEngine(Engine):
         built = tflite.build(self.file.checkpoint("tflite"), options, trace=True)
         file = passing_file(f"{self.file.digest[:32]}.trace", built.write)
         return LitertEngine(file, self.threads, passing=True)
+
+
+def _dense(tensor: Tensor) -> np.ndarray:
+    return tensor.dequantize() if isinstance(tensor, QuantizedTensor) else tensor.astype(np.float32)
 
 
 class LitertSession(Session):
@@ -177,6 +186,8 @@ class LitertSession(Session):
     def _rewind(self, length: int) -> bool:
         if not length:
             self._written = 0
+            if self._holding.caches is not None and not self._holding.caches.is_finite:
+                self._holding.take(None)  # they may hold what spoils the next conversation
             return True
         ring = ring_positions(self.config, self.engine.context_length)
         if SLIDING not in self.config.layer_types or self._written <= ring:
@@ -218,6 +229,8 @@ class _Caches:
     def __init__(self, engine: LitertEngine) -> None:
         # not the engine: an engine holds spare caches, and would never go
         self._runtime, self._config, self._info = engine.runtime, engine.config, engine.file.info
+        # whether what was read last gave finite numbers, and so all that is held is finite: one
+        # that is not, though masked, spoils whatever is computed beside it
         self.is_finite = True
         self._caches: dict[str, _CacheBuffer] = {}
         config, info = self._config, self._info
@@ -245,12 +258,12 @@ class _Caches:
         """Reads `i32[T]`; what `signature` gives for the last token: `f32[width]`."""
         self.prefill(ids[:-1], start)
         result = self._run(signature, ids[-1:], start + len(ids) - 1, 1)[0]
-        # one number that is not finite spoils a cache for whoever has it next
-        self.is_finite = self.is_finite and bool(np.isfinite(result[0]))
+        self.is_finite = bool(np.isfinite(result[0]))
         return result
 
     def prefill(self, ids: np.ndarray, start: int) -> None:
         """Reads `i32[T]` in chunks."""
+        self.is_finite = False  # nobody has looked
         done = 0
         while (left := len(ids) - done) > 0:
             size = self._chunk(left, start + done)
@@ -262,6 +275,7 @@ class _Caches:
 
     def score(self, ids: np.ndarray, start: int) -> np.ndarray:
         """Reads `i32[T]`; the logits after each: `f32[T, V]`."""
+        self.is_finite = False
         limit = self._info.context_length
         size = min(SCORE_TOKENS, limit)
         logits = np.empty((len(ids), self._config.vocab_size), np.float32)
@@ -273,7 +287,7 @@ class _Caches:
             part = slice(done, done + count)
             logits[part] = self._run(signature, ids[part], start + done, width)[:count]
             done += count
-        self.is_finite = self.is_finite and bool(np.isfinite(logits[:, 0]).all())
+        self.is_finite = bool(np.isfinite(logits[:, 0]).all())
         return logits
 
     def trace(self, ids: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from gemma_multi.cache import EXPORTS, trim, used, writable_cache
+from gemma_multi.cache import EXPORTS, limit, trim, used, writable_cache
 from gemma_multi.checkpoint import Checkpoint
 from gemma_multi.config import check_context_length
 from gemma_multi.engines.backend import Request
@@ -92,6 +92,7 @@ def _cached(name: str, write: Callable[[Path], None]) -> TfliteFile:
     """A file of the cache, written if it is missing or damaged."""
     kept = writable_cache(EXPORTS)
     if kept is not None:
+        limit()  # refuses one that is none, before the work
         target = kept / f"{name}.tflite"
         with contextlib.suppress(OSError), FileLock(kept / f"{name}.lock"):
             try:
@@ -113,8 +114,10 @@ def passing_file(name: str, write: Callable[[Path], None]) -> TfliteFile:
     target = Path(directory) / f"{name}.tflite"
     try:
         write(target)
-    except OSError as error:
+    except BaseException as error:
         shutil.rmtree(directory, ignore_errors=True)
+        if not isinstance(error, OSError):
+            raise
         raise BackendError(
             f"backend 'litert' needs room for the model's file, but {target} cannot be written: "
             f"{error.strerror or error}; set GEMMA_MULTI_CACHE to another place"

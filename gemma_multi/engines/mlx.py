@@ -225,22 +225,28 @@ class MlxSession(Session):
 
     def _forward(self, ids: np.ndarray, want: Wanted) -> Any:
         engine, mx = self.engine, self.engine.mx
-        parts, chunks = [], _chunks(ids)
-        for i, chunk in enumerate(chunks):
+        parts, (*before, last) = [], _chunks(ids)
+        for chunk in before:
             hidden = self.hidden(chunk)[0]
             if want is ALL:
                 parts.append(engine.head(hidden))
-            if i < len(chunks) - 1 or want is NOTHING:
-                mx.eval([cache.state[:2] for cache in self._caches])
-        if want is NOTHING:
-            return None
+            mx.eval(self._arrays(), parts)
+        hidden = self.hidden(last)[0]
+        result = None
         if want is ALL:
-            return parts[0] if len(parts) == 1 else mx.concatenate(parts)
-        if want is HIDDEN:
-            return hidden[-1].astype(mx.float32)
-        if isinstance(want, Rows):
-            return engine.head_rows(hidden[-1], want.ids)
-        return engine.head(hidden[-1:])[0]
+            result = mx.concatenate([*parts, engine.head(hidden)])
+        elif want is HIDDEN:
+            result = hidden[-1].astype(mx.float32)
+        elif isinstance(want, Rows):
+            result = engine.head_rows(hidden[-1], want.ids)
+        elif want is not NOTHING:
+            result = engine.head(hidden[-1:])[0]
+        # what is left for later can only be computed by this thread
+        mx.async_eval(self._arrays(), [] if result is None else result)
+        return result
+
+    def _arrays(self) -> list[Any]:
+        return [cache.state[:2] for cache in self._caches]
 
     def hidden(self, ids: np.ndarray) -> Any:
         """One chunk, `i32[T]`, through the layers and the last norm: `[1, T, D]`, MLX's array."""
@@ -273,6 +279,7 @@ class MlxSession(Session):
                 keys, values, *rest = mine.state
                 # a cache writes in place, through the array object: the copy needs its own
                 theirs.state = (self.engine.mx.array(keys), self.engine.mx.array(values), *rest)
+        self.engine.mx.async_eval(copy._arrays() if self.length else [])
         return copy
 
 

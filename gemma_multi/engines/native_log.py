@@ -59,13 +59,13 @@ class _Stream:
 
 
 _stream: _Stream | None = None
-_making = threading.Lock()
+_making = threading.RLock()  # a collection inside may end a model
 
 
 def _get_stream() -> _Stream | None:
     global _stream
-    if sys.platform == "win32":
-        return None
+    if sys.platform == "win32" or _stream is not None:
+        return _stream
     with _making:
         if _stream is None:
             try:

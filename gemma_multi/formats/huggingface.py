@@ -10,11 +10,21 @@ import numpy as np
 from gemma_multi.checkpoint import Checkpoint, Tensor
 from gemma_multi.errors import CheckpointError
 from gemma_multi.formats.base import Format
-from gemma_multi.formats.directory import CONFIG_FILE, Flat, config_entry, read_directory
+from gemma_multi.formats.directory import (
+    CONFIG_FILE,
+    INDEX_FILE,
+    WEIGHTS_FILE,
+    Flat,
+    config_entry,
+    read_directory,
+)
 
 
 def _looks_like(path: Path) -> bool:
-    return (path / CONFIG_FILE).is_file() and config_entry(path, "quantization") is None
+    weights = (path / WEIGHTS_FILE, path / INDEX_FILE)
+    if not (path / CONFIG_FILE).is_file() or not any(file.exists() for file in weights):
+        return False
+    return config_entry(path, "quantization") is None
 
 
 def _read(path: Path) -> Checkpoint:

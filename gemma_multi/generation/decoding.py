@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable
 
 import numpy as np
 
+from gemma_multi.errors import OptionError
 from gemma_multi.generation.result import FinishReason
 from gemma_multi.sampling import GenerationOptions, choose
 
@@ -48,6 +49,8 @@ class Decoding:
             return None
         logits = logits[: self._vocabulary]
         if mask is not None:
+            if not mask[: len(logits)].any():
+                raise OptionError("the mask allows no token at all")
             logits = np.where(mask[: len(logits)], logits, -np.inf)
         seen = self._seen.ids if self._seen else _NOTHING
         token = choose(logits, seen, self.options, self.position)

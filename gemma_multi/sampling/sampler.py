@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from gemma_multi.errors import BackendError
 from gemma_multi.sampling.options import GenerationOptions
 
 _COLDEST = 1e-5  # below it, dividing by the temperature overflows; greedy is the limit anyway
@@ -33,8 +34,12 @@ def choose(logits: np.ndarray, seen: np.ndarray, options: GenerationOptions, pos
     """The next token of one row.
 
     `logits` is `f32[V]`, `seen` the ids read so far (each once is enough), `position` the index
-    the token will have.
+    the token will have. Raises BackendError where no logit is finite, or one is not a number.
     """
+    if not np.isfinite(logits.max()):
+        raise BackendError(
+            "the logits are not finite: the weights are damaged, or activations overflowed"
+        )
     if options.temperature < _COLDEST:
         return int(_penalise(logits, seen, options.repetition_penalty).argmax())
     seed = options.seed or 0

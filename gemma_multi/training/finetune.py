@@ -12,7 +12,8 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from gemma_multi.training.display import Display
 from gemma_multi.training.examples import Examples, prepare
 from gemma_multi.training.options import TrainingOptions
 from gemma_multi.training.result import (
+    ROWS_DIRECTORY,
     RUN_FILE,
     FineTune,
     read_result,
@@ -117,43 +119,37 @@ def train(
     """`finetune` with checked options; with a `teacher`, its probabilities are the target."""
     leader = leads(backend)
     display = Display(progress if leader else False)
-    created = leader and not output.exists()
-    own = output if leader else Path(tempfile.mkdtemp())
     with ExitStack() as cleanup:
-        try:
-            with _refused_together(backend):
-                finished = False
-                if leader:
-                    _check_output(output, resume)
-                    cleanup.enter_context(_alone_in(output))
-                    finished = _check_output(output, resume)  # nobody can change it any more
-                trained = initial_tensors(base, options)
-                _check_grid(base, options, display)
-                rows = _read_data(base, data, validation, options, own / "data", display)
-                facts = _facts(base, rows, options, backend, teacher, devices)
-                begun = resume and (output / RUN_FILE).exists()
-                if begun:
-                    _check_same_run(output, facts)
-            if _any(backend, finished):
-                return read_result(output, base, backend, options)
-            with _refused_together(backend):
-                frozen = frozen_weights(base, options)
-                job = Job(base.config, trained, frozen, options, teacher, devices)
-                trainer = create_trainer(backend, job)
-                place = {"device": trainer.device, "dtype": trainer.dtype}
-                if begun:
-                    _check_same_run(output, place)
-                writer = _tensorboard(output) if tensorboard and leader else None
-                if leader:
-                    facts |= place
-                    _write_json(output / RUN_FILE, facts)
-        except BaseException as error:
-            if created:  # nothing has begun, so nothing is left
-                shutil.rmtree(output, ignore_errors=True)
-            if isinstance(error, OSError):
-                what = error.strerror or error
-                raise TrainingError(f"{output}: cannot be written: {what}") from error
-            raise
+        with _refused_together(backend), _as_training_errors(output):
+            finished = False
+            own = output
+            if leader:
+                _check_output(output, resume)
+                begins = cleanup.enter_context(_alone_in(output))
+                finished = _check_output(output, resume)  # nobody can change it any more
+            else:
+                own = Path(cleanup.enter_context(tempfile.TemporaryDirectory()))
+            trained = initial_tensors(base, options)
+            _check_grid(base, options, display)
+            rows = _read_data(base, data, validation, options, own / ROWS_DIRECTORY, display)
+            facts = _facts(base, rows, options, backend, teacher, devices)
+            begun = resume and (output / RUN_FILE).exists()
+            if begun:
+                _check_same_run(output, facts)
+        if _any(backend, finished):
+            return read_result(output, base, backend, options)
+        with _refused_together(backend), _as_training_errors(output):
+            frozen = frozen_weights(base, options)
+            job = Job(base.config, trained, frozen, options, teacher, devices)
+            trainer = create_trainer(backend, job)
+            place = {"device": trainer.device, "dtype": trainer.dtype}
+            if begun:
+                _check_same_run(output, place)
+            writer = _tensorboard(output) if tensorboard and leader else None
+            if leader:
+                facts |= place
+                _write_json(output / RUN_FILE, facts)
+                begins.done = True
 
         def batches(part: Examples) -> Batches:
             return Batches(part, options.batch_size, options.max_length, options.accumulate,
@@ -178,28 +174,52 @@ def train(
         finally:
             if writer is not None:
                 writer.close()
-            if not leader:
-                shutil.rmtree(own, ignore_errors=True)
         return read_result(output, base, backend, options)
 
 
+@dataclass
+class _Beginning:
+    """Whether a run has begun, so that its directory stays."""
+
+    done: bool = False
+
+
 @contextmanager
-def _alone_in(output: Path) -> Iterator[None]:
-    """Holds a run's directory against a second run. Raises TrainingError where there is one."""
-    output.mkdir(parents=True, exist_ok=True)
-    path = output / LOCK_FILE
-    lock = FileLock(path, timeout=0)
+def _alone_in(output: Path) -> Iterator[_Beginning]:
+    """Holds a run's directory, made if need be, against a second run. A directory that was made
+    here goes again where the run did not begin. Raises TrainingError where there is another."""
+    created, begins, path = False, _Beginning(), output / LOCK_FILE
+    with _as_training_errors(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            output.mkdir()
+            created = True
+        except FileExistsError:
+            pass
+        lock = FileLock(path, timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise TrainingError(
+                f"{output}: another process is training there; wait for it, or choose another "
+                "output"
+            ) from None
     try:
-        lock.acquire()
-    except Timeout:
-        raise TrainingError(
-            f"{output}: another process is training there; wait for it, or choose another output"
-        ) from None
+        yield begins
+    finally:
+        with suppress(OSError):  # Windows keeps what is open
+            path.unlink(missing_ok=True)
+        lock.release()
+        if created and not begins.done:
+            shutil.rmtree(output, ignore_errors=True)
+
+
+@contextmanager
+def _as_training_errors(output: Path) -> Iterator[None]:
     try:
         yield
-    finally:
-        path.unlink(missing_ok=True)  # while it is held: who waits for it has been refused
-        lock.release()
+    except OSError as error:
+        raise TrainingError(f"{output}: cannot be written: {error.strerror or error}") from error
 
 
 @contextmanager
@@ -264,9 +284,13 @@ def _check_options(
 
 def _check_output(output: Path, resume: bool) -> bool:
     """Whether the run there is finished. Raises OptionError, TrainingError."""
-    left = {path.name for path in output.iterdir()} if output.is_dir() else set()
+    try:
+        left = {path.name for path in output.iterdir()} if output.is_dir() else set()
+    except (OSError, ValueError):  # no path at all
+        check_output(output, directory=True)
+        raise
     left = {name for name in left if name != LOCK_FILE and not name.startswith(".run.json.")}
-    if left == {"data"}:
+    if left == {ROWS_DIRECTORY}:
         return False  # a run that was killed while its data was read has not begun
     if not resume:
         if left or not output.is_dir():

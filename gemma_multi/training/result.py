@@ -34,6 +34,7 @@ from gemma_multi.training.weights import as_adapter
 from gemma_multi.transforms import cast_to_stored, merge, quantize_checkpoint
 
 RUN_FILE, CURVES_FILE = "run.json", "curves.png"
+ROWS_DIRECTORY = ".rows"  # tokenised data, while a run goes on
 
 
 @dataclass
@@ -125,7 +126,7 @@ def read_run(output: Path) -> dict[str, Any]:
 
 def read_result(output: Path, base: Checkpoint, backend: str, options: TrainingOptions) -> FineTune:
     """What a finished run left; the rest of it goes."""
-    shutil.rmtree(output / "data", ignore_errors=True)
+    shutil.rmtree(output / ROWS_DIRECTORY, ignore_errors=True)
     for path in (*output.glob("best-*.safetensors"), output / "state.safetensors"):
         path.unlink(missing_ok=True)
     remove_temporaries(output)

@@ -181,6 +181,7 @@ def test_an_empty_file_is_never_a_pass(tmp_path: Path) -> None:
         ({"backends": ["keras", "keras"]}, OptionError, "'keras' is named twice"),
         ({"backends": ["keras", "tpu"]}, BackendError, "unknown backend 'tpu'"),
         ({"backends": ["keras", "mlx:int3"]}, OptionError, "unknown precision 'int3'"),
+        ({"backends": ["auto", "mlx"]}, OptionError, "backends is 'auto', or a list of names"),
         ({"backends": "keras"}, OptionError, "expected 'auto' or a list"),
         ({"backends": None}, OptionError, "backends is None, expected 'auto' or a list"),
         ({"backends": ["keras", "keras:"]}, OptionError, "unknown precision ''"),

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +13,7 @@ from tiny import tiny_checkpoint
 
 from gemma_multi.engines import ALL, HIDDEN, LAST, NOTHING, Engine, Rows, create_engine
 from gemma_multi.engines.base import SPARE
-from gemma_multi.errors import ContextError, OptionError
+from gemma_multi.errors import BackendError, ContextError, OptionError
 
 # Largest difference between two ways of reading the same tokens; logits are of size 5. The sums
 # are the same up to their order, so the bound is the rounding of the activations.
@@ -172,6 +175,23 @@ def test_sessions_in_threads_do_not_disturb_each_other(engine: Engine) -> None:
         assert_close(engine, mine, theirs)
 
 
+def test_a_conversation_may_go_on_in_another_thread(engine: Engine) -> None:
+    """Whatever was wanted of what was read before, and forks too."""
+    ids = tokens(60)
+    expected = engine.session().read(ids)
+
+    def elsewhere(work: Callable[[], Any]) -> Any:
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(work).result()
+
+    for want in (LAST, ALL, NOTHING, HIDDEN, Rows(np.array([5, 6]))):
+        session = engine.session()
+        elsewhere(lambda s=session, w=want: s.read(ids[:40], w))
+        fork = session.fork()
+        assert_close(engine, session.read(ids[40:]), expected)
+        assert_close(engine, elsewhere(lambda s=fork: s.read(ids[40:])), expected)
+
+
 # going back, and apart
 
 
@@ -300,6 +320,58 @@ def test_bad_ids_are_refused(engine: Engine, ids: list, message: str) -> None:
     with pytest.raises(OptionError, match=message):
         session.read(ids)
     assert session.length == 0
+
+
+def test_what_is_no_want_and_whose_session_it_is_not(engine: Engine) -> None:
+    session = engine.session()
+    session.read([5, 6])
+    for want in (None, "last", 3):
+        with pytest.raises(OptionError, match="expected a Want or Rows"):
+            session.read([7], want)
+    other = create_engine(tiny_checkpoint(), engine.name, "float32")
+    with pytest.raises(OptionError, match="session of another engine"):
+        other.read([session], [[7]])
+    with pytest.raises(OptionError, match=r"cannot truncate 2 tokens to 1\.0"):
+        session.truncate(1.0)  # type: ignore[arg-type]
+    assert session.length == 2
+    assert_close(engine, session.read([7]), engine.session().read([5, 6, 7]))
+
+
+@pytest.mark.parametrize("at", ["_forward", "_append", "numpy"])
+def test_an_interrupted_read_leaves_an_empty_session(
+    engine: Engine, at: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = engine.session()
+    session.read(tokens(40))
+    owner = engine if at == "numpy" else session
+    original = getattr(owner, at)
+
+    def interrupted(*given: Any) -> None:
+        original(*given)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(owner, at, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        session.read([7, 8])
+    monkeypatch.undo()
+    assert session.length == 0
+    assert_close(engine, session.read([5, 6]), engine.session().read([5, 6]))
+
+
+def test_single_tensors_can_be_replaced(backend: str) -> None:
+    """Matrices and norms, dense ones too where the engine holds packed weights."""
+    checkpoint = tiny_checkpoint()
+    names = ["model.norm.weight", "model.layers.3.mlp.down_proj.weight"]
+    others = {name: tiny_checkpoint(seed=1).weight(name) for name in names}
+    for precision in ("float32", "int4"):
+        engine = create_engine(checkpoint, backend, precision)
+        if engine.fixed_weights:
+            with pytest.raises(BackendError, match="cannot change the weights"):
+                engine.assign(others)
+            continue
+        engine.assign(others)
+        expected = create_engine(checkpoint.with_tensors(others), backend, precision)
+        assert_close(engine, engine.session().read([5, 6]), expected.session().read([5, 6]))
 
 
 @pytest.mark.parametrize("length", [0, -1, 257])

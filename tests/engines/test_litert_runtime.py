@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tiny import tiny_checkpoint
 
-from gemma_multi.engines import create_engine, native_log
+from gemma_multi.engines import NOTHING, Rows, create_engine, native_log
 
 RUN = (
     "import gemma_multi\n"
@@ -204,6 +206,39 @@ def test_caches_with_a_number_that_is_not_finite_are_not_used_again() -> None:
     caches = session.own_caches()
     del session
     assert engine.session().own_caches() is not caches
+
+
+@pytest.mark.parametrize("how", ["unseen", "begun anew"])
+def test_what_nobody_saw_to_be_finite_spoils_no_other_conversation(how: str) -> None:
+    checkpoint = tiny_checkpoint()
+    embedding = checkpoint.weight("model.embed_tokens.weight").copy()
+    embedding[9] = 3e38  # a token whose states are not finite
+    broken = checkpoint.with_tensors({"model.embed_tokens.weight": embedding})
+    engine = create_engine(broken, "litert", "float32")
+    expected = engine.session().read([5, 6, 7])
+    session = engine.session()
+    if how == "unseen":
+        session.read([9, 5, 6], NOTHING)
+        del session
+        session = engine.session()
+    else:
+        session.read([9, 5, 6])
+        session.truncate(0)
+    np.testing.assert_array_equal(session.read([5, 6, 7]), expected)
+
+
+def test_an_engine_goes_when_nobody_holds_it() -> None:
+    """At once, without waiting for a collection: its weights are hundreds of megabytes."""
+    engine = create_engine(tiny_checkpoint(), "litert", "float32")
+    session = engine.session()
+    session.read([5, 6], Rows(np.array([5, 6])))
+    gone = weakref.ref(engine)
+    gc.disable()
+    try:
+        del session, engine
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_sessions_in_threads_share_an_engine() -> None:

@@ -17,7 +17,14 @@ import pytest
 from tiny import tiny_checkpoint
 
 import gemma_multi
-from gemma_multi import FineTune, OptionError, TrainingError, finetune, validation_loss
+from gemma_multi import (
+    CheckpointError,
+    FineTune,
+    OptionError,
+    TrainingError,
+    finetune,
+    validation_loss,
+)
 from gemma_multi.exporters import save
 from gemma_multi.training.history import read_history
 from training.conftest import ROWS
@@ -209,6 +216,31 @@ def test_ctrl_c_saves_and_says_how_to_go_on(base: Path, tmp_path: Path, rows_fil
     assert (output / "model").exists()
 
 
+def test_what_a_user_keeps_in_the_output_is_never_taken_for_a_runs(
+    base: Path, tmp_path: Path, rows_file: Path
+) -> None:
+    for name in ("data", "rows.jsonl"):
+        (tmp_path / name / "mine").mkdir(parents=True)
+        with pytest.raises(OptionError, match="exists already"):
+            finetune(base, rows_file, tmp_path / name, **OPTIONS)
+        kept = tmp_path / "project" / "data" / "rows.jsonl"
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_bytes(rows_file.read_bytes())
+        with pytest.raises(OptionError, match="exists already"):
+            finetune(base, kept, tmp_path / "project", **OPTIONS)
+        assert kept.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "error"), [("x" * 300, CheckpointError), ("a\0b", OptionError)]
+)  # fmt: skip
+def test_an_output_that_is_no_path_is_refused_by_name(
+    base: Path, tmp_path: Path, rows_file: Path, name: str, error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        finetune(base, rows_file, tmp_path / name, **OPTIONS)
+
+
 def test_two_runs_do_not_share_an_output(base: Path, tmp_path: Path, rows_file: Path) -> None:
     """The second is refused, whether it begins or resumes; the first goes on undisturbed."""
     output = tmp_path / "run"
@@ -275,8 +307,8 @@ def test_a_loss_that_is_no_number_names_the_step_and_the_rows(
 
 
 def test_a_run_killed_while_it_read_its_data_can_begin(base: Path, tmp_path: Path) -> None:
-    (tmp_path / "run" / "data").mkdir(parents=True)
-    (tmp_path / "run" / "data" / "training.i32").write_bytes(b"half")
+    (tmp_path / "run" / ".rows").mkdir(parents=True)
+    (tmp_path / "run" / ".rows" / "training.i32").write_bytes(b"half")
     assert tuned(base, tmp_path / "run", resume=True).path().exists()
 
 
