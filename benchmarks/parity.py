@@ -43,6 +43,7 @@ def run(case: Case) -> dict[str, Any]:
     chosen = (
         "import gemma_multi, json\n"
         "from gemma_multi.comparison.prompts import shipped_prompts\n"
+        "from gemma_multi.engines import ALL\n"
         f"chosen = [p for p in shipped_prompts() if p.name in {case.prompts!r}]\n"
     )
     alone = []

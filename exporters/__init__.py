@@ -6,8 +6,6 @@ they are found by that name.
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from gemma_multi.files import check_output
 from gemma_multi.formats import Format, formats
 from gemma_multi.options import checked
 from gemma_multi.progress import Report, silent
+from gemma_multi.registry import find_records
 
 __all__ = ["ExportReport", "Exporter", "choose_format", "export_checkpoint", "exporters", "save"]
 
@@ -26,12 +25,7 @@ __all__ = ["ExportReport", "Exporter", "choose_format", "export_checkpoint", "ex
 @cache
 def exporters() -> dict[str, Exporter]:
     """Every exporter by its format's name."""
-    found: dict[str, Exporter] = {}
-    for module in pkgutil.iter_modules(__path__):
-        record = getattr(importlib.import_module(f"{__name__}.{module.name}"), "EXPORTER", None)
-        if isinstance(record, Exporter):
-            found[record.format] = record
-    return found
+    return {record.format: record for record in find_records(__name__, "EXPORTER", Exporter)}
 
 
 def choose_format(output: str | Path, name: str | None = None) -> Format:

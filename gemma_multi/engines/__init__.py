@@ -5,8 +5,6 @@ A backend is a module here with a record `BACKEND` (see `backend`); a new one is
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -17,6 +15,7 @@ from gemma_multi.engines.base import ALL, HIDDEN, LAST, NOTHING, Engine, Rows, S
 from gemma_multi.errors import BackendError, GemmaError, OptionError
 from gemma_multi.options import checked
 from gemma_multi.progress import Report, silent
+from gemma_multi.registry import find_records
 
 __all__ = [
     "ALL",
@@ -43,12 +42,8 @@ _FRAMEWORKS = ("jaxlib", "jax", "tensorflow", "torch", "mlx", "ai_edge_litert")
 @cache
 def backends() -> dict[str, Backend]:
     """Every backend by its name; the modules import no framework until an engine is made."""
-    found: dict[str, Backend] = {}
-    for module in pkgutil.iter_modules(__path__):
-        record = getattr(importlib.import_module(f"{__name__}.{module.name}"), "BACKEND", None)
-        if isinstance(record, Backend):
-            found[record.name] = record
-    return dict(sorted(found.items(), key=lambda item: item[1].order))
+    found = sorted(find_records(__name__, "BACKEND", Backend), key=lambda one: one.order)
+    return {record.name: record for record in found}
 
 
 def create_engine(

@@ -8,14 +8,13 @@ command line ask it.
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from functools import cache
 from pathlib import Path
 
 from gemma_multi.checkpoint import Checkpoint
 from gemma_multi.errors import CheckpointError
 from gemma_multi.formats.base import Format
+from gemma_multi.registry import find_records
 
 __all__ = ["Format", "formats", "read"]
 
@@ -23,12 +22,7 @@ __all__ = ["Format", "formats", "read"]
 @cache
 def formats() -> dict[str, Format]:
     """Every format by its name."""
-    found: dict[str, Format] = {}
-    for module in pkgutil.iter_modules(__path__):
-        record = getattr(importlib.import_module(f"{__name__}.{module.name}"), "FORMAT", None)
-        if isinstance(record, Format):
-            found[record.name] = record
-    return found
+    return {record.name: record for record in find_records(__name__, "FORMAT", Format)}
 
 
 def read(path: str | Path) -> Checkpoint:
