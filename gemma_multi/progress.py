@@ -7,7 +7,7 @@ elsewhere), False is silent, and a function is called with what is done and what
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from gemma_multi.errors import OptionError
 
@@ -34,9 +34,16 @@ def reporting(progress: Progress, label: str) -> Iterator[Report]:
     if progress is False:
         yield silent
     elif progress is True:
-        from gemma_multi.terminal import progress_bar
+        with ExitStack() as bar:
+            shown: list[Report] = []
 
-        with progress_bar(label) as report:
+            def report(done: int, total: int) -> None:
+                if not shown:  # what has nothing to report imports nothing to report with
+                    from gemma_multi.terminal import progress_bar
+
+                    shown.append(bar.enter_context(progress_bar(label)))
+                shown[0](done, total)
+
             yield report
     else:
         yield progress

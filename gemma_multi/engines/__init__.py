@@ -15,7 +15,7 @@ from gemma_multi.engines.base import ALL, HIDDEN, LAST, NOTHING, Engine, Rows, S
 from gemma_multi.errors import BackendError, GemmaError, OptionError
 from gemma_multi.options import checked
 from gemma_multi.progress import Report, silent
-from gemma_multi.registry import find_records
+from gemma_multi.registry import find_record, find_records
 
 __all__ = [
     "ALL",
@@ -84,27 +84,29 @@ def check_precision(backend: Backend, precision: str) -> None:
         raise OptionError(
             "precision 'float16' is refused: Gemma 3's activations overflow it; use 'bfloat16'"
         )
+    if precision in ("auto", *backend.precisions):
+        return
     known = {p: None for one in backends().values() for p in one.precisions}
-    if precision not in ("auto", *known):
+    if precision not in known:
         raise OptionError(
             f"unknown precision {precision!r}, expected one of auto, {', '.join(known)}"
         )
-    if precision not in ("auto", *backend.precisions):
-        raise OptionError(
-            f"backend {backend.name!r} computes in {', '.join(backend.precisions)}, not in "
-            f"{precision}"
-        )
+    raise OptionError(
+        f"backend {backend.name!r} computes in {', '.join(backend.precisions)}, not in {precision}"
+    )
 
 
 def choose_backend(name: str = "auto", checkpoint: Checkpoint | None = None) -> Backend:
     """The backend as named; for `auto` the one that runs the checkpoint's own file as it is, else
     the installed one that suits this machine best: MLX on Apple silicon, Keras beside an NVIDIA
     GPU, and on other processors LiteRT for quantised weights, Keras for the rest."""
-    known = backends()
     if name != "auto":
-        if name not in known:
-            raise BackendError(f"unknown backend {name!r}, expected auto, {', '.join(known)}")
-        return known[name]
+        named = find_record(__name__, name, "BACKEND", Backend)  # the others are not looked at
+        if named is None:
+            known_names = ", ".join(["auto", *backends()])
+            raise BackendError(f"unknown backend {name!r}, expected {known_names}")
+        return named
+    known = backends()
     quantized = False
     if checkpoint is not None:
         for one in known.values():
