@@ -29,6 +29,7 @@ from gemma_multi.engines.base import ALL, HIDDEN, NOTHING, Engine, Rows, Session
 from gemma_multi.engines.litert_files import passing_file, ready_file
 from gemma_multi.engines.litert_runtime import LitertRuntime
 from gemma_multi.errors import OptionError
+from gemma_multi.exporters import tflite
 from gemma_multi.formats.tflite.file import TfliteFile
 from gemma_multi.formats.tflite.layout import (
     DECODE,
@@ -132,8 +133,6 @@ class LitertEngine(Engine):
     @functools.cached_property
     def _tracing(self) -> LitertEngine:
         """This engine over the same tensors in a file that also gives the hidden states."""
-        from gemma_multi.exporters import tflite
-
         info = self.file.info
         options = tflite.TfliteOptions(
             info.context_length, info.prefill, info.precision, info.cache
