@@ -286,7 +286,7 @@ def _check_output(output: Path, resume: bool) -> bool:
     """Whether the run there is finished. Raises OptionError, TrainingError."""
     try:
         left = {path.name for path in output.iterdir()} if output.is_dir() else set()
-    except (OSError, ValueError):  # no path at all
+    except OSError:  # a name too long, say
         check_output(output, directory=True)
         raise
     left = {name for name in left if name != LOCK_FILE and not name.startswith(".run.json.")}

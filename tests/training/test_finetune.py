@@ -219,7 +219,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(base: Path, tmp_path: Path, rows_fil
 def test_what_a_user_keeps_in_the_output_is_never_taken_for_a_runs(
     base: Path, tmp_path: Path, rows_file: Path
 ) -> None:
-    for name in ("data", "rows.jsonl"):
+    for name in ("data", "notes"):
         (tmp_path / name / "mine").mkdir(parents=True)
         with pytest.raises(OptionError, match="exists already"):
             finetune(base, rows_file, tmp_path / name, **OPTIONS)
