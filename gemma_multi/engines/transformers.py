@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from gemma_multi.checkpoint import Checkpoint
+from gemma_multi.checkpoint import Checkpoint, Tensor
 from gemma_multi.engines.backend import Backend, Request
 from gemma_multi.engines.base import ALL, HIDDEN, NOTHING, Engine, Rows, Session, Wanted
+from gemma_multi.quantization.tensor import QuantizedTensor
 
 
 def _create(checkpoint: Checkpoint, request: Request) -> Engine:
@@ -58,6 +59,11 @@ class TransformersEngine(Engine):
     def numpy(self, array: Any) -> np.ndarray:
         values: np.ndarray = array.numpy()
         return values
+
+    def _assign(self, name: str, tensor: Tensor) -> None:
+        dense = tensor.dequantize() if isinstance(tensor, QuantizedTensor) else tensor
+        value = self.torch.from_numpy(np.array(dense, np.float32))
+        self.model.get_parameter(name).data.copy_(value)
 
     def _session(self, context_length: int) -> Session:
         return TransformersSession(self, context_length)
@@ -107,7 +113,7 @@ class TransformersSession(Session):
 
     def _rewind(self, length: int) -> bool:
         if length:
-            self._cache.crop(length)
+            self._cache.crop(length - self.length)  # how many to drop, as a negative number
         else:
             self._cache = self._new_cache()
         return True
