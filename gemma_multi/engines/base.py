@@ -39,6 +39,12 @@ Array = Any  # of the engine's framework
 SPARE = 16
 
 
+def ring_reaches(written: int, length: int, size: int, window: int) -> bool:
+    """Whether a sliding layer's ring of `size` positions, of which `written` were ever written,
+    still holds the window of position `length`: what else was overwritten would be seen."""
+    return written <= size or written - length <= size - window + 1
+
+
 class Want(Enum):
     """What a read is for."""
 

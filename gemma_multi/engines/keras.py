@@ -32,6 +32,7 @@ from gemma_multi.engines.base import (
     Rows,
     Session,
     Wanted,
+    ring_reaches,
 )
 from gemma_multi.engines.keras_backbone import build_backbone, import_keras, weight_slots
 from gemma_multi.engines.keras_decoder import Cache, cache_positions, run_layers
@@ -221,10 +222,10 @@ class KerasSession(Session):
         if not length:
             self._caches, self._capacity, self._written = [], 0, 0
             return True
-        ring = self.config.sliding_window + SPARE
-        if SLIDING not in self.config.layer_types or self._written <= ring:
+        if SLIDING not in self.config.layer_types:
             return True
-        return self._written - length <= SPARE + 1  # or what was overwritten would be seen
+        window = self.config.sliding_window
+        return ring_reaches(self._written, length, window + SPARE, window)
 
     def _copy(self) -> Session:
         copy = KerasSession(self.engine, self.context_length)

@@ -25,7 +25,16 @@ import numpy as np
 from gemma_multi.checkpoint import Checkpoint, Tensor
 from gemma_multi.config import EMBEDDING, SLIDING, ModelConfig
 from gemma_multi.engines.backend import Backend, Request, has_nvidia_gpu, on_apple_silicon
-from gemma_multi.engines.base import ALL, HIDDEN, NOTHING, Engine, Rows, Session, Wanted
+from gemma_multi.engines.base import (
+    ALL,
+    HIDDEN,
+    NOTHING,
+    Engine,
+    Rows,
+    Session,
+    Wanted,
+    ring_reaches,
+)
 from gemma_multi.engines.litert_files import passing_file, ready_file
 from gemma_multi.engines.litert_runtime import LitertRuntime
 from gemma_multi.errors import OptionError
@@ -38,7 +47,6 @@ from gemma_multi.formats.tflite.layout import (
     LOGITS,
     POSITIONS,
     PREFILL,
-    RING_SPARE,
     SCORE,
     SCORE_TOKENS,
     TOKENS,
@@ -188,11 +196,10 @@ class LitertSession(Session):
             if self._holding.caches is not None and not self._holding.caches.is_finite:
                 self._holding.take(None)  # they may hold what spoils the next conversation
             return True
-        ring = ring_positions(self.config, self.engine.context_length)
-        if SLIDING not in self.config.layer_types or self._written <= ring:
+        if SLIDING not in self.config.layer_types:
             return True
-        # what else was overwritten would be in the window
-        return self._written - length <= RING_SPARE + 1
+        ring = ring_positions(self.config, self.engine.context_length)
+        return ring_reaches(self._written, length, ring, self.config.sliding_window)
 
     def _copy(self) -> Session:
         copy = LitertSession(self.engine, self.context_length)

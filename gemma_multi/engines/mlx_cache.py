@@ -9,7 +9,7 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any
 
-from gemma_multi.engines.base import SPARE
+from gemma_multi.engines.base import SPARE, ring_reaches
 
 _STEP = 256  # slots by which a ring grows
 
@@ -87,7 +87,7 @@ class Ring:
 
     def reaches(self, length: int) -> bool:
         """Whether the window of position `length` is still whole."""
-        return self._written <= self._size or self._written - length <= SPARE + 1
+        return ring_reaches(self._written, length, self._size, self._window)
 
     def trim(self, count: int) -> None:
         self.offset -= count

@@ -11,7 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import ml_dtypes
 import numpy as np
 
 from gemma_multi.checkpoint import Checkpoint, Tensor
@@ -122,7 +121,7 @@ def quantize_checkpoint(
             tensors[name], error = quantize_tensor(weight, use)
             errors.append(TensorError(name, shape, use, error))
         else:
-            tensors[name] = weight.astype(ml_dtypes.bfloat16)
+            tensors[name] = weight.astype(BFLOAT16)
         done += weight.size
         progress(done, total)
     how = f"quantised to int{bits} in groups of {GROUP_SIZE}, embedding int{embedding_bits}"
