@@ -23,7 +23,7 @@ from gemma_multi.exporters.tflite import TfliteOptions, build
 from gemma_multi.files import renamed_when_whole
 from gemma_multi.progress import Report
 from gemma_multi.sampling.options import GenerationOptions
-from gemma_multi.tokenizer import with_spoken_steering_pieces
+from gemma_multi.sentencepiece_model import with_spoken_steering_pieces
 
 _TOP_P = 2  # SamplerParameters.Type
 # The engine reads what a turn adds to the text before it. The line break between turns is at the

@@ -111,6 +111,23 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def begins_with(path: Path, mark: bytes, at: int = 0) -> bool:
+    """Whether a file has these bytes at this place."""
+    try:
+        with path.open("rb") as file:
+            file.seek(at)
+            return file.read(len(mark)) == mark
+    except OSError:
+        return False
+
+
+def file_stamp(file: Path) -> str:
+    """Another whenever a file was changed or replaced; reads nothing of it."""
+    status = file.stat()
+    times = f"{status.st_mtime_ns}:{status.st_ctime_ns}"
+    return f"{file.resolve()}:{status.st_ino}:{status.st_size}:{times}"
+
+
 def read_optional_json(path: Path) -> dict[str, Any]:
     """A JSON object, or an empty one when there is no such file."""
     try:

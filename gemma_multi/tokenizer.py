@@ -16,26 +16,17 @@ from __future__ import annotations
 import codecs
 import contextlib
 import hashlib
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import sentencepiece
 
 from gemma_multi.cache import TOKENIZERS, writable_cache
 from gemma_multi.errors import TokenizerError
 from gemma_multi.files import write_atomically
+from gemma_multi.sentencepiece_model import sentencepiece_from_json, with_silent_steering_pieces
 
-STEERING_PIECES = (
-    "<start_of_turn>",
-    "<end_of_turn>",
-    "<start_of_image>",
-    "<end_of_image>",
-    "<image_soft_token>",
-)
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6  # sentencepiece_model.proto
 _DIGEST = 32  # bytes of a SHA-256
 _BUILDER = 2  # of the cached models; raise it when `sentencepiece_from_json` changes its answer
 _BROKEN = re.compile("[\ud800-\udfff]+")
@@ -49,8 +40,7 @@ class Tokenizer:
         self.model = model
         self._processor = sentencepiece.SentencePieceProcessor()
         try:
-            silent = _change_steering_pieces(model, _USER_DEFINED, _CONTROL)
-            self._processor.load_from_serialized_proto(silent)
+            self._processor.load_from_serialized_proto(with_silent_steering_pieces(model))
         except Exception as error:  # the binding raises RuntimeError and its kin
             raise TokenizerError(f"not a SentencePiece model: {error}") from error
         self.vocab_size: int = self._processor.get_piece_size()
@@ -162,33 +152,6 @@ class TokenDecoder:
         return self._decoder.decode(b"", final=True)
 
 
-def with_spoken_steering_pieces(model: bytes) -> bytes:
-    """A serialised model in which text can spell the steering pieces.
-
-    Engines that write a conversation's markers as text, such as LiteRT-LM, need it so; a model
-    built from `tokenizer.json` has them as control pieces.
-    """
-    return _change_steering_pieces(model, _CONTROL, _USER_DEFINED)
-
-
-def _change_steering_pieces(model: bytes, old: int, new: int) -> bytes:
-    """The model with its steering pieces of kind `old` made `new`.
-
-    A SentencePiece entry is `0A len | 0A len piece | 15 score(4) | 18 type`; the type byte is
-    changed in place, because parsing and writing 262,144 entries would take a second.
-    """
-    for piece in STEERING_PIECES:
-        name = piece.encode()
-        entry = bytes([0x0A, len(name)]) + name + b"\x15"
-        start = model.find(entry)
-        if start < 0:
-            continue
-        kind = start + len(entry) + 4
-        if model[kind : kind + 2] == bytes([0x18, old]):
-            model = b"".join((model[: kind + 1], bytes([new]), model[kind + 2 :]))
-    return model
-
-
 def _cached_model(tokenizer_json: bytes) -> bytes:
     """The SentencePiece model for a `tokenizer.json`, built at most once on this machine.
 
@@ -207,100 +170,3 @@ def _cached_model(tokenizer_json: bytes) -> bytes:
     with contextlib.suppress(OSError):  # without the cache, the next load only takes longer
         write_atomically(path, model, hashlib.sha256(model).digest())
     return model
-
-
-def sentencepiece_from_json(tokenizer_json: bytes) -> bytes:
-    """A SentencePiece model that encodes as a byte-fallback BPE `tokenizer.json` does.
-
-    SentencePiece merges the pair whose joined piece scores highest; Hugging Face the pair listed
-    first. So a piece scores minus the rank of the first merge that makes it.
-    """
-    try:
-        return _build(json.loads(tokenizer_json))
-    except TokenizerError as error:
-        raise TokenizerError(f"tokenizer.json: {error}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise TokenizerError(f"tokenizer.json: not a Hugging Face tokenizer: {error!r}") from error
-
-
-def _build(data: dict[str, Any]) -> bytes:
-    from sentencepiece import sentencepiece_model_pb2 as schema
-
-    _check_kind(data)
-    vocab = dict(data["model"]["vocab"])
-    added = {}
-    for token in data.get("added_tokens") or ():
-        if token.get("lstrip") or token.get("rstrip") or token.get("single_word"):
-            raise TokenizerError(f"added token {token['content']!r} strips its surroundings")
-        vocab[token["content"]] = token["id"]
-        added[token["content"]] = _CONTROL if token.get("special") else _USER_DEFINED
-    if sorted(vocab.values()) != list(range(len(vocab))):
-        raise TokenizerError("its token ids are not 0, 1, 2, ... without a gap")
-    score: dict[str, int] = {}
-    splits: dict[str, int] = {}  # merges that are listed for a piece
-    for rank, merge in enumerate(data["model"]["merges"]):
-        left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
-        score.setdefault(left + right, -rank)
-        splits[left + right] = splits.get(left + right, 0) + 1
-    _check_splits(data["model"]["vocab"], splits)
-
-    proto = schema.ModelProto()
-    for piece in sorted(vocab, key=vocab.__getitem__):
-        entry = proto.pieces.add()
-        # only the vocabulary's own pieces spell a space as U+2581 in the file
-        entry.piece = piece.replace(" ", "\u2581") if piece in added else piece
-        entry.score = float(score.get(piece, 0))
-        if piece == "<unk>":
-            entry.type = _UNKNOWN
-        elif piece in added:
-            entry.type = added[piece]
-        elif re.fullmatch("<0x[0-9A-F]{2}>", piece):
-            entry.type = _BYTE
-        elif len(piece) > 1 and piece not in score:
-            raise TokenizerError(f"no merge makes the piece {piece!r}")
-        else:
-            entry.type = _NORMAL
-    trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
-    trainer.model_type, trainer.vocab_size, trainer.byte_fallback = 2, len(vocab), True  # 2: BPE
-    trainer.pad_id, trainer.eos_id, trainer.bos_id, trainer.unk_id = (
-        vocab.get(p, -1) for p in ("<pad>", "<eos>", "<bos>", "<unk>")
-    )
-    trainer.pad_piece, trainer.eos_piece, trainer.bos_piece = "<pad>", "<eos>", "<bos>"
-    normalizer.name = "identity"
-    normalizer.add_dummy_prefix = normalizer.remove_extra_whitespaces = False
-    normalizer.escape_whitespaces = True
-    return bytes(proto.SerializeToString())
-
-
-def _check_splits(vocab: dict[str, int], splits: dict[str, int]) -> None:
-    """Refuses a tokenizer that lists only some of the ways to make a piece. Hugging Face merges
-    the listed pairs, SentencePiece any pair whose joined text is a piece."""
-    for piece, listed in splits.items():
-        possible = sum(piece[:i] in vocab and piece[i:] in vocab for i in range(1, len(piece)))
-        if listed < possible:
-            raise TokenizerError(
-                f"its merges leave out {possible - listed} of {possible} ways to make the piece "
-                f"{piece!r}, which a SentencePiece model would take"
-            )
-
-
-def _check_kind(data: dict[str, Any]) -> None:
-    """Refuses what a byte-fallback BPE model without further rules would not reproduce."""
-    model = data["model"]
-    if model["type"] != "BPE" or not model.get("byte_fallback"):
-        raise TokenizerError(
-            f"a {model['type']} model (byte_fallback {model.get('byte_fallback')}), expected "
-            "Gemma's byte-fallback BPE"
-        )
-    for rule in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges"):
-        if model.get(rule):
-            raise TokenizerError(f"its model has {rule} {model[rule]!r}, expected none")
-    space = {"String": " "}
-    for step, expected in (
-        ("normalizer", {"type": "Replace", "pattern": space, "content": "\u2581"}),
-        ("pre_tokenizer", {"type": "Split", "pattern": space, "behavior": "MergedWithPrevious",
-                           "invert": False}),
-    ):  # fmt: skip
-        # Gemma's pre-tokenizer splits at spaces, of which its normaliser has left none
-        if data.get(step) != expected and not (step == "pre_tokenizer" and data.get(step) is None):
-            raise TokenizerError(f"its {step} is {data.get(step)!r}, expected Gemma's")

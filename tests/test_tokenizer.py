@@ -16,7 +16,8 @@ from varied_text import samples
 
 from gemma_multi import chat_template
 from gemma_multi.errors import OptionError, TokenizerError
-from gemma_multi.tokenizer import Tokenizer, sentencepiece_from_json
+from gemma_multi.sentencepiece_model import sentencepiece_from_json
+from gemma_multi.tokenizer import Tokenizer
 
 STEERING = ("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>",
             "<start_of_image>", "<end_of_image>", "<image_soft_token>")  # fmt: skip

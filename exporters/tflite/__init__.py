@@ -30,7 +30,7 @@ from gemma_multi.formats.tflite.layout import (
 )
 from gemma_multi.options import option
 from gemma_multi.progress import Report, silent
-from gemma_multi.tokenizer import with_spoken_steering_pieces
+from gemma_multi.sentencepiece_model import with_spoken_steering_pieces
 from gemma_multi.transforms import TensorError
 
 PRECISIONS = ("int4", "int8", "float32")

@@ -78,6 +78,11 @@ class Checkpoint:
         return any(info.is_quantized for info in self.tensors.infos.values())
 
     @property
+    def is_int4(self) -> bool:
+        """Whether anything is on the int4 grid, from which there is no way back."""
+        return any(info.dtype == "int4" for info in self.tensors.infos.values())
+
+    @property
     def grid(self) -> str:
         """`portable`, `signed`, `affine` or `none`; the least portable of its tensors."""
         return self.tensors.grid

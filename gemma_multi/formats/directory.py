@@ -19,7 +19,7 @@ import numpy as np
 from gemma_multi.checkpoint import Checkpoint, Origin, Provenance, Tensor, Tensors
 from gemma_multi.config import ModelConfig
 from gemma_multi.errors import CheckpointError
-from gemma_multi.files import read_optional_json
+from gemma_multi.files import file_stamp, read_optional_json
 from gemma_multi.safetensors_file import check_finite, read_safetensors
 from gemma_multi.tokenizer import Tokenizer
 
@@ -96,7 +96,7 @@ def _read_tensors(
     if flat:
         name, (file, _) = next(iter(flat.items()))
         raise CheckpointError(f"{file}: tensor {name!r} does not belong to a Gemma 3 text model")
-    identity = " ".join(_stamp(file) for file in sorted(files))
+    identity = " ".join(file_stamp(file) for file in sorted(files))
     return Tensors.of(tensors, Origin(format_name, identity))
 
 
@@ -109,12 +109,6 @@ def _read_generation_config(path: Path) -> dict[str, Any]:
             f"{path}: eos_token_id is {eos!r}, expected a token id or a list of them"
         )
     return data
-
-
-def _stamp(file: Path) -> str:
-    status = file.stat()
-    times = f"{status.st_mtime_ns}:{status.st_ctime_ns}"
-    return f"{file.resolve()}:{status.st_ino}:{status.st_size}:{times}"
 
 
 def _weight_files(path: Path) -> dict[Path, set[str] | None]:

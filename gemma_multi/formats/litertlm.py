@@ -12,8 +12,8 @@ from typing import Any
 
 from gemma_multi.checkpoint import Checkpoint
 from gemma_multi.errors import BackendError, CheckpointError
+from gemma_multi.files import begins_with
 from gemma_multi.formats.base import Format
-from gemma_multi.formats.tflite import begins_with
 from gemma_multi.formats.tflite.file import TfliteFile
 
 # A bundle begins with this mark; where its header begins, and where the header's end is written

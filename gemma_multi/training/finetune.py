@@ -43,6 +43,7 @@ from gemma_multi.training.rows import Data
 from gemma_multi.training.run import Run
 from gemma_multi.training.trainer import Job, Trainer
 from gemma_multi.training.weights import frozen_weights, initial_tensors
+from gemma_multi.transforms import original
 
 LOCK_FILE = ".lock"  # held while a run goes on
 
@@ -96,6 +97,8 @@ def finetune(
     base = open_checkpoint(
         model, revision=revision, local_files_only=local_files_only, progress=progress is True
     )
+    if not base.is_int4:  # int8 stands for the weights it was made of
+        base = original(base)
     chosen = _check_options(base, validation, options)
     return train(base, data, Path(output), choose_trainer(backend), validation, chosen,
                  devices=devices, resume=resume, progress=progress,

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from gemma_multi.checkpoint import Checkpoint
-from gemma_multi.errors import CheckpointError, OptionError, TrainingStopped
+from gemma_multi.errors import OptionError, TrainingStopped
 from gemma_multi.progress import Progress
 from gemma_multi.training.finetune import choose_trainer, train
 from gemma_multi.training.options import TrainingOptions
 from gemma_multi.training.result import RUN_FILE
 from gemma_multi.training.rows import Data
-from gemma_multi.transforms import Recovery, quantize_checkpoint
+from gemma_multi.transforms import Recovery, original, quantize_checkpoint
 
 _DEFAULTS = {"learning_rate": 1e-5, "epochs": 1, "loss_on": "all"}
 
@@ -30,11 +30,7 @@ def recover(
     how far it was off before and after). Options are `finetune`'s but for its method, qat and
     validation. The run is kept in the directory `work`, and goes on from there if it was stopped.
     """
-    if checkpoint.is_quantized:
-        raise CheckpointError(
-            f"the checkpoint is {checkpoint.precision} already; recover needs the original, whose "
-            "probabilities are the target"
-        )
+    checkpoint = original(checkpoint)  # whose probabilities are the target
     for name in ("method", "qat", "validation"):
         if name in options:
             raise OptionError(f"{name} is not an option of recover")

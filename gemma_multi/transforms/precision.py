@@ -1,19 +1,21 @@
 """A checkpoint to a precision: the grids, dense types, and how much was lost.
 
 Design choices:
-- Weights go on a grid once, from the values they were trained to. What is on one already is
-  never put on another: `to_precision` refuses it, by name.
+- Weights go on the int4 grid once, from the values they were trained to. What is on it already is
+  never put on another: `original` refuses it, by name. int8 is within 0.5% of those values and
+  stands for them; many files of other programs hold nothing better.
 - Dense from quantised is exact in float32; it is how a mixture is run.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from gemma_multi.checkpoint import Checkpoint, Tensor
+from gemma_multi.checkpoint import Checkpoint, Tensor, TensorInfo, Tensors
 from gemma_multi.config import EMBEDDING
 from gemma_multi.errors import CheckpointError, OptionError
 from gemma_multi.progress import Report, silent
@@ -68,19 +70,14 @@ class QuantizationReport:
 
 def to_precision(checkpoint: Checkpoint, precision: str, progress: Report = silent) -> Checkpoint:
     """The checkpoint with its weights as `precision`: `"auto"` as stored; a grid, `"int4"` or
-    `"int8"`, for one that is dense or on it already; or a dense type, for any.
+    `"int8"`, for one that is not int4; or a dense type, for any.
 
-    Raises OptionError for an unknown precision, CheckpointError for a grid other than the one it
-    is on.
+    Raises OptionError for an unknown precision, CheckpointError for another grid where it is on
+    the int4 one.
     """
     if precision in ("auto", checkpoint.precision):
         return checkpoint
     if precision in GRIDS:
-        if checkpoint.is_quantized:
-            raise CheckpointError(
-                f"precision is {precision!r}, but the checkpoint is stored as "
-                f"{checkpoint.precision}; use 'auto', or quantise the original"
-            )
         bits = GRIDS[precision]
         return quantize_checkpoint(checkpoint, bits, bits, progress)[0]
     if precision not in DENSE:
@@ -91,22 +88,37 @@ def to_precision(checkpoint: Checkpoint, precision: str, progress: Report = sile
     return checkpoint.with_tensors(tensors, f"converted to {precision}")
 
 
+def original(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint with what is stored in int8 as the dense weights that stand there, each made
+    when it is asked for. Raises CheckpointError where anything is on the int4 grid already."""
+    infos = checkpoint.tensors.infos
+    if checkpoint.is_int4:
+        named = checkpoint.precision if checkpoint.precision in GRIDS else "int4 in part"
+        raise CheckpointError(f"the checkpoint is {named} already; take the original instead")
+    if not checkpoint.is_quantized:
+        return checkpoint
+    dense = {
+        name: TensorInfo(info.shape, "float32", math.prod(info.shape) * 4)
+        if info.is_quantized
+        else info
+        for name, info in infos.items()
+    }
+    return checkpoint.replace(tensors=Tensors(dense, checkpoint.weight))
+
+
 def quantize_checkpoint(
     checkpoint: Checkpoint, bits: int = 4, embedding_bits: int = 4,
     progress: Report = silent,
 ) -> tuple[Checkpoint, QuantizationReport]:  # fmt: skip
     """(checkpoint on the grid, how well each tensor sits there).
 
-    Raises OptionError for bits outside the format, CheckpointError for a checkpoint that is
-    quantised already or does not divide into groups.
+    Raises OptionError for bits outside the format, CheckpointError for a checkpoint that is int4
+    already or does not divide into groups.
     """
     for name, value in (("bits", bits), ("embedding_bits", embedding_bits)):
         if type(value) is not int or value not in (4, 8):
             raise OptionError(f"{name} is {value!r}, expected 4 or 8")
-    if checkpoint.is_quantized:
-        raise CheckpointError(
-            f"the checkpoint is {checkpoint.precision} already; quantise the original instead"
-        )
+    checkpoint = original(checkpoint)
     errors: list[TensorError] = []
     tensors: dict[str, Tensor] = {}
     done, total = 0, checkpoint.config.num_parameters

@@ -245,9 +245,11 @@ def test_an_adapter_on_a_grid_of_other_groups(tmp_path: Path) -> None:
 
 def test_adapters_and_grids_that_do_not_go_together(tmp_path: Path) -> None:
     dense = tiny_checkpoint(vocab_size=4096)
-    int8, _ = quantize_checkpoint(dense, 8, 8)
-    with pytest.raises(OptionError, match="qat is for int4, but the model is int8"):
-        gemma_multi.finetune(int8, ROWS, output=tmp_path / "run", method="lora", progress=False)
+    int4, _ = quantize_checkpoint(dense)
+    gate = "model.layers.0.mlp.gate_proj.weight"
+    mixed = int4.with_tensors({gate: dense.tensors[gate]})
+    with pytest.raises(OptionError, match="qat is for int4, but the model is mixed"):
+        gemma_multi.finetune(mixed, ROWS, output=tmp_path / "run", method="lora", progress=False)
     assert not (tmp_path / "run").exists()
-    with pytest.raises(CheckpointError, match=r"precision is 'int4', but .* stored as int8"):
-        to_precision(merge(int8, random_adapter(0)), "int4")
+    with pytest.raises(CheckpointError, match="int4 already"):
+        to_precision(merge(int4, random_adapter(0)), "int8")

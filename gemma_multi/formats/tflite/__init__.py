@@ -8,20 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from gemma_multi.checkpoint import Checkpoint
+from gemma_multi.files import begins_with
 from gemma_multi.formats.base import Format
 from gemma_multi.formats.tflite.file import TfliteFile
 
 _IDENTIFIER, _AT = b"TFL3", 4  # a flatbuffer's file identifier and its place
-
-
-def begins_with(path: Path, mark: bytes, at: int = 0) -> bool:
-    """Whether a file has these bytes at this place."""
-    try:
-        with path.open("rb") as file:
-            file.seek(at)
-            return file.read(len(mark)) == mark
-    except OSError:
-        return False
 
 
 def _read(path: Path) -> Checkpoint:

@@ -1,0 +1,121 @@
+"""Opens and reads mutated copies of a GGUF file: fuzz_gguf.py SOURCE WORK SEED COUNT
+
+Prints a line per mutation: its name, `refused` or `read`, and the message. A crash, an error that
+is no GemmaError, twenty seconds or a gigabyte of memory end the process with a failure.
+"""
+
+from __future__ import annotations
+
+import random
+import resource
+import signal
+import struct
+import sys
+from pathlib import Path
+
+from gemma_multi import open_checkpoint
+from gemma_multi.errors import GemmaError
+
+GIGABYTE = 1 << 30
+
+
+def truncate(rng: random.Random, data: bytearray) -> bytes:
+    return data[: rng.randrange(len(data))]
+
+
+def some_bytes(rng: random.Random, data: bytearray) -> bytes:
+    for _ in range(rng.randrange(1, 6)):
+        data[rng.randrange(len(data))] ^= rng.randrange(1, 256)
+    return data
+
+
+def early_bytes(rng: random.Random, data: bytearray) -> bytes:
+    """The counts and the metadata."""
+    for _ in range(rng.randrange(1, 4)):
+        data[rng.randrange(1024)] ^= rng.randrange(1, 256)
+    return data
+
+
+def counts(rng: random.Random, data: bytearray) -> bytes:
+    at = rng.choice((4, 8, 16))
+    return number(rng, data, at, 4 if at == 4 else 8)
+
+
+def number(rng: random.Random, data: bytearray, at: int, size: int) -> bytes:
+    top = 1 << (8 * size)
+    value = rng.choice([0, 1, top - 1, top // 2, len(data), rng.randrange(top), 1 << 31, 1 << 32])
+    data[at : at + size] = (value % top).to_bytes(size, "little")
+    return data
+
+
+def lengths(rng: random.Random, data: bytearray) -> bytes:
+    """The length of a key, or what stands behind it: a type and a value."""
+    at = data.find(rng.choice((b"gemma3.", b"tokenizer.ggml.", b"general.", b"blk.")))
+    key = struct.unpack("<Q", data[at - 8 : at])[0]
+    where = rng.choice((at - 8, at + key, at + key + 4, at + key + 8))
+    return number(rng, data, where, rng.choice((4, 8)))
+
+
+def descriptions(rng: random.Random, data: bytearray) -> bytes:
+    """Dimensions, sizes, type and offset of a tensor."""
+    at = data.find(f"blk.{rng.randrange(8)}.ffn_{rng.choice(['up', 'gate', 'norm'])}".encode())
+    end = data.find(b".weight", at) + 7
+    return number(rng, data, end + 4 * rng.randrange(0, 8), 4)
+
+
+def weights(rng: random.Random, data: bytearray) -> bytes:
+    for _ in range(20):
+        data[rng.randrange(len(data) * 3 // 4, len(data))] = rng.randrange(256)
+    return data
+
+
+def cut_out(rng: random.Random, data: bytearray) -> bytes:
+    at = rng.randrange(len(data))
+    return data[:at] + data[at + rng.randrange(1, 4096) :]
+
+
+def doubled(rng: random.Random, data: bytearray) -> bytes:
+    at, size = rng.randrange(24, 60_000), rng.randrange(1, 200)
+    return data[:at] + data[at : at + size] + data[at:]
+
+
+def noise(rng: random.Random, data: bytearray) -> bytes:
+    return b"GGUF" + struct.pack("<I", 3) + rng.randbytes(rng.randrange(5000))
+
+
+MUTATIONS = (truncate, some_bytes, early_bytes, counts, lengths, lengths, descriptions,
+             descriptions, weights, cut_out, doubled, noise)  # fmt: skip
+
+
+def main() -> None:
+    source, work, seed, count = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+    original, rng = source.read_bytes(), random.Random(seed)
+    work.mkdir()
+    checkpoint = open_checkpoint(source)
+    for name in checkpoint.tensors:  # whatever is imported on the way is there
+        checkpoint.weight(name)
+    assert checkpoint.tokenizer
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + GIGABYTE, used + GIGABYTE))
+    for i in range(count):
+        mutate = rng.choice(MUTATIONS)
+        path = work / f"{i}.gguf"
+        path.write_bytes(bytes(mutate(rng, bytearray(original))))
+        print(f"{i} {mutate.__name__}", file=sys.stderr, flush=True)
+        signal.alarm(20)
+        try:
+            opened = open_checkpoint(path)
+            for name in opened.tensors:
+                opened.weight(name)
+            outcome, message = "read", ""
+            assert opened.tokenizer.encode("Once upon a time")
+        except GemmaError as error:
+            outcome, message = "refused", str(error)
+        signal.alarm(0)
+        assert outcome == "read" or str(path) in message, message
+        print(f"{mutate.__name__}\t{outcome}\t{message[:160]!r}")
+        path.unlink()
+
+
+if __name__ == "__main__":
+    main()
