@@ -10,7 +10,7 @@ import numpy as np
 from gemma_multi.checkpoint import Adapter
 from gemma_multi.errors import CheckpointError
 from gemma_multi.files import check_output, new_directory, write_json
-from gemma_multi.formats.peft import CONFIG_FILE, PREFIX, WEIGHTS_FILE
+from gemma_multi.formats.peft import CHANNELS, CONFIG_FILE, PREFIX, WEIGHTS_FILE
 from gemma_multi.safetensors_file import write_safetensors
 
 
@@ -36,6 +36,7 @@ def save_adapter(adapter: Adapter, output: str | Path) -> Path:
         "use_rslora": bool(adapter.scaling),
         "use_dora": False,
         "inference_mode": True,
+        **({CHANNELS: adapter.channels} if adapter.channels else {}),
     }
     try:
         with new_directory(output) as temporary:

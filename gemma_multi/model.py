@@ -81,7 +81,7 @@ class Model:
             raise OptionError(f"adapter name {name!r} is taken or no name")
         if not isinstance(adapter, Adapter):
             adapter = read_adapter(adapter, self.config)
-        adapter.check(self.config)
+        adapter.check(self.config, self.base.provenance.channels)
         self.adapters[name] = adapter
 
     def switch_adapter(self, name: str | None) -> Model:

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from gemma_files import gemma_tokenizer
+from other_peoples_files import gemma_tokenizer
 from tiny import tiny_checkpoint
 
 from gemma_multi.exporters import save

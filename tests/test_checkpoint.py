@@ -188,7 +188,7 @@ class TestRefusals:
                 open_checkpoint(tiny_copy)
 
     def test_a_packed_weight_needs_its_parts(self, tiny_directory: Path, tmp_path: Path) -> None:
-        quantize(tiny_directory, tmp_path / "q")
+        quantize(tiny_directory, tmp_path / "q", calibrate=None)
         gate = "model__layers__0__mlp__gate_proj"
         for change, message in (
             ({f"{gate}__scales": None}, r"gate_proj\.scales' is missing"),
@@ -235,7 +235,7 @@ class TestSaving:
     def test_gemmas_terms_go_along_and_changes_are_listed(
         self, tiny_directory: Path, tmp_path: Path
     ) -> None:
-        quantize(tiny_directory, tmp_path / "q")
+        quantize(tiny_directory, tmp_path / "q", calibrate=None)
         notice = (tmp_path / "q" / "NOTICE").read_text()
         assert "Gemma Terms of Use" in notice
         assert "https://ai.google.dev/gemma/terms" in notice
@@ -300,7 +300,7 @@ def test_fuzzed_directories_are_refused_by_name_and_never_crash(
     tiny_directory: Path, tmp_path: Path
 ) -> None:
     """600 mutations, in processes that report every file they open (see fuzz_checkpoint.py)."""
-    quantize(tiny_directory, tmp_path / "int4")
+    quantize(tiny_directory, tmp_path / "int4", calibrate=None)
     worker = Path(__file__).with_name("fuzz_checkpoint.py")
     outcomes: dict[str, int] = {}
     for i, source in enumerate([tiny_directory, tmp_path / "int4"] * 3):

@@ -152,7 +152,7 @@ def test_mlx_lm_loads_the_directory_and_holds_our_numbers(
 ) -> None:
     from mlx_lm.utils import load_model
 
-    quantize(tiny_checkpoint(), tmp_path / "q", embedding_bits=embedding_bits)
+    quantize(tiny_checkpoint(), tmp_path / "q", embedding_bits=embedding_bits, calibrate=None)
     checkpoint = open_checkpoint(tmp_path / "q")
     model, _ = load_model(tmp_path / "q")
     parameters = dict(tree_flatten(model.parameters()))
@@ -213,7 +213,7 @@ def test_a_signed_grid_is_told_apart() -> None:
 
 def test_the_report_has_every_tensor_and_its_error(tmp_path: Path) -> None:
     checkpoint = tiny_checkpoint()
-    report = quantize(checkpoint, tmp_path / "q")
+    report = quantize(checkpoint, tmp_path / "q", calibrate=None)
     matrices = [n for n, s in checkpoint.config.tensor_shapes().items() if len(s) == 2]
     assert [t.name for t in report.tensors] == matrices
     again = open_checkpoint(tmp_path / "q")

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 import gemma_multi
+from gemma_multi.rows import read_row
 from gemma_multi.sources import BUNDLED
 from gemma_multi.tokenizer import Tokenizer
 from gemma_multi.training.examples import HAS_LOSS, tokenize
 from gemma_multi.training.history import read_history
-from gemma_multi.training.rows import read_row
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "storyteller"))
 

@@ -26,6 +26,7 @@ class Adapter:
     tensors: Mapping[str, tuple[np.ndarray, np.ndarray]]  # weight name -> A [r, in], B [out, r]
     base: str = ""  # the model it was trained on, for people
     scaling: float = 0.0  # 0: alpha / rank
+    channels: str = ""  # the order of the base's channels; see `Provenance.channels`
 
     @property
     def scale(self) -> float:
@@ -37,8 +38,14 @@ class Adapter:
         found = {name.split(".")[-2] for name in self.tensors}
         return tuple(target for target in LINEAR_LAYERS if target in found)
 
-    def check(self, config: ModelConfig) -> None:
-        """Raises CheckpointError where it does not fit a model, naming the tensor."""
+    def check(self, config: ModelConfig, channels: str = "") -> None:
+        """Raises CheckpointError where it does not fit a model, naming the tensor, or a model
+        whose channels are in another order than its base's."""
+        if self.channels != channels:
+            raise CheckpointError(
+                "the adapter was trained on a model whose channels are in another order, which "
+                "calibration changes; merge it into the model it was trained on, and quantise that"
+            )
         shapes = config.tensor_shapes()
         for name, (a, b) in self.tensors.items():
             shape = shapes.get(name, ())

@@ -37,6 +37,9 @@ class Provenance:
     revision: str = ""
     modifications: tuple[str, ...] = ()
     received_notice: str = ""  # the NOTICE of a source that is not ours, passed on whole
+    # which order its channels were put in when it was calibrated; "" for the source's own. An
+    # adapter changes weights in one order and fits no other
+    channels: str = ""
 
     def modified(self, how: str) -> Provenance:
         return replace(self, modifications=(*self.modifications, how))
@@ -73,6 +76,7 @@ class Provenance:
                 revision=str(data["revision"]),
                 modifications=tuple(str(how) for how in data["modifications"]),
                 received_notice=str(data.get("received_notice", "")),
+                channels=str(data.get("channels", "")),
             )
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return cls(source=directory.name, received_notice=_text(directory / NOTICE_FILE))

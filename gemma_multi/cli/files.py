@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,12 @@ from gemma_multi.exporters import exporters
 @output_option("A new directory.")
 @click.option("--bits", type=int, default=4, show_default=True, help="Of the linear layers.")
 @click.option("--embedding-bits", type=int, default=4, show_default=True, help="4 or 8.")
+@click.option(
+    "--calibrate",
+    metavar="self|none|DATA",
+    help="Text to choose codes by: what MODEL "
+    "writes itself (the default for 4 bits), none, or rows that it will see.",
+)
 @click.option("--recover", type=click.Path(path_type=Path), metavar="DATA",
               help="Train the int4 model to say on these rows what MODEL says.")  # fmt: skip
 @click.option("--backend", help="With --recover: keras, mlx or auto.")
@@ -34,13 +41,17 @@ def quantize(model: str, output: str, as_json: bool, **options: Any) -> None:
     from gemma_multi.quantizing import quantize as run
     from gemma_multi.terminal import notes
 
-    report = run(model, output, **given(options))
+    chosen = given(options)
+    if chosen.get("calibrate") == "none":
+        chosen["calibrate"] = None
+    report = run(model, output, **chosen)
     if as_json:
         rows = [{"name": t.name, "shape": t.shape, "bits": t.bits, "error": t.error}
                 for t in report.tensors]  # fmt: skip
         won = report.recovery and {"before": report.recovery.before, "after": report.recovery.after}
+        worth = report.calibration and asdict(report.calibration)
         print_json({"path": output, "bytes": report.nbytes, "tensors": rows,
-                    "recovery": won})  # fmt: skip
+                    "calibration": worth, "recovery": won})  # fmt: skip
         return
     click.echo(report)
     notes.print(f"{output}: {report.nbytes / 1e6:.1f} MB", markup=False)

@@ -20,6 +20,7 @@ from gemma_multi.formats.base import Format
 from gemma_multi.safetensors_file import check_finite, read_safetensors
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+CHANNELS = "gemma_multi_channels"  # our own entry: `Adapter.channels`, where there are any
 PREFIX = "base_model.model."
 # what changes the computation in a way that is not done here, and its harmless values
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
@@ -62,7 +63,7 @@ def read_adapter(path: str | Path, config: ModelConfig) -> Adapter:
     }
     scaling = alpha / rank**0.5 if settings.get("use_rslora") else 0.0
     base = str(settings.get("base_model_name_or_path") or "")
-    return Adapter(rank, alpha, tensors, base, scaling)
+    return Adapter(rank, alpha, tensors, base, scaling, str(settings.get(CHANNELS) or ""))
 
 
 def _pair(

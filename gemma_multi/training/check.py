@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from gemma_multi.errors import OptionError
+from gemma_multi.rows import Data, data_name, open_data, read_row
 from gemma_multi.tokenizer import Tokenizer
 from gemma_multi.training.examples import HAS_LOSS, example_hash, tokenize
-from gemma_multi.training.rows import Data, data_name, open_data, read_row
 
 NAMED = 10  # bad, long or double rows that are named
 

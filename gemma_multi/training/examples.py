@@ -18,8 +18,8 @@ import numpy as np
 
 from gemma_multi.chat_template import encode_answered
 from gemma_multi.errors import DataError
+from gemma_multi.rows import Data, Row, data_name, read_rows
 from gemma_multi.tokenizer import Tokenizer
-from gemma_multi.training.rows import Data, Row, data_name, read_rows
 
 HAS_LOSS = 1 << 30
 SHORTEST = 8  # tokens; a max_length below this holds no conversation

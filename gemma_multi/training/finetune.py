@@ -26,6 +26,7 @@ from gemma_multi.errors import DataError, OptionError, TrainingError
 from gemma_multi.files import check_output, write_atomically
 from gemma_multi.model import Model
 from gemma_multi.progress import Progress
+from gemma_multi.rows import Data
 from gemma_multi.sources import Source, open_checkpoint
 from gemma_multi.training.batches import Batches
 from gemma_multi.training.display import Display
@@ -39,7 +40,6 @@ from gemma_multi.training.result import (
     read_run,
     write_results,
 )
-from gemma_multi.training.rows import Data
 from gemma_multi.training.run import Run
 from gemma_multi.training.trainer import Job, Trainer
 from gemma_multi.training.weights import frozen_weights, initial_tensors

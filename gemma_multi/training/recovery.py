@@ -13,10 +13,10 @@ from typing import Any
 from gemma_multi.checkpoint import Checkpoint
 from gemma_multi.errors import OptionError, TrainingStopped
 from gemma_multi.progress import Progress
+from gemma_multi.rows import Data
 from gemma_multi.training.finetune import choose_trainer, train
 from gemma_multi.training.options import TrainingOptions
 from gemma_multi.training.result import RUN_FILE
-from gemma_multi.training.rows import Data
 from gemma_multi.transforms import Recovery, original, quantize_checkpoint
 
 _DEFAULTS = {"learning_rate": 1e-5, "epochs": 1, "loss_on": "all"}

@@ -97,7 +97,7 @@ def write_results(run: Run, base: Checkpoint, output: Path) -> None:
         target = output / f"{prefix}{name}"
         shutil.rmtree(target, ignore_errors=True)  # of a process killed right here
         if options.method == "lora":
-            save_adapter(as_adapter(tensors, options, base.provenance.source), target)
+            save_adapter(as_adapter(tensors, options, base.provenance), target)
         else:
             save(_trained_checkpoint(base, tensors, options, run), target)
     title = f"{base.provenance.source}, {options.method}" + ", QAT int4" * options.qat

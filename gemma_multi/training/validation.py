@@ -14,9 +14,9 @@ from pathlib import Path
 from gemma_multi.loading import load
 from gemma_multi.model import Model
 from gemma_multi.progress import Progress, reporting
+from gemma_multi.rows import Data
 from gemma_multi.sources import Source
 from gemma_multi.training.examples import prepare
-from gemma_multi.training.rows import Data
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gemma_multi.checkpoint import Adapter, Checkpoint
+from gemma_multi.checkpoint import Adapter, Checkpoint, Provenance
 from gemma_multi.config import ModelConfig
 from gemma_multi.errors import OptionError
 from gemma_multi.quantization import int4
@@ -102,11 +102,13 @@ def frozen_weights(checkpoint: Checkpoint, options: TrainingOptions) -> dict[str
     return frozen
 
 
-def as_adapter(trained: Mapping[str, np.ndarray], options: TrainingOptions, base: str) -> Adapter:
+def as_adapter(
+    trained: Mapping[str, np.ndarray], options: TrainingOptions, base: Provenance
+) -> Adapter:
     """What LoRA has trained, to be saved or merged."""
     tensors = {
         name.removesuffix(LORA_A): (value, trained[name.removesuffix(LORA_A) + LORA_B])
         for name, value in trained.items()
         if name.endswith(LORA_A)
     }
-    return Adapter(options.rank, options.alpha, tensors, base)
+    return Adapter(options.rank, options.alpha, tensors, base.source, channels=base.channels)

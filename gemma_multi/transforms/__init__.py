@@ -2,16 +2,22 @@
 
 from gemma_multi.transforms.merge import cast_to_stored, merge
 from gemma_multi.transforms.precision import (
-    QuantizationReport,
-    Recovery,
-    TensorError,
     original,
     quantization_errors,
     quantize_checkpoint,
     to_precision,
 )
+from gemma_multi.transforms.report import (
+    Calibration,
+    Closeness,
+    QuantizationReport,
+    Recovery,
+    TensorError,
+)
 
 __all__ = [
+    "Calibration",
+    "Closeness",
     "QuantizationReport",
     "Recovery",
     "TensorError",

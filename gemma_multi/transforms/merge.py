@@ -16,6 +16,7 @@ from gemma_multi.transforms.precision import DENSE
 
 def merge(checkpoint: Checkpoint, adapter: Adapter) -> Checkpoint:
     """`checkpoint` with the adapter in its weights."""
+    adapter.check(checkpoint.config, checkpoint.provenance.channels)
     how = f"LoRA adapter of rank {adapter.rank} merged"
     return checkpoint.with_tensors(merged_tensors(checkpoint, adapter), how)
 

@@ -1,4 +1,4 @@
-"""A checkpoint to a precision: the grids, dense types, and how much was lost.
+"""A checkpoint to a precision: the grids, and dense types.
 
 Design choices:
 - Weights go on the int4 grid once, from the values they were trained to. What is on it already is
@@ -10,8 +10,6 @@ Design choices:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -21,51 +19,10 @@ from gemma_multi.errors import CheckpointError, OptionError
 from gemma_multi.progress import Report, silent
 from gemma_multi.quantization.int4 import GROUP_SIZE
 from gemma_multi.quantization.tensor import BFLOAT16, quantize_tensor
+from gemma_multi.transforms.report import QuantizationReport, TensorError
 
 GRIDS = {"int4": 4, "int8": 8}
 DENSE = {"float32": np.dtype(np.float32), "bfloat16": BFLOAT16, "float16": np.dtype(np.float16)}
-
-
-@dataclass(frozen=True)
-class TensorError:
-    """How well one tensor sits on its grid; `error` is root-mean-square, relative."""
-
-    name: str
-    shape: tuple[int, ...]
-    bits: int
-    error: float
-
-
-@dataclass(frozen=True)
-class Recovery:
-    """How far an int4 model's probabilities are from the unquantised one's, on rows held out: the
-    mean divergence a token, in nats, of plain rounding and after training."""
-
-    before: float
-    after: float
-
-
-@dataclass(frozen=True)
-class QuantizationReport:
-    """What quantising did to each tensor."""
-
-    tensors: tuple[TensorError, ...]
-    path: Path | None = None
-    nbytes: int = 0
-    recovery: Recovery | None = None
-
-    def __str__(self) -> str:
-        width = max(len(t.name) for t in self.tensors)
-        rows = [f"{'tensor':<{width}}  {'shape':>13}  bits   error"]
-        rows += [
-            f"{t.name:<{width}}  {'x'.join(map(str, t.shape)):>13}  {t.bits:>4}  {t.error:>6.2%}"
-            for t in self.tensors
-        ]
-        if self.recovery is not None:
-            before, after = self.recovery.before, self.recovery.after
-            rows.append(f"divergence from the original: {before:.4f} nats a token, "
-                        f"recovered to {after:.4f}")  # fmt: skip
-        return "\n".join(rows)
 
 
 def to_precision(checkpoint: Checkpoint, precision: str, progress: Report = silent) -> Checkpoint:

@@ -16,10 +16,10 @@ from tiny import tiny_checkpoint, tokenizer
 
 from gemma_multi import DataError, OptionError, chat_template, finetune
 from gemma_multi.cli import main
+from gemma_multi.rows import read_row, read_rows
 from gemma_multi.training.batches import IGNORE_INDEX, Batches
 from gemma_multi.training.check import check_data
 from gemma_multi.training.examples import Examples, prepare, tokenize
-from gemma_multi.training.rows import read_row, read_rows
 from training.conftest import ROWS
 
 TOKENIZER = tokenizer()

