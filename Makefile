@@ -1,4 +1,5 @@
 # make demo: a bedtime story on every engine.   make test: lint, types, tests.
+# make real: the real Gemma 3 270M.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable
@@ -7,13 +8,19 @@ OPENBLAS := $(shell ldconfig -p 2>/dev/null | awk '/libopenblas\.so\.0.*x86-64/ 
 # its idle threads must not spin while another engine computes
 RUN := $(if $(OPENBLAS),LD_PRELOAD=$(OPENBLAS) OPENBLAS_THREAD_TIMEOUT=4) TF_CPP_MIN_LOG_LEVEL=3
 
-.PHONY: demo test lint format reference bench clean
+.PHONY: demo test real lint format reference bench clean
 
 demo: .venv/demo
 	@$(RUN) $(BIN)/gemma-multi demo
 
 test: .venv/test lint
 	$(RUN) $(BIN)/python -m pytest -n 2 --dist worksteal
+
+# what only the real Gemma 3 270M can show; fetches 250 MB of weights, and texts, once
+real: .venv/test
+	$(BIN)/pip install --quiet 'torch==2.13.0' 'transformers>=4.56'
+	$(RUN) $(BIN)/python -m pytest -m real tests/real
+	$(BIN)/python benchmarks/int4_quality.py
 
 lint: .venv/test
 	$(BIN)/ruff check .

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import gguf
@@ -76,12 +77,12 @@ def main() -> None:
             seconds = time.perf_counter() - begin
             model = Decoder(base.config, Weights(checkpoint))
             with threadpool_limits(1):
-                perplexities["brown"], (on_brown,) = measure(reference, [model], brown, pool)
-                perplexities["prompts"], (on_prompts,) = measure(reference, [model], prompts, pool)
+                perplexities["brown"], on_brown = measure(reference, model, brown, pool)
+                perplexities["prompts"], on_prompts = measure(reference, model, prompts, pool)
                 on_int8 = None
                 if "calibrated" in name or "nearest" in name:
                     rounded = Decoder(base.config, model.weights, int8_activations=True)
-                    on_int8 = measure(model, [rounded], brown[:4], pool)[1][0]
+                    on_int8 = measure(model, rounded, brown[:4], pool)[1]
             rows.append(Row(name, checkpoint.nbytes / 1e6, seconds, on_brown, on_prompts, on_int8))
             _show(rows[-1:], perplexities)
     _show(rows, perplexities)
@@ -104,12 +105,16 @@ def ways(
         return gemma_multi.open_checkpoint(target)
 
     for bits in (8, 4):
-        yield f"nearest, embedding int{bits}", lambda b=bits: quantize_checkpoint(base, 4, b)[0]
-        yield f"calibrated on itself, embedding int{bits}", lambda b=bits: ours(b, "self")
-        yield f"calibrated on other Brown texts, embedding int{bits}", lambda b=bits: ours(b, rows)
-    yield "llama.cpp's Q4_0, embedding Q8_0", lambda: _as_llama_cpp(base)
+        yield f"nearest, embedding int{bits}", partial(_nearest, base, bits)
+        yield f"calibrated on itself, embedding int{bits}", partial(ours, bits, "self")
+        yield f"calibrated on other Brown texts, embedding int{bits}", partial(ours, bits, rows)
+    yield "llama.cpp's Q4_0, embedding Q8_0", partial(_as_llama_cpp, base)
     for group in _MLX_GROUPS:
-        yield f"mlx-lm's 4 bits, groups of {group}", lambda g=group: _as_mlx_lm(base, work, g)
+        yield f"mlx-lm's 4 bits, groups of {group}", partial(_as_mlx_lm, base, work, group)
+
+
+def _nearest(base: Checkpoint, embedding_bits: int) -> Checkpoint:
+    return quantize_checkpoint(base, 4, embedding_bits)[0]
 
 
 def _as_llama_cpp(base: Checkpoint) -> Checkpoint:

@@ -28,14 +28,14 @@ from gemma_multi.config import EMBEDDING, ModelConfig
 from gemma_multi.errors import OptionError
 from gemma_multi.progress import Report, silent
 from gemma_multi.quantization.int4 import GROUP_SIZE
-from gemma_multi.quantization.tensor import BFLOAT16, quantize_tensor
+from gemma_multi.quantization.tensor import BFLOAT16, QuantizedTensor, quantize_tensor
 from gemma_multi.rows import Data
 from gemma_multi.transforms import (
     Calibration,
     QuantizationReport,
     original,
-    quantization_errors,
     quantize_checkpoint,
+    tensor_error,
 )
 
 __all__ = ["SELF", "calibrate", "check_calibration"]
@@ -43,7 +43,6 @@ __all__ = ["SELF", "calibrate", "check_calibration"]
 # of the whole, by what is done; the bar is nearly even with them on Gemma 3 270M
 _WRITING, _WALKING, _EMBEDDING = 38, 45, 10
 _TOTAL = 10_000
-EVENED = "channels evened out and rearranged"
 _ACTIVATIONS = 1_500_000_000  # bytes, of some ten thousand tokens
 
 
@@ -64,48 +63,58 @@ def calibrate(
     config = checkpoint.config
     _check_memory(config)
     steps = _Steps(progress)
-    before = Decoder(config, Weights(checkpoint))
     with ThreadPoolExecutor(_cores()) as pool:
-        texts = collect(text, before, checkpoint.tokenizer, pool, steps.part(_WRITING))
+        decoder = Decoder(config, Weights(checkpoint))
+        texts = collect(text, decoder, checkpoint.tokenizer, pool, steps.part(_WRITING))
         # a thread for each core, each with products of its own: many small ones are done sooner
         # so than one after another by all cores
         with threadpool_limits(1):
-            evened = smooth(before, sample_inputs(before, texts.fitted, pool), pool)
-            evened |= arrange(Decoder(config, before.weights.branch(evened)))
-            walk = Walk(Decoder(config, before.weights.branch(evened)), texts.fitted, pool)
+            evened = smooth(decoder, sample_inputs(decoder, texts.fitted, pool), pool)
+            in_order = Decoder(config, decoder.weights.branch(evened))
+            evened |= arrange(in_order, hidden_channels=embedding_bits == 8)
+            del in_order
+            # the same function from here on: nothing holds the weights as they were
+            decoder = Decoder(config, decoder.weights.branch(evened))
+            walk = Walk(decoder, texts.fitted, pool)
             walk.layers(steps.part(_WALKING))
             embedding = (
                 walk.round_embedding()
                 if embedding_bits == 4
-                else quantize_tensor(evened[EMBEDDING], embedding_bits)[0]
+                else quantize_tensor(decoder.weights[EMBEDDING], embedding_bits)[0]
             )
             steps.part(_EMBEDDING)(1, 1)
-            dense = {name: _stored(weight) for name, weight in evened.items()}
-            how = (
-                f"quantised to int4 in groups of {GROUP_SIZE}, embedding int{embedding_bits}, "
-                f"{EVENED}, calibrated on {texts.source}"
-            )
-            changes = {**_norms(checkpoint), **dense, **walk.rounded, EMBEDDING: embedding}
-            result = checkpoint.with_tensors(changes, how)
-            facts = replace(result.provenance, channels=_order_of(evened))
-            result = result.replace(provenance=facts)
-            errors = quantization_errors(result, checkpoint.with_tensors(dense)).tensors
-            del walk, evened, dense, changes
-            after = [Decoder(config, Weights(one)) for one in (plain, result)]
-            perplexity, (simple, fitted) = measure(before, after, texts.held_out, pool)
+            rounded = {**walk.rounded, EMBEDDING: embedding}
+            result = _result(checkpoint, evened, rounded, embedding_bits, texts.source)
+            errors = tuple(
+                tensor_error(name, rounded[name], decoder.weights[name])
+                for name, shape in config.tensor_shapes().items() if len(shape) == 2
+            )  # fmt: skip
+            walk.changed.weights.change(EMBEDDING, embedding.dequantize())
+            perplexity, fitted = measure(decoder, walk.changed, texts.held_out, pool)
+            del walk, evened
+            _, simple = measure(decoder, Decoder(config, Weights(plain)), texts.held_out, pool)
     progress(_TOTAL, _TOTAL)
     worth = Calibration(texts.source, texts.tokens, perplexity, simple, fitted)
     return result, QuantizationReport(errors, calibration=worth)
 
 
-def _norms(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    shapes = checkpoint.config.tensor_shapes()
-    return {n: checkpoint.weight(n).astype(BFLOAT16) for n, s in shapes.items() if len(s) == 1}
-
-
-def _stored(weight: np.ndarray) -> np.ndarray:
-    """As a checkpoint keeps what is multiplied with."""
-    return (weight - 1).astype(BFLOAT16) if weight.ndim == 1 else weight
+def _result(
+    checkpoint: Checkpoint, evened: Mapping[str, np.ndarray],
+    rounded: Mapping[str, QuantizedTensor], embedding_bits: int, source: str,
+) -> Checkpoint:  # fmt: skip
+    """The checkpoint with its matrices rounded and its norms as they are by now, in bfloat16."""
+    norms: dict[str, Tensor] = {}
+    for name, shape in checkpoint.config.tensor_shapes().items():
+        if len(shape) == 1:
+            known = evened.get(name)
+            weight = checkpoint.weight(name) if known is None else known - 1
+            norms[name] = weight.astype(BFLOAT16)
+    how = (
+        f"quantised to int4 in groups of {GROUP_SIZE}, embedding int{embedding_bits}, channels "
+        f"evened out and rearranged, calibrated on {source}"
+    )
+    result = checkpoint.with_tensors({**norms, **rounded}, how)
+    return result.replace(provenance=replace(result.provenance, channels=_order_of(evened)))
 
 
 def _order_of(evened: Mapping[str, np.ndarray]) -> str:

@@ -4,10 +4,16 @@ Thirty-two inputs in a row share a scale, and a small weight beside a large one 
 channel comes where is nobody's business outside: the hidden channels of the whole model, the
 feed-forward channels of a layer and those of a value head can each be put in any order, if all
 that write and all that read them agree. Sorted by the size of the columns that read them, groups
-are even, and what `smoothing` moved into the columns costs int4 nothing.
+are even, and what `smoothing` moved into the columns costs int4 little.
+
+The hidden channels have one order for all layers and for the embedding, whose own groups are worse
+off in the order of the layers: on the real 270M the divergence that an int4 embedding alone causes
+goes from 0.061 to 0.106. Where it is int4 they stay where they are.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 
@@ -26,12 +32,16 @@ _HIDDEN_NORMS = ("input_layernorm", "post_attention_layernorm", "pre_feedforward
 _TINY = np.float32(1e-12)
 
 
-def arrange(decoder: Decoder) -> dict[str, np.ndarray]:
+def arrange(decoder: Decoder, hidden_channels: bool) -> dict[str, np.ndarray]:
     """Every weight that is in another order then: `f32`, norms as `1 + w`."""
-    weights, layers = decoder.weights, range(decoder.config.num_hidden_layers)
-    hidden = _hidden_order(decoder)
-    arranged = {EMBEDDING: weights[EMBEDDING][:, hidden], LAST_NORM: weights[LAST_NORM][hidden]}
-    for layer in layers:
+    weights = decoder.weights
+    arranged: dict[str, np.ndarray] = {}
+    hidden: Any = slice(None)
+    if hidden_channels:
+        hidden = _hidden_order(decoder)
+        arranged[EMBEDDING] = weights[EMBEDDING][:, hidden]
+        arranged[LAST_NORM] = weights[LAST_NORM][hidden]
+    for layer in range(decoder.config.num_hidden_layers):
         w = {module: weights.of(layer, module) for module in _modules()}
         inner = _by_size(w["mlp.down_proj"])
         values, attended = _value_order(decoder, w["self_attn.o_proj"])

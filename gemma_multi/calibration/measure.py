@@ -12,18 +12,15 @@ from gemma_multi.transforms import Closeness
 
 
 def measure(
-    reference: Decoder, others: Sequence[Decoder], texts: Sequence[np.ndarray], pool: Executor
-) -> tuple[float, list[Closeness]]:
-    """(the reference's perplexity, how close each of `others` comes), over every position that has
-    a next token."""
-    sums = sum(pool.map(lambda ids: _of_text(reference, others, ids), texts))
+    reference: Decoder, other: Decoder, texts: Sequence[np.ndarray], pool: Executor
+) -> tuple[float, Closeness]:
+    """(the reference's perplexity, how close the other comes), over every position that has a
+    next token."""
+    sums = sum(pool.map(lambda ids: _of_text(reference, other, ids), texts))
     tokens = sum(len(ids) - 1 for ids in texts)
-    means = np.asarray(sums) / tokens  # f64[1 + others, (nll, divergence, agreement)]
-    perplexity = np.exp(means[:, 0])
-    return float(perplexity[0]), [
-        Closeness(float(row[1]), float(own), float(row[2]))
-        for row, own in zip(means[1:], perplexity[1:], strict=True)
-    ]
+    own, theirs, divergence, agreement = np.asarray(sums) / tokens
+    closeness = Closeness(float(divergence), float(np.exp(theirs)), float(agreement))
+    return float(np.exp(own)), closeness
 
 
 def hidden_states(decoder: Decoder, ids: np.ndarray) -> np.ndarray:
@@ -34,24 +31,20 @@ def hidden_states(decoder: Decoder, ids: np.ndarray) -> np.ndarray:
     return decoder.last_norm(x)
 
 
-def _of_text(reference: Decoder, others: Sequence[Decoder], ids: np.ndarray) -> np.ndarray:
-    """Sums over a text: `f64[1 + others, 3]`."""
-    models = [reference, *others]
-    heads = [model.head(hidden_states(model, ids[:-1])) for model in models]
-    found = np.zeros((len(models), 3))
-    for blocks in zip(*heads, strict=True):
-        part = blocks[0][0]
-        target = ids[1:][part]
-        log_p = None
-        for i, (_, logits) in enumerate(blocks):
-            log_q = _log_softmax(logits)
-            found[i, 0] -= log_q[np.arange(len(target)), target].sum(dtype=np.float64)
-            if log_p is None:
-                log_p, p, best = log_q, np.exp(log_q), log_q.argmax(-1)
-                entropy = np.einsum("tv,tv->", p, log_p, dtype=np.float64)
-                continue
-            found[i, 1] += entropy - np.einsum("tv,tv->", p, log_q, dtype=np.float64)
-            found[i, 2] += np.count_nonzero(log_q.argmax(-1) == best)
+def _of_text(reference: Decoder, other: Decoder, ids: np.ndarray) -> np.ndarray:
+    """Summed over a text: the negative logarithms of what came, by each of the two; divergence;
+    positions at which they agree."""
+    heads = [model.head(hidden_states(model, ids[:-1])) for model in (reference, other)]
+    found = np.zeros(4)
+    for (part, p), (_, q) in zip(*heads, strict=True):
+        came = ids[1:][part]
+        rows = np.arange(len(came))
+        log_p, log_q = _log_softmax(p), _log_softmax(q)
+        found[0] -= log_p[rows, came].sum(dtype=np.float64)
+        found[1] -= log_q[rows, came].sum(dtype=np.float64)
+        found[3] += np.count_nonzero(log_p.argmax(-1) == log_q.argmax(-1))
+        log_q -= log_p
+        found[2] -= np.einsum("tv,tv->", np.exp(log_p), log_q, dtype=np.float64)
     return found
 
 

@@ -46,11 +46,11 @@ from gemma_multi.quantization.tensor import BFLOAT16
 _NORMS = {ATTENTION: "input_layernorm", FEEDFORWARD: "pre_feedforward_layernorm"}
 _MAKERS = {ATTENDED: "self_attn.v_proj", GATED: "mlp.up_proj"}
 _SAMPLES = 1024  # rows of each input that factors are fitted to
-_POWER = 4  # of the mean that stands for a row's greatest value, for that one has no slope
 _INT4_PART = 10.0  # what the error of int4 weights counts beside that of int8 activations
 _STEPS, _RATE = 30, 0.5
 _MOST = 5.5  # of a factor's logarithm, either way
 _TINY = np.float32(1e-20)
+_LARGEST = 1e15  # of an activation; what is beyond cannot be squared and summed in float32
 
 Inputs = dict[tuple[int, str], np.ndarray]  # (layer, input) -> f32[N, K]
 
@@ -79,10 +79,11 @@ def sample_inputs(decoder: Decoder, texts: Sequence[np.ndarray], pool: Executor)
         parts = list(pool.map(of_text, texts))
     whole = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
     for (layer, kind), rows in whole.items():
-        if not np.isfinite(rows).all():
+        if not np.abs(rows).max() < _LARGEST:  # which no number that is none is
             raise CheckpointError(
                 f"tensor {weight_name(layer, INPUTS[kind][0])!r} is given activations that are not "
-                "finite; the model cannot be calibrated, and its answers would be no better"
+                "finite, or nearly so; the model cannot be calibrated, and its answers would be no "
+                "better"
             )
     return whole
 
@@ -133,12 +134,13 @@ def _factors(decoder: Decoder, key: tuple[int, str], x: np.ndarray) -> np.ndarra
     x = np.abs(x)
     power = matters @ (x * x) + _TINY
     logs = np.zeros(x.shape[1], np.float32)
+    # a row's fourth-power mean stands for its greatest value, which has no slope
     for _ in range(_STEPS):
         even = x * np.exp(-logs)
         greatest = even.max(1, keepdims=True) + _TINY
-        shares = (even / greatest) ** _POWER
+        shares = np.square(np.square(even / greatest))
         total = shares.sum(1, keepdims=True) + _TINY
-        steps = matters * (greatest * total ** (1 / _POWER))[:, 0] ** 2
+        steps = matters * (greatest * np.sqrt(np.sqrt(total)))[:, 0] ** 2
         being_greatest = (steps / steps.sum()) @ (shares / total)
         columns = size * np.exp(2 * logs)
         columns /= columns.sum()

@@ -23,11 +23,11 @@ from gemma_multi.rows import Data, Row, data_name, read_rows
 from gemma_multi.tokenizer import Tokenizer
 
 SELF = "self"
-WRITTEN = 56  # texts, where there are no rows
-WRITTEN_BESIDE_ROWS = 20
+WRITTEN = 36  # texts, where there are no rows
+WRITTEN_BESIDE_ROWS = 18
 LENGTH = 256  # tokens of a text that the model writes
 _LONGEST = 512  # tokens of a row's text; longer ones are taken in parts
-_MOST = 8192  # tokens of rows; a share of every row's if there are more
+_MOST = 6144  # tokens of rows; a share of every row's if there are more
 _FEWEST = 512
 _HELD_OUT = 9  # one text in so many
 

@@ -5,6 +5,7 @@ from gemma_multi.transforms.precision import (
     original,
     quantization_errors,
     quantize_checkpoint,
+    tensor_error,
     to_precision,
 )
 from gemma_multi.transforms.report import (
@@ -26,5 +27,6 @@ __all__ = [
     "original",
     "quantization_errors",
     "quantize_checkpoint",
+    "tensor_error",
     "to_precision",
 ]

@@ -18,7 +18,7 @@ from gemma_multi.config import EMBEDDING
 from gemma_multi.errors import CheckpointError, OptionError
 from gemma_multi.progress import Report, silent
 from gemma_multi.quantization.int4 import GROUP_SIZE
-from gemma_multi.quantization.tensor import BFLOAT16, quantize_tensor
+from gemma_multi.quantization.tensor import BFLOAT16, QuantizedTensor, quantize_tensor
 from gemma_multi.transforms.report import QuantizationReport, TensorError
 
 GRIDS = {"int4": 4, "int8": 8}
@@ -99,14 +99,14 @@ def quantize_checkpoint(
 
 def quantization_errors(quantized: Checkpoint, original: Checkpoint) -> QuantizationReport:
     """How far the weights of `quantized` are from the original's."""
-    errors = []
-    for name, info in quantized.tensors.infos.items():
-        if info.is_quantized:
-            weight = original.weight(name).astype(np.float32)
-            lost = np.linalg.norm(quantized.weight(name) - weight)
-            whole = float(np.linalg.norm(weight))
-            bits = GRIDS[info.dtype]
-            errors.append(
-                TensorError(name, info.shape, bits, float(lost) / whole if whole else 0.0)
-            )
-    return QuantizationReport(tuple(errors))
+    return QuantizationReport(tuple(
+        tensor_error(name, tensor, original.weight(name))
+        for name, tensor in quantized.tensors.items() if isinstance(tensor, QuantizedTensor)
+    ))  # fmt: skip
+
+
+def tensor_error(name: str, tensor: QuantizedTensor, weight: np.ndarray) -> TensorError:
+    """How far one tensor is from the weight that it stands for."""
+    weight = weight.astype(np.float32, copy=False)
+    lost, whole = np.linalg.norm(tensor.dequantize() - weight), float(np.linalg.norm(weight))
+    return TensorError(name, tensor.shape, tensor.bits, float(lost) / whole if whole else 0.0)

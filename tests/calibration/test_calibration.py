@@ -79,7 +79,8 @@ def test_the_decoder_computes_what_an_engine_computes(kv_heads: int, pool: Execu
 def test_measured_closeness_is_what_its_words_say(pool: Executor) -> None:
     ours, other = (decoder_of(tiny_checkpoint(seed)) for seed in (0, 1))
     texts = [RNG.integers(3, 320, n) for n in (90, 30)]
-    perplexity, (same, apart) = measure(ours, [ours, other], texts, pool)
+    perplexity, same = measure(ours, ours, texts, pool)
+    _, apart = measure(ours, other, texts, pool)
     assert (same.divergence, same.agreement) == (pytest.approx(0, abs=1e-6), 1)
     assert same.perplexity == pytest.approx(perplexity)
     p, q = (np.concatenate([logits_of(d, t[:-1]) for t in texts]).astype(np.float64)
@@ -177,14 +178,14 @@ def test_evening_channels_out_changes_nothing_but_int8_activations(
     decoder = decoder_of(checkpoint)
     texts = write_texts(decoder, checkpoint.tokenizer, 6, 120, pool)
     changes = smooth(decoder, sample_inputs(decoder, texts[:3], pool), pool)
-    changes |= arrange(Decoder(checkpoint.config, decoder.weights.branch(changes)))
+    smoothed = Decoder(checkpoint.config, decoder.weights.branch(changes))
+    changes |= arrange(smoothed, hidden_channels=True)
     evened = decoder.weights.branch(changes)
-    rounded = [
-        Decoder(checkpoint.config, weights, int8_activations=True)
-        for weights in (decoder.weights, evened)
-    ]
-    exact = Decoder(checkpoint.config, evened)
-    _, (same, before, after) = measure(decoder, [exact, *rounded], texts[3:], pool)
+    config = checkpoint.config
+    same, before, after = (
+        measure(decoder, Decoder(config, weights, int8_activations=rounded), texts[3:], pool)[1]
+        for weights, rounded in ((evened, False), (decoder.weights, True), (evened, True))
+    )
     assert same.divergence < 1e-5
     assert after.divergence < 0.5 * before.divergence
 
@@ -219,8 +220,8 @@ def test_calibrated_answers_are_nearer_than_rounded_ones(
     assert result.tensors.infos[EMBEDDING].dtype == f"int{embedding_bits}"
     worth = report.calibration
     assert worth is not None
-    assert worth.calibrated.divergence < 0.75 * worth.plain.divergence
-    assert worth.calibrated.agreement > worth.plain.agreement
+    assert worth.calibrated.divergence < 0.9 * worth.plain.divergence
+    assert worth.calibrated.perplexity < worth.plain.perplexity
     assert worth.tokens > 1000
     done = [d for d, _ in seen]
     assert done == sorted(done)
@@ -315,6 +316,6 @@ def test_long_rows_are_taken_in_parts_and_many_are_thinned(
     texts = collect(long, decoder, stories.tokenizer, pool, lambda *_: None)
     rows = [t for t in (*texts.fitted, *texts.held_out) if len(t) != 256]
     assert {len(t) for t in rows} <= {*range(2, 513)}
-    assert 6000 < sum(map(len, rows)) <= 9000
+    assert 4000 < sum(map(len, rows)) <= 6144
     assert all(t[0] == stories.tokenizer.bos_id for t in rows)
     assert int4.GROUP_SIZE == 32

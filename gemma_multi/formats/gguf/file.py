@@ -31,7 +31,7 @@ _MOST_KEY_BYTES = 1 << 16
 _SMALLEST_ENTRY, _SMALLEST_TENSOR = 13, 24  # bytes of a metadata entry, of a description
 
 _STRING, _ARRAY = 8, 9
-_SCALARS = {
+_SCALARS: dict[int, np.dtype] = {
     0: np.dtype("<u1"),
     1: np.dtype("<i1"),
     2: np.dtype("<u2"),
@@ -69,7 +69,7 @@ class GgufFile:
             self._bytes = np.memmap(path, np.uint8, "r")
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
-        self._view = memoryview(self._bytes)
+        self._view = memoryview(self._bytes)  # type: ignore[arg-type]
         self._at = 0
         tensors, entries = self._read_preamble()
         self.metadata: dict[str, Any] = self._read_metadata(entries)

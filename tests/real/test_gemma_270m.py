@@ -1,0 +1,117 @@
+"""What only the real Gemma 3 270M can show: `make real`. Its weights come from a package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import tokenizers
+from other_peoples_files import brown_documents, gemma_270m, gemma_tokenizer
+from varied_text import samples
+
+import gemma_multi
+from gemma_multi.checkpoint import Checkpoint
+from gemma_multi.engines.base import ALL
+from gemma_multi.exporters import save
+from gemma_multi.formats.gguf.layout import stored_name
+from gemma_multi.transforms import original
+
+pytestmark = pytest.mark.real
+BACKENDS = ("keras", "litert", "mlx")
+
+
+@pytest.fixture(scope="module")
+def path() -> Path:
+    return gemma_270m()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(path: Path) -> Checkpoint:
+    return gemma_multi.open_checkpoint(path)
+
+
+@pytest.fixture(scope="module")
+def text(checkpoint: Checkpoint) -> np.ndarray:
+    """More tokens than the window."""
+    ids = checkpoint.tokenizer.encode(brown_documents()[0])
+    return np.array([checkpoint.tokenizer.bos_id, *ids[:699]])
+
+
+def test_every_tensor_is_what_gguf_says(path: Path, checkpoint: Checkpoint) -> None:
+    stored = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+    assert {t.tensor_type.name for t in stored.values()} == {"F32", "Q4_K", "Q5_0", "Q6_K", "Q8_0"}
+    for name, info in checkpoint.tensors.infos.items():
+        theirs = stored[stored_name(name)]
+        dense = gguf.quants.dequantize(theirs.data, theirs.tensor_type).reshape(info.shape)
+        ours = checkpoint.weight(name).astype(np.float32)
+        np.testing.assert_array_equal(ours + (len(info.shape) == 1), dense)
+
+
+def test_its_tokenizer_gives_hugging_faces_ids(checkpoint: Checkpoint) -> None:
+    theirs = tokenizers.Tokenizer.from_file(str(gemma_tokenizer() / "tokenizer.json"))
+    special = theirs.get_added_tokens_decoder().values()
+    spelled = [token.content for token in special if token.special]
+    for text in samples(2400):
+        if not any(piece in text for piece in spelled):  # which no text may become here
+            expected = theirs.encode(text, add_special_tokens=False).ids
+            assert checkpoint.tokenizer.encode(text) == expected, repr(text)
+
+
+@pytest.fixture(scope="module")
+def expected(
+    checkpoint: Checkpoint, text: np.ndarray, tmp_path_factory: pytest.TempPathFactory
+) -> np.ndarray:
+    """transformers' logits, float32, of a directory that holds the same weights."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    directory = tmp_path_factory.mktemp("real") / "dense"
+    save(original(checkpoint), directory)
+    model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    # of the bfloat16 original, whose scale transformers rounds where weights are bfloat16
+    model.model.embed_tokens.embed_scale = torch.tensor(checkpoint.config.embedding_scale)
+    with torch.no_grad():
+        return model(torch.tensor(text[None])).logits[0].numpy()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_float32_logits_are_transformers(
+    checkpoint: Checkpoint, text: np.ndarray, expected: np.ndarray, backend: str
+) -> None:
+    count = 64 if backend == "mlx" else len(text)  # MLX on Linux is for checking, not for speed
+    model = gemma_multi.load(checkpoint, backend=backend, precision="float32", context_length=1024)
+    ours = model.engine.session().read(text[:count], ALL)
+    np.testing.assert_allclose(ours, expected[:count], rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("backend", ["keras", "litert"])
+def test_it_writes_and_knows_something(checkpoint: Checkpoint, backend: str) -> None:
+    model = gemma_multi.load(checkpoint, backend=backend, context_length=1024)
+    told = model.generate("The capital of France is", raw=True, temperature=0, max_tokens=8).text
+    assert "Paris" in told
+
+
+@pytest.fixture(scope="module")
+def calibrated(path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """int4 by one command, from nothing but the model."""
+    output = tmp_path_factory.mktemp("real") / "int4"
+    report = gemma_multi.quantize(path, output)
+    assert report.calibration is not None
+    worth = report.calibration
+    assert worth.calibrated.divergence < 0.5 * worth.plain.divergence
+    assert worth.calibrated.perplexity < worth.plain.perplexity
+    return output
+
+
+def test_int8_activations_cost_little(calibrated: Path, text: np.ndarray) -> None:
+    """LiteRT, which rounds them, against Keras, which does not, on the same int4 weights."""
+    logits = [
+        gemma_multi.load(calibrated, backend=backend, context_length=1024)
+        .engine.session().read(text, ALL).astype(np.float64)
+        for backend in ("keras", "litert")
+    ]  # fmt: skip
+    p, q = (x - np.log(np.exp(x - x.max(-1, keepdims=True)).sum(-1, keepdims=True))
+            - x.max(-1, keepdims=True) for x in logits)  # fmt: skip
+    assert (np.exp(p) * (p - q)).sum(-1).mean() < 0.01
+    assert (p.argmax(-1) == q.argmax(-1)).mean() > 0.94
