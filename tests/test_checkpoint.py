@@ -142,7 +142,7 @@ class TestRefusals:
         with pytest.raises(CheckpointError, match="no such directory"):
             open_checkpoint(tmp_path / "absent")
         with pytest.raises(
-            CheckpointError, match="is none of what can be opened: a Hugging Face directory"
+            CheckpointError, match=r"is none of what can be opened: a \.gguf file, a Hugging Face"
         ):
             open_checkpoint(tiny_copy / "config.json")
         (tiny_copy / "model.safetensors").unlink()

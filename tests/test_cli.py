@@ -164,7 +164,10 @@ def test_export_then_generate_from_the_file(kind: str, tmp_path: Path) -> None:
         (["generate", "hi", "--context-length", "5", "-b", "mlx"], "the context holds 5"),
         (["generate", "hi", "-m", "/no/such/dir"], "no such directory"),
         (["generate", "hi", "--raw", "--system", "x"], "takes no --system"),
-        (["info", "pyproject.toml"], "is none of what can be opened: a Hugging Face directory"),
+        (
+            ["info", "pyproject.toml"],
+            "is none of what can be opened: a .gguf file",
+        ),
         (["export", "storyteller", "-o", "model.gguf2"], "must end in .litertlm or .tflite"),
         (["export", "storyteller", "-o", "x.tflite", "--prefill", "0"], "prefill size is 0"),
         (

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -58,10 +59,11 @@ def collect(
 ) -> Texts:
     """Reads rows, and has the model write. Raises DataError for rows that are bad or too few."""
     rows: list[np.ndarray] = []
-    source = "text that the model wrote itself"
+    source = "text of its own"
     if not (isinstance(calibrate, str) and calibrate == SELF):
         rows = _read(calibrate, tokenizer, decoder.config)
-        source = f"{data_name(calibrate)} and {source}"
+        named = data_name(calibrate) if isinstance(calibrate, str | Path) else "rows"
+        source = f"{named} and {source}"
     count = WRITTEN_BESIDE_ROWS if rows else WRITTEN
     length = min(LENGTH, decoder.config.max_position_embeddings)
     written = write_texts(decoder, tokenizer, count, length, pool, progress)
