@@ -1,6 +1,7 @@
 """GGUF files for tests, written by the gguf package from a checkpoint.
 
-llama.cpp's converter is the model: norms as `1 + w`, the spaces of added pieces spelled as spaces.
+llama.cpp's converter is the model: norms as `1 + w`, the spaces of added pieces spelled as spaces,
+reserved pieces as control pieces.
 """
 
 from __future__ import annotations
@@ -93,6 +94,6 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer) -> None:
         for e in entries
     ])  # fmt: skip
     writer.add_token_scores([e.score for e in entries])
-    writer.add_token_types([e.type for e in entries])
+    writer.add_token_types([3 if e.piece.startswith("<unused") else e.type for e in entries])
     writer.add_bos_token_id(tokenizer.bos_id)
     writer.add_eos_token_id(tokenizer.eos_id)

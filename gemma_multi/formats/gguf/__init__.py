@@ -64,12 +64,18 @@ def _read_tokenizer(file: GgufFile) -> Tokenizer:
         )
     try:
         pieces = [
-            (_spelled(token.decode("utf-8"), kind), float(score), PieceKind(kind))
+            (_spelled(token.decode("utf-8"), kind), float(score), _kind(token, kind))
             for token, score, kind in zip(tokens, scores, map(int, kinds), strict=True)
         ]
         return Tokenizer(sentencepiece_from_pieces(pieces))
     except (ValueError, AttributeError, TokenizerError) as error:
         raise TokenizerError(f"{path}: its tokenizer: {error}") from error
+
+
+def _kind(token: bytes, kind: int) -> PieceKind:
+    """llama.cpp's converter makes Gemma's reserved pieces control pieces; text may spell them."""
+    reserved = kind == PieceKind.CONTROL and token.startswith(b"<unused")
+    return PieceKind.USER_DEFINED if reserved else PieceKind(kind)
 
 
 def _spelled(piece: str, kind: int) -> str:
