@@ -84,7 +84,6 @@ def main() -> None:
                     rounded = Decoder(base.config, model.weights, int8_activations=True)
                     on_int8 = measure(model, rounded, brown[:4], pool)[1]
             rows.append(Row(name, checkpoint.nbytes / 1e6, seconds, on_brown, on_prompts, on_int8))
-            _show(rows[-1:], perplexities)
     _show(rows, perplexities)
     if options.json:
         data = {"unquantised": perplexities, "rows": [asdict(row) for row in rows]}
