@@ -9,7 +9,6 @@ NumPy (`decoder`), so it needs no backend.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -26,6 +25,7 @@ from gemma_multi.calibration.walk import Walk
 from gemma_multi.checkpoint import Checkpoint, Tensor
 from gemma_multi.config import EMBEDDING, ModelConfig
 from gemma_multi.errors import OptionError
+from gemma_multi.machine import available_cores, physical_memory
 from gemma_multi.progress import Report, silent
 from gemma_multi.quantization.int4 import GROUP_SIZE
 from gemma_multi.quantization.tensor import BFLOAT16, QuantizedTensor, quantize_tensor
@@ -63,7 +63,7 @@ def calibrate(
     config = checkpoint.config
     _check_memory(config)
     steps = _Steps(progress)
-    with ThreadPoolExecutor(_cores()) as pool:
+    with ThreadPoolExecutor(available_cores()) as pool:
         decoder = Decoder(config, Weights(checkpoint))
         texts = collect(text, decoder, checkpoint.tokenizer, pool, steps.part(_WRITING))
         # a thread for each core, each with products of its own: many small ones are done sooner
@@ -123,22 +123,15 @@ def _order_of(evened: Mapping[str, np.ndarray]) -> str:
     return hashlib.sha256(b"".join(map(np.ndarray.tobytes, norms))).hexdigest()[:16]
 
 
-def _cores() -> int:
-    """That this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 class _Steps:
     """Parts of one bar, one after another."""
 
     def __init__(self, progress: Report) -> None:
-        self._progress, self._begin, self._end = progress, 0, 0
+        self._progress, self._end = progress, 0
 
     def part(self, size: int) -> Report:
         """A report for what takes `size` percent of the whole."""
-        self._begin = begin = self._end
+        begin = self._end
         self._end += size * _TOTAL // 100
         return lambda done, total: self._progress(
             begin + size * _TOTAL // 100 * done // max(total, 1), _TOTAL
@@ -149,11 +142,8 @@ def _check_memory(config: ModelConfig) -> None:
     """Raises OptionError where the machine has less memory than the weights alone will take."""
     matrices = config.num_parameters - config.num_embedding_parameters
     needed = 4 * (config.num_parameters + 2 * matrices) + _ACTIVATIONS
-    try:
-        have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # Windows does not say
-        return
-    if needed > have:
+    have = physical_memory()
+    if have is not None and needed > have:
         raise OptionError(
             f"calibration needs about {needed / 1e9:.0f} GB of memory, and this machine has "
             f"{have / 1e9:.0f}; give calibrate=None to round without it"

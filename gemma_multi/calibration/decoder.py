@@ -10,7 +10,7 @@ The four inputs of a layer, in the order in which they come, have names of their
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +28,7 @@ INPUTS = {
 }
 NORMED = (ATTENDED, GATED)  # inputs of matrices whose output goes through a norm
 LAST_NORM = "model.norm.weight"
+See = Callable[[str, np.ndarray], None]  # (a name in INPUTS, its value)
 _HEAD_ROWS = 64  # positions whose logits are there at once
 _INT8_STEPS = 255
 
@@ -121,9 +122,17 @@ class Decoder:
         y = self.linear(layer, "mlp.down_proj", h)
         return x + self.norm(layer, "post_feedforward_layernorm", y)
 
-    def layer(self, layer: int, x: np.ndarray) -> np.ndarray:
-        x = self.after_attention(layer, x, self.attended(layer, self.attention_input(layer, x)))
-        return self.after_feedforward(layer, x, self.gated(layer, self.feedforward_input(layer, x)))
+    def layer(self, layer: int, x: np.ndarray, see: See | None = None) -> np.ndarray:
+        """What comes after it; `see` is shown each input on the way."""
+        n = self.attention_input(layer, x)
+        a = self.attended(layer, n)
+        x = self.after_attention(layer, x, a)
+        m = self.feedforward_input(layer, x)
+        h = self.gated(layer, m)
+        if see is not None:
+            for kind, value in zip(INPUTS, (n, a, m, h), strict=True):
+                see(kind, value)
+        return self.after_feedforward(layer, x, h)
 
     def last_norm(self, x: np.ndarray) -> np.ndarray:
         return rms_norm(x, self.weights[LAST_NORM], self.config.rms_norm_eps)

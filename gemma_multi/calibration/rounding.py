@@ -23,7 +23,7 @@ import numpy as np
 
 from gemma_multi.quantization import int4
 from gemma_multi.quantization.int4 import CODE_MAX, CODE_MIN, GROUP_SIZE
-from gemma_multi.quantization.tensor import BFLOAT16, QuantizedTensor, pack
+from gemma_multi.quantization.tensor import QuantizedTensor, pack
 
 _SHRINK = (1.0, 0.93, 0.86, 0.79, 0.72, 0.65)  # of a group's range
 _REFINEMENTS = 2
@@ -75,10 +75,7 @@ def round_matrix(weight: np.ndarray, moments: Moments, pool: Executor) -> Quanti
     parts = [weight[start : start + _PART] for start in range(0, len(weight), _PART)]
     done = list(pool.map(lambda part: _round_rows(part, moments), parts))
     codes, scales = (np.concatenate(arrays) for arrays in zip(*done, strict=True))
-    packed = pack((codes - CODE_MIN).astype(np.uint8), 4)
-    scales = scales.astype(BFLOAT16)
-    biases = (scales.astype(np.float32) * CODE_MIN).astype(BFLOAT16)
-    return QuantizedTensor(packed, scales, biases, 4)
+    return QuantizedTensor.centred(pack((codes - CODE_MIN).astype(np.uint8), 4), scales, 4)
 
 
 def _round_rows(weight: np.ndarray, moments: Moments) -> tuple[np.ndarray, np.ndarray]:

@@ -65,14 +65,11 @@ def sample_inputs(decoder: Decoder, texts: Sequence[np.ndarray], pool: Executor)
         taken = np.arange(0, len(ids), every)
         x = decoder.embed(ids)
         for layer in range(decoder.config.num_hidden_layers):
-            n = decoder.attention_input(layer, x)
-            a = decoder.attended(layer, n)
-            x = decoder.after_attention(layer, x, a)
-            m = decoder.feedforward_input(layer, x)
-            h = decoder.gated(layer, m)
-            x = decoder.after_feedforward(layer, x, h)
-            for kind, value in ((ATTENTION, n), (ATTENDED, a), (FEEDFORWARD, m), (GATED, h)):
+
+            def keep(kind: str, value: np.ndarray, layer: int = layer) -> None:
                 found[layer, kind] = value[taken]
+
+            x = decoder.layer(layer, x, keep)
         return found
 
     with np.errstate(all="ignore"):  # what is not finite is refused

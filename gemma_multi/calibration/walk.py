@@ -58,12 +58,12 @@ class Walk:
             progress(layer + 1, count)
 
     def round_embedding(self) -> QuantizedTensor:
-        """The embedding, by what it does as the head: on the states that it will be given, towards
-        the logits there were. How often a row is read as an input goes with how often it is
-        written, and the damping keeps it near to itself in every direction."""
-        before = self._each(self.original.last_norm, self._before)
-        after = self._each(self.changed.last_norm, self._after)
-        second, _ = self._moments(before, after, [None] * len(before))
+        """The embedding, by what it does as the head, on the states that it will be given. How
+        often a row is read as an input goes with how often it is written, and the damping keeps it
+        near to itself in every direction."""
+        states = self._each(self.changed.last_norm, self._after)
+        total = np.float32(sum(map(len, states)))
+        second = sum(self.pool.map(lambda x: x.T @ x, states)) / total
         moments = Moments.of(second, HEAD_DAMPING)
         return round_matrix(self.original.weights[EMBEDDING], moments, self.pool)
 

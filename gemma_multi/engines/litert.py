@@ -15,7 +15,6 @@ Design choices:
 from __future__ import annotations
 
 import functools
-import os
 import weakref
 from dataclasses import dataclass
 from typing import Any
@@ -57,6 +56,7 @@ from gemma_multi.formats.tflite.layout import (
     ring_positions,
 )
 from gemma_multi.formats.tflite.layout import HIDDEN as HIDDEN_SIGNATURE
+from gemma_multi.machine import available_cores
 from gemma_multi.options import option
 from gemma_multi.quantization.tensor import QuantizedTensor
 
@@ -77,7 +77,7 @@ class LitertOptions:
 
 def _create(checkpoint: Checkpoint, request: Request) -> Engine:
     file = ready_file(checkpoint, request)
-    return LitertEngine(file, request.options.threads or _available_cores())
+    return LitertEngine(file, request.options.threads or available_cores())
 
 
 class LitertEngine(Engine):
@@ -377,13 +377,6 @@ class _Call:
         if not self._width:
             return np.zeros((self._size, 0), np.float32)
         return self._result.read(self._size * self._width, np.float32).reshape(-1, self._width)
-
-
-def _available_cores() -> int:
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on every platform
-        return os.cpu_count() or 1
 
 
 def _suits(quantized: bool) -> int:

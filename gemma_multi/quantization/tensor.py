@@ -28,6 +28,12 @@ class QuantizedTensor:
     bits: int
     group_size: int = GROUP_SIZE
 
+    @classmethod
+    def centred(cls, packed: np.ndarray, scales: np.ndarray, bits: int) -> QuantizedTensor:
+        """On our own grid: `scales` are numbers that bfloat16 holds, biases follow from them."""
+        biases = scales.astype(np.float32) * -(1 << (bits - 1))
+        return cls(packed, scales.astype(BFLOAT16), biases.astype(BFLOAT16), bits)
+
     @property
     def shape(self) -> tuple[int, int]:
         return self.packed.shape[0], self.packed.shape[1] * 32 // self.bits
@@ -102,8 +108,7 @@ def quantize_tensor(weight: np.ndarray, bits: int) -> tuple[QuantizedTensor, flo
         total += float(w.ravel() @ w.ravel())
         packed[part] = pack((q.astype(np.int16) + (1 << (bits - 1))).astype(np.uint8), bits)
         scales[part] = d
-    biases = (scales.astype(np.float32) * -(1 << (bits - 1))).astype(BFLOAT16)
-    return QuantizedTensor(packed, scales, biases, bits), (lost / total) ** 0.5 if total else 0.0
+    return QuantizedTensor.centred(packed, scales, bits), (lost / total) ** 0.5 if total else 0.0
 
 
 def pack(codes: np.ndarray, bits: int) -> np.ndarray:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from gemma_multi.config import EMBEDDING, FULL, SLIDING, ModelConfig, alternate
 from gemma_multi.errors import CheckpointError, ConfigError
 from gemma_multi.formats.gguf.file import GgufFile
@@ -17,7 +19,6 @@ ARCHITECTURE = "gemma3"
 TOKENS, SCORES, KINDS = (f"tokenizer.ggml.{name}" for name in ("tokens", "scores", "token_type"))
 TOKENIZER_MODEL = "tokenizer.ggml.model"
 HEAD = "output.weight"  # only where it is not tied
-_PATTERN = 6
 _LAYERS_OF_27B = 62  # whose query scale is of another kind
 _MODULES = {
     "input_layernorm": "attn_norm",
@@ -123,6 +124,4 @@ def _layer_types(pattern: Any, layers: Any) -> list[str] | None:
 
 def _shortest(value: Any) -> Any:
     """A float32 as people write it: 1e-6, not 9.999999974752427e-07."""
-    import numpy as np
-
     return float(str(np.float32(value))) if isinstance(value, float) else value

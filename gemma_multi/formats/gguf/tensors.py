@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from gemma_multi.checkpoint import Origin, Tensor, TensorInfo, Tensors
-from gemma_multi.config import ModelConfig
+from gemma_multi.config import EMBEDDING, ModelConfig
 from gemma_multi.errors import CheckpointError
 from gemma_multi.files import file_stamp
 from gemma_multi.formats.gguf.file import GgufFile, StoredTensor
@@ -36,9 +36,9 @@ def read_tensors(file: GgufFile, config: ModelConfig, format_name: str) -> Tenso
     """Raises CheckpointError for a tensor that is missing, of another shape, or not Gemma's."""
     shapes = config.tensor_shapes()
     known = {stored_name(name) for name in shapes}
-    stored = {name: file.tensors.get(stored_name(name)) for name in shapes}
+    stored: dict[str, StoredTensor] = {}
     for name, shape in shapes.items():
-        found = stored[name]
+        found = file.tensors.get(stored_name(name))
         if found is None:
             raise CheckpointError(f"{file.path}: tensor {stored_name(name)!r} is missing")
         if found.shape != shape:
@@ -46,6 +46,7 @@ def read_tensors(file: GgufFile, config: ModelConfig, format_name: str) -> Tenso
                 f"{file.path}: tensor {stored_name(name)!r} has shape {list(found.shape)}, but "
                 f"the metadata imply {list(shape)}"
             )
+        stored[name] = found
     _check_head(file)
     for name in file.tensors:
         if name not in known and name != HEAD and not name.startswith("rope_freqs"):
@@ -55,19 +56,17 @@ def read_tensors(file: GgufFile, config: ModelConfig, format_name: str) -> Tenso
 
     norms = {
         name: _read_norm(file.path, stored_name(name), tensor)
-        for name, tensor in stored.items() if tensor is not None and len(tensor.shape) == 1
+        for name, tensor in stored.items() if len(tensor.shape) == 1
     }  # fmt: skip
 
     def read(name: str) -> Tensor:
-        tensor = stored[name]
-        assert tensor is not None
         if name in norms:
             return norms[name]
-        return _read_matrix(file.path, stored_name(name), tensor)
+        return _read_matrix(file.path, stored_name(name), stored[name])
 
     infos = {
         name: TensorInfo.of(norms[name]) if name in norms else _info(tensor)
-        for name, tensor in stored.items() if tensor is not None
+        for name, tensor in stored.items()
     }  # fmt: skip
     return Tensors(infos, read, Origin(format_name, file_stamp(file.path)))
 
@@ -83,7 +82,7 @@ def _info(tensor: StoredTensor) -> TensorInfo:
 
 
 def _check_head(file: GgufFile) -> None:
-    head, embedding = file.tensors.get(HEAD), file.tensors["token_embd.weight"]
+    head, embedding = file.tensors.get(HEAD), file.tensors[stored_name(EMBEDDING)]
     if head is not None and (
         (head.kind, head.shape) != (embedding.kind, embedding.shape)
         or not np.array_equal(head.data, embedding.data)
