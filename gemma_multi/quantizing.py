@@ -14,8 +14,9 @@ from gemma_multi.exporters import save
 from gemma_multi.files import check_output
 from gemma_multi.progress import Progress, reporting
 from gemma_multi.sources import Source, open_checkpoint
+from gemma_multi.training.recovery import check_recovery
 from gemma_multi.training.recovery import recover as train_back
-from gemma_multi.transforms import QuantizationReport, quantization_errors, quantize_checkpoint
+from gemma_multi.transforms import QuantizationReport, quantize_checkpoint
 
 
 def quantize(
@@ -41,9 +42,9 @@ def quantize(
         what the model writes itself, or rows as `finetune` takes them, those that it will see;
         None rounds each weight to its nearest code, in seconds and with a far larger loss. "auto"
         is "self" for `bits=4`.
-    recover: rows, as `finetune` takes them, on which the int4 model is trained to say what the
-        unquantised one says; `options` are `finetune`'s then, and a run that was stopped goes on
-        from `output`-recovery.
+    recover: rows, or "self", on which the int4 model is trained on top of that to say what the
+        unquantised one says: its scales and norms learn, its codes stay. `options` are
+        `finetune`'s then, and a run that was stopped goes on from `output`-recovery.
     progress: True for a bar on a terminal, False for none, or a function of (done, total).
 
     Raises OptionError for bits outside the format and for too little memory, CheckpointError for a
@@ -54,10 +55,10 @@ def quantize(
     check_output(output, directory=True)
     if recover is None and options:
         raise OptionError(f"option {sorted(options)[0]!r} is for recover=..., which is not given")
-    if recover is not None and (bits, embedding_bits) != (4, 4):
-        raise OptionError(f"recover is for int4, received bits {bits} and {embedding_bits}")
+    if recover is not None and bits != 4:
+        raise OptionError(f"recover is for int4, received bits {bits}")
     if calibrate == "auto":
-        calibrate = SELF if bits == 4 and recover is None else None
+        calibrate = SELF if bits == 4 else None
     if calibrate is not None:
         check_calibration(calibrate)
         if bits != 4:
@@ -65,19 +66,21 @@ def quantize(
     checkpoint = open_checkpoint(
         model, revision=revision, local_files_only=local_files_only, progress=progress is True
     )
-    recovery = None
+    if recover is not None:
+        check_recovery(checkpoint, recover, **options)
     if calibrate is not None:
         with reporting(progress, "calibrating") as report:
             quantized, found = round_by_use(checkpoint, calibrate, embedding_bits, report)
-        save(quantized, output)
-    elif recover is None:
+    else:
         with reporting(progress, "quantising") as report:
             quantized, found = quantize_checkpoint(checkpoint, bits, embedding_bits, report)
-        save(quantized, output)
-    else:
+    recovery = None
+    if recover is not None:
         work = output.with_name(f"{output.name}-recovery")
-        quantized, recovery = train_back(checkpoint, recover, work, progress=progress, **options)
-        save(quantized, output)
+        quantized, recovery = train_back(
+            checkpoint, quantized, recover, work, progress=progress, **options
+        )
+    save(quantized, output)
+    if recovery is not None:
         shutil.rmtree(work)
-        found = quantization_errors(quantized, checkpoint)
     return replace(found, path=output, nbytes=quantized.nbytes, recovery=recovery)

@@ -11,8 +11,9 @@ import numpy as np
 
 from gemma_multi.checkpoint import Checkpoint
 from gemma_multi.config import ModelConfig, alternate
-from gemma_multi.sources import BUNDLED
+from gemma_multi.sources import BUNDLED, open_checkpoint
 from gemma_multi.tokenizer import Tokenizer
+from gemma_multi.transforms import to_precision
 
 STORYTELLER = BUNDLED["storyteller"]
 
@@ -59,6 +60,17 @@ def random_checkpoint(config: ModelConfig, seed: int = 0) -> Checkpoint:
 
 def tiny_checkpoint(seed: int = 0, **changes: Any) -> Checkpoint:
     return random_checkpoint(tiny_config(**changes), seed)
+
+
+def noisy_storyteller() -> Checkpoint:
+    """The storyteller as it may have been before it was put on its grid, in float32."""
+    dense = to_precision(open_checkpoint("storyteller"), "float32")
+    rng = np.random.default_rng(1)
+    noisy = {
+        name: dense.weight(name) * rng.normal(1, 0.08, shape).astype(np.float32)
+        for name, shape in dense.config.tensor_shapes().items() if len(shape) == 2
+    }  # fmt: skip
+    return dense.with_tensors(noisy)
 
 
 def edit_json(path: Path, **changes: Any) -> None:

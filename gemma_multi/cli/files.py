@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import click
@@ -29,8 +28,11 @@ from gemma_multi.exporters import exporters
     help="Text to choose codes by: what MODEL "
     "writes itself (the default for 4 bits), none, or rows that it will see.",
 )
-@click.option("--recover", type=click.Path(path_type=Path), metavar="DATA",
-              help="Train the int4 model to say on these rows what MODEL says.")  # fmt: skip
+@click.option(
+    "--recover",
+    metavar="self|DATA",
+    help="Train its scales on top, to say what MODEL says: on rows, or on what MODEL writes.",
+)
 @click.option("--backend", help="With --recover: keras, mlx or auto.")
 @click.option("--learning-rate", type=float, help="With --recover.")
 @click.option("--epochs", type=int, help="With --recover.")

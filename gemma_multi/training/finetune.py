@@ -74,9 +74,12 @@ def finetune(
     resume: go on where a run in `output` was stopped or killed; the options and the data must be
         the same.
     options:
-        method: "full", or "lora" with `rank`, `alpha` and `targets` (names of layers).
+        method: "full"; "lora" with `rank`, `alpha` and `targets` (names of layers); or "scales",
+            which leaves an int4 model's codes and trains their scales and the norms, and is what an
+            int4 model gets where nothing is said.
         qat: train through the int4 grid, so that the int4 model is the one that was trained.
-        epochs, learning_rate (5e-5, with LoRA 2e-4), schedule ("constant" or "cosine"), warmup
+        epochs, learning_rate (5e-5, with LoRA 2e-4, with scales 1e-3), schedule ("constant" or
+            "cosine"), warmup
             (a share of the steps), weight_decay, clip (the gradient's norm), seed.
         batch_size (rows), accumulate (batches a step), max_length (tokens a row), packing.
         loss_on: "answer" or "all" tokens. too_long: "refuse", "cut" or "skip" rows beyond
@@ -281,8 +284,9 @@ def _check_options(
 ) -> TrainingOptions:
     share = validation if isinstance(validation, int | float) else 0.0
     return TrainingOptions.checked(
-        {**given, "validation": share}, base.config.max_position_embeddings
-    )
+        {**given, "validation": share}, base.config.max_position_embeddings,
+        "scales" if _has_scales(base) else "full",
+    )  # fmt: skip
 
 
 def _check_output(output: Path, resume: bool) -> bool:
@@ -341,8 +345,19 @@ def _read_data(
     return rows, held
 
 
+def _has_scales(base: Checkpoint) -> bool:
+    return base.is_int4 and base.grid == "portable"
+
+
 def _check_grid(base: Checkpoint, options: TrainingOptions, display: Display) -> None:
-    """An adapter is trained on the grid that its merge will be on, or it says so."""
+    """Scales are those of our own grid. An adapter is trained on the grid that its merge will be
+    on, or it says so."""
+    if options.method == "scales" and not _has_scales(base):
+        what = f"in int4 of the {base.grid} grid" if base.is_int4 else f"{base.precision}"
+        raise OptionError(
+            f"method 'scales' trains the scales of int4 as `quantize` writes it, and the model is "
+            f"{what}; quantize the original first, or choose another method"
+        )
     if options.method != "lora" or not base.is_quantized:
         return
     if options.qat and base.precision != "int4":

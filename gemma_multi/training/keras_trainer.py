@@ -32,12 +32,19 @@ from gemma_multi.training.attention import attend
 from gemma_multi.training.batches import IGNORE_INDEX, Batch
 from gemma_multi.training.head import chunk_loss
 from gemma_multi.training.trainer import BETAS, EPSILON, Job, StepResult, Trainer
-from gemma_multi.training.weights import effective_weights, on_grid, trained_gradients
+from gemma_multi.training.weights import (
+    Grid,
+    effective_weights,
+    on_grid,
+    rescaled,
+    trained_gradients,
+)
 
 _ALL_SEEN = np.ones((1, 1, 1), bool)
 _LAST_NORM = "model.norm.weight"
 _GRID_ROWS = 512  # of a weight, put on its grid together
 _HEAD_BYTES = {"cpu": 1 << 28, "gpu": 1 << 30}  # of a chunk's logits
+_SHORT_CHUNK = 64  # positions, where an answer of a token or two would leave a long one empty
 
 
 def create(job: Job) -> Trainer:
@@ -64,7 +71,10 @@ class KerasTrainer(Trainer):
         with self._distribution.scope() if self._distribution else nullcontext():
             self._place(keras)
         jax = self._jax
-        self._on_grid = jax.jit(self._rows_on_grid) if job.options.qat else None
+        self._grid = None
+        if job.options.qat:
+            as_stored = jax.jit(partial(rescaled, jax.numpy))
+            self._grid = Grid(jax.jit(self._rows_on_grid), as_stored)
         self._gradients = jax.jit(self._over_devices(self._loss_and_gradients))
         self._add = jax.jit(partial(jax.tree.map, jax.numpy.add), donate_argnums=0)
         self._update = jax.jit(self._updated, donate_argnums=(0, 1))
@@ -102,7 +112,8 @@ class KerasTrainer(Trainer):
             variable._value = None  # the arrays are ours now, and are given away at each step
         self._frozen = {}
         for name in list(job.frozen):
-            self._frozen[name] = self._replicated(jnp.asarray(job.frozen.pop(name)))
+            weight = self._jax.tree.map(jnp.asarray, job.frozen.pop(name))
+            self._frozen[name] = self._jax.tree.map(self._replicated, weight)
         teacher = job.teacher_weights()
         self._teacher = teacher and {
             name: self._replicated(jnp.asarray(value, self.dtype))
@@ -112,12 +123,12 @@ class KerasTrainer(Trainer):
     # What is compiled ---------------------------------------------------------------------------
 
     def _updated(
-        self, values: list, state: list, gradients: Any, rate: Any, count: Any
+        self, values: list, state: list, gradients: Any, frozen: Any, rate: Any, count: Any
     ) -> tuple[list, list, Any]:
         """(values, optimiser's state, norm of the gradient) after a step of AdamW."""
         jnp, job = self._jax.numpy, self._job
         trained = dict(zip(self._names, values, strict=True))
-        by_name = trained_gradients(gradients, trained, job.scale)
+        by_name = trained_gradients(gradients, trained, job.scale, frozen)
         found = [by_name[name] for name in self._names]
         norm = jnp.sqrt(sum(jnp.sum(g**2) for g in found)) / count
         factor = jnp.minimum(1.0, job.options.clip / (norm + 1e-6)) / count
@@ -215,6 +226,8 @@ class KerasTrainer(Trainer):
         jax, jnp, size = self._jax, self._jax.numpy, self._chunk
         rows, width = hidden.shape[0] * hidden.shape[1], hidden.shape[2]
         flat, flat_labels = hidden.reshape(rows, width), labels.reshape(rows)
+        if not learned:  # nothing as large as the embedding is summed up with each chunk
+            size = min(size, _SHORT_CHUNK)
         size = min(size, rows)
         # positions with a loss first, then as many others as fill the last chunk
         order = jnp.argsort(flat_labels == IGNORE_INDEX, stable=True)
@@ -297,7 +310,7 @@ class KerasTrainer(Trainer):
             loss, gradients = found if loss is None else self._add((loss, gradients), found)
         del weights
         self._values, self._state, norm = self._update(
-            self._values, self._state, gradients, np.float32(learning_rate),
+            self._values, self._state, gradients, self._frozen, np.float32(learning_rate),
             np.float32(max(1, batch.loss_tokens)),
         )  # fmt: skip
         return StepResult(loss, norm)
@@ -313,7 +326,7 @@ class KerasTrainer(Trainer):
 
     def _effective(self) -> dict[str, Any]:
         trained = dict(zip(self._names, self._values, strict=True))
-        return effective_weights(self._frozen, trained, self._job.scale, self._on_grid)
+        return effective_weights(self._frozen, trained, self._job.scale, self._grid)
 
     @staticmethod
     def _micro_batches(batch: Batch) -> Iterator[tuple[np.ndarray, ...]]:

@@ -23,7 +23,14 @@ from gemma_multi.errors import OptionError
 from gemma_multi.training.batches import IGNORE_INDEX, Batch
 from gemma_multi.training.head import chunk_loss
 from gemma_multi.training.trainer import BETAS, EPSILON, Job, StepResult, Trainer
-from gemma_multi.training.weights import effective_weights, on_grid, trained_gradients
+from gemma_multi.training.weights import (
+    Grid,
+    Int4,
+    effective_weights,
+    on_grid,
+    rescaled,
+    trained_gradients,
+)
 
 _HEAD_BYTES = 1 << 28  # of a chunk's logits
 
@@ -58,10 +65,10 @@ class MlxTrainer(Trainer):
         self._chunk = max(16, _HEAD_BYTES // (4 * job.config.vocab_size))
         self._model = build_model(job.config)
         self._trained = {n: mx.array(job.trained.pop(n)) for n in list(job.trained)}
-        self._frozen = {n: mx.array(job.frozen.pop(n)) for n in list(job.frozen)}
+        self._frozen = {n: _placed(mx, job.frozen.pop(n)) for n in list(job.frozen)}
         teacher = job.teacher_weights() or {}
         self._teacher = {n: mx.array(w, self._compute) for n, w in teacher.items()}
-        self._on_grid = partial(on_grid, mx) if job.options.qat else None
+        self._grid = Grid(partial(on_grid, mx), partial(rescaled, mx)) if job.options.qat else None
         self._optimizer = optimizers.Adam(0.0, betas=BETAS, eps=EPSILON, bias_correction=True)
         self._optimizer.init(self._trained)
 
@@ -82,7 +89,7 @@ class MlxTrainer(Trainer):
             loss = mx.distributed.all_sum(loss)
             gradients = {n: mx.distributed.all_sum(g) for n, g in gradients.items()}
         count = max(1, batch.loss_tokens)
-        by_name = trained_gradients(gradients, self._trained, self._job.scale)
+        by_name = trained_gradients(gradients, self._trained, self._job.scale, self._frozen)
         norm = mx.sqrt(sum(mx.sum(g * g) for g in by_name.values())) / count
         factor = mx.minimum(1.0, options.clip / (norm + 1e-6)) / count
         if decay := options.weight_decay:  # apart from Adam's own step, and not of norms
@@ -115,7 +122,7 @@ class MlxTrainer(Trainer):
 
     def _effective(self) -> dict[str, Any]:
         scale = self._job.scale
-        weights = effective_weights(self._frozen, self._trained, scale, self._on_grid)
+        weights = effective_weights(self._frozen, self._trained, scale, self._grid)
         self._mx.eval(weights)
         return weights
 
@@ -208,6 +215,12 @@ class MlxTrainer(Trainer):
             lambda path, old: self._mx.array(optimizer[path], old.dtype), self._optimizer.state
         )
         self._evaluated = None
+
+
+def _placed(mx: Any, weight: np.ndarray | Int4) -> Any:
+    if isinstance(weight, Int4):
+        return Int4(mx.array(weight.codes), mx.array(weight.scales))
+    return mx.array(weight)
 
 
 def _checkpointed(mx: Any, layer: Any) -> Any:

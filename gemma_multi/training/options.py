@@ -11,17 +11,21 @@ from gemma_multi.errors import OptionError
 from gemma_multi.options import option, refuse_unknown
 from gemma_multi.training.examples import LOSS_ON, SHORTEST, TOO_LONG
 
-METHODS = ("full", "lora")
+METHODS = ("full", "lora", "scales")
 SCHEDULES = ("constant", "cosine")
 DTYPES = ("auto", "float32", "bfloat16")
-LEARNING_RATES = {"full": 5e-5, "lora": 2e-4}  # where none is given
+LEARNING_RATES = {"full": 5e-5, "lora": 2e-4, "scales": 1e-3}  # where none is given
 
 
 @dataclass(frozen=True)
 class TrainingOptions:
     """How to train. What each field means stands beside it, for the command line as well."""
 
-    method: str = option("full", "full, or lora: train an adapter.")
+    method: str | None = option(
+        None,
+        "full; lora: train an adapter; scales: of an int4 model, its codes stay.  "
+        "[scales for an int4 model, else full]",
+    )
     qat: bool = option(
         True, "Train through the int4 grid, so that the int4 model is what was trained."
     )
@@ -29,7 +33,7 @@ class TrainingOptions:
         0.1, "Share of the rows to hold out; 0 where they come by themselves."
     )
     epochs: int = option(3, "Times that all rows are read.")
-    learning_rate: float | None = option(None, "[5e-5, with lora 2e-4]")
+    learning_rate: float | None = option(None, "[5e-5, with lora 2e-4, with scales 1e-3]")
     schedule: str = option("constant", "constant, or cosine: fall to 0.")
     warmup: float = option(0.0, "Share of the steps over which the learning rate rises from 0.")
     batch_size: int = option(4, "Rows at a time.")
@@ -52,10 +56,15 @@ class TrainingOptions:
     save_every: float = option(300.0, "Seconds between saved states.")
 
     @classmethod
-    def checked(cls, given: dict[str, Any], context_length: int) -> TrainingOptions:
-        """Raises OptionError naming the first option that cannot be."""
+    def checked(
+        cls, given: dict[str, Any], context_length: int, method: str = "full"
+    ) -> TrainingOptions:
+        """`method` is for where none is given. Raises OptionError naming the first option that
+        cannot be."""
         refuse_unknown(cls, given)
         options = cls(**{"max_length": min(cls.max_length, context_length), **given})
+        if options.method is None:
+            options = replace(options, method=method)
         targets: Any = options.targets
         names = targets.split(",") if isinstance(targets, str) else targets
         if not isinstance(names, list | tuple | set) or not all(isinstance(n, str) for n in names):
@@ -78,6 +87,11 @@ class TrainingOptions:
         for name in ("qat", "packing", "gradient_checkpointing"):
             if type(getattr(self, name)) is not bool:
                 raise OptionError(f"{name} is {getattr(self, name)!r}, expected True or False")
+        if self.method == "scales" and not self.qat:
+            raise OptionError(
+                "method 'scales' trains the scales of the int4 grid, so qat=False cannot be; leave "
+                "it out, or choose another method"
+            )
         ranges: tuple[tuple[str, int, int], ...] = (
             ("epochs", 1, 1 << 20), ("batch_size", 1, 1 << 20), ("accumulate", 1, 1 << 20),
             ("max_length", SHORTEST, context_length), ("rank", 1, 1 << 16),

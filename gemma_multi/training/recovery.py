@@ -2,44 +2,80 @@
 
 The published recipe for Gemma's QAT checkpoints: the int4 student learns to say what the
 unquantised model says, word for word of the vocabulary, on any text of the kind it will see. No
-labels are needed, and nothing new is learned.
+labels are needed, and nothing new is learned. What is trained are the scales and the norms of the
+int4 model that calibration has made; its codes stay (see `training/weights.py`).
 """
 
 from __future__ import annotations
 
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from gemma_multi.calibration import SELF
+from gemma_multi.calibration.decoder import Decoder, Weights
+from gemma_multi.calibration.writing import write_texts
 from gemma_multi.checkpoint import Checkpoint
 from gemma_multi.errors import OptionError, TrainingStopped
-from gemma_multi.progress import Progress
-from gemma_multi.rows import Data
+from gemma_multi.machine import available_cores
+from gemma_multi.progress import Progress, reporting
+from gemma_multi.rows import Data, read_rows
+from gemma_multi.tokenizer import Tokenizer
 from gemma_multi.training.finetune import choose_trainer, train
 from gemma_multi.training.options import TrainingOptions
 from gemma_multi.training.result import RUN_FILE
-from gemma_multi.transforms import Recovery, original, quantize_checkpoint
+from gemma_multi.transforms import Recovery, original
 
-_DEFAULTS = {"learning_rate": 1e-5, "epochs": 1, "loss_on": "all"}
+WRITTEN, LENGTH = 64, 256  # texts that the model writes, where there are no rows, and their tokens
+_OWN_OPTIONS = ("method", "qat", "validation")
+_DEFAULTS = {
+    "epochs": 2, "loss_on": "all", "too_long": "cut", "schedule": "cosine", "warmup": 0.05
+}  # fmt: skip
 
 
-def recover(
-    checkpoint: Checkpoint, data: Data, work: Path, *, backend: str = "auto",
-    devices: Any = None, progress: Progress = True, **options: Any,
-) -> tuple[Checkpoint, Recovery]:  # fmt: skip
-    """(`checkpoint` on the int4 grid, trained to give its own unquantised probabilities on `data`;
-    how far it was off before and after). Options are `finetune`'s but for its method, qat and
-    validation. The run is kept in the directory `work`, and goes on from there if it was stopped.
-    """
-    checkpoint = original(checkpoint)  # whose probabilities are the target
-    for name in ("method", "qat", "validation"):
+def check_recovery(
+    checkpoint: Checkpoint, data: str | Data, backend: str = "auto", devices: Any = None,
+    **options: Any,
+) -> TrainingOptions:  # fmt: skip
+    """The options, checked, before anything that takes time. Raises OptionError, and DataError for
+    rows that are bad."""
+    if isinstance(data, str) and data != SELF and "." not in data:
+        raise OptionError(f"recover is {data!r}, expected 'self', rows, or a file of rows")
+    for name in _OWN_OPTIONS:
         if name in options:
             raise OptionError(f"{name} is not an option of recover")
     chosen = TrainingOptions.checked(
-        {**_DEFAULTS, **options}, checkpoint.config.max_position_embeddings
+        {**_DEFAULTS, **options}, checkpoint.config.max_position_embeddings, "scales"
     )
+    choose_trainer(backend)
+    if not (isinstance(data, str) and data == SELF):
+        deque(read_rows(data), maxlen=0)
+    return chosen
+
+
+def recover(
+    checkpoint: Checkpoint, start: Checkpoint, data: str | Data, work: Path, *,
+    backend: str = "auto", devices: Any = None, progress: Progress = True, **options: Any,
+) -> tuple[Checkpoint, Recovery]:  # fmt: skip
+    """(the int4 model `start`, trained to give the probabilities of `checkpoint` on `data`; how far
+    it was off before and after). Options are `finetune`'s but for its method, qat and validation.
+    The run is kept in the directory `work`, and goes on from there if it was stopped.
+
+    data: rows as `finetune` takes them, or "self" for text that the model writes.
+    """
+    teacher = original(checkpoint)
+    chosen = check_recovery(checkpoint, data, backend, devices, **options)
+    rows = data
+    if isinstance(data, str) and data == SELF:
+        with reporting(progress, "writing") as report:
+            rows = _written(teacher, report)
     try:
         run = train(
-            checkpoint, data, work, choose_trainer(backend), 0.1, chosen, teacher=checkpoint,
+            start, rows, work, choose_trainer(backend), 0.1, chosen, teacher=teacher,
             devices=devices, resume=(work / RUN_FILE).exists(), progress=progress,
         )  # fmt: skip
     except TrainingStopped:
@@ -47,10 +83,31 @@ def recover(
             f"stopped; what was reached is kept in {work}. Do the same again to go on"
         ) from None
     before = next(r["validation_loss"] for r in run.history if "validation_loss" in r)
-    if not run.best_step:  # nothing was won: the plain rounding is as good
-        return quantize_checkpoint(checkpoint)[0], Recovery(before, before)
+    if not run.best_step:  # nothing was won
+        return start, Recovery(before, before)
     found = run.checkpoint(best=True)
-    how = "recovered from its own probabilities through the int4 grid"
-    recovered = checkpoint.with_tensors(found.tensors, how)
+    how = "recovered from its own probabilities"
     assert run.best_loss is not None
-    return recovered, Recovery(before, run.best_loss)
+    return start.with_tensors(found.tensors, how), Recovery(before, run.best_loss)
+
+
+def _written(checkpoint: Checkpoint, report: Any) -> list[dict[str, Any]]:
+    """Rows of text that the model writes itself: conversations where it has learnt them."""
+    tokenizer, length = checkpoint.tokenizer, min(LENGTH, checkpoint.config.max_position_embeddings)
+    decoder = Decoder(checkpoint.config, Weights(checkpoint))
+    with ThreadPoolExecutor(available_cores()) as pool, threadpool_limits(1):
+        texts = write_texts(decoder, tokenizer, WRITTEN, length, pool, report)
+    return [as_row(tokenizer, ids) for ids in texts]
+
+
+def as_row(tokenizer: Tokenizer, ids: np.ndarray) -> dict[str, Any]:
+    """A written text as rows are given: its turns, the last one perhaps cut, or plain."""
+    starts = np.flatnonzero(ids == tokenizer.start_of_turn_id)
+    parts = [part[part != tokenizer.end_of_turn_id] for part in np.split(ids, starts)]
+    turns = [tokenizer.decode(part[1:].tolist()).split("\n", 1) for part in parts[1:]]
+    said = [{"role": role, "content": "".join(text).strip()} for role, *text in turns]
+    while said and not said[-1]["content"]:
+        said.pop()
+    if len(said) > 1 and all(turn["content"] for turn in said):
+        return {"messages": said[: len(said) // 2 * 2]}  # they end with what the model says
+    return {"text": tokenizer.decode(ids[1:].tolist())}

@@ -30,7 +30,7 @@ from gemma_multi.training.history import History, read_history, verdict
 from gemma_multi.training.options import TrainingOptions
 from gemma_multi.training.run import Run
 from gemma_multi.training.state import remove_temporaries
-from gemma_multi.training.weights import as_adapter
+from gemma_multi.training.weights import as_adapter, with_changed_scales
 from gemma_multi.transforms import cast_to_stored, merge, quantize_checkpoint
 
 RUN_FILE, CURVES_FILE = "run.json", "curves.png"
@@ -67,7 +67,7 @@ class FineTune:
             on_grid = self.options.qat and not self.base.is_quantized
             return quantize_checkpoint(self.base)[0] if on_grid else self.base
         path = self.path(best)
-        if self.options.method == "full":
+        if self.options.method != "lora":
             return formats.read(path)
         merged = merge(self.base, read_adapter(path, self.base.config))
         if self.options.qat and not self.base.is_quantized:
@@ -77,7 +77,7 @@ class FineTune:
     def path(self, best: bool = False) -> Path:
         """The directory of the model, or with LoRA of the adapter. (Where `best_step` is 0 the
         best one is the base, which has none here.)"""
-        name = "model" if self.options.method == "full" else "adapter"
+        name = "adapter" if self.options.method == "lora" else "model"
         kept = self.output / f"best-{name}"
         return kept if best and kept.exists() else self.output / name
 
@@ -93,7 +93,7 @@ def write_results(run: Run, base: Checkpoint, output: Path) -> None:
     if best is not None and 0 < best < run.steps:
         kept["best-"] = load_file(run.best_path(best))
     for prefix, tensors in kept.items():
-        name = "model" if options.method == "full" else "adapter"
+        name = "adapter" if options.method == "lora" else "model"
         target = output / f"{prefix}{name}"
         shutil.rmtree(target, ignore_errors=True)  # of a process killed right here
         if options.method == "lora":
@@ -109,6 +109,9 @@ def _trained_checkpoint(
     base: Checkpoint, tensors: dict[str, np.ndarray], options: TrainingOptions, run: Run
 ) -> Checkpoint:
     rows = len(run.batches.examples)
+    if options.method == "scales":
+        how = f"scales and norms fine-tuned on {rows} rows"
+        return base.with_tensors(with_changed_scales(base, tensors), how)
     how = f"fine-tuned on {rows} rows" + " through the int4 grid" * options.qat
     checkpoint = base.with_tensors(tensors, how)
     if options.qat:

@@ -13,6 +13,7 @@ from gemma_multi.checkpoint import Checkpoint
 from gemma_multi.config import ModelConfig
 from gemma_multi.training.batches import Batch
 from gemma_multi.training.options import TrainingOptions
+from gemma_multi.training.weights import Int4
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # of Adam, on both engines
 
@@ -24,7 +25,7 @@ class Job:
 
     config: ModelConfig
     trained: dict[str, np.ndarray]
-    frozen: dict[str, np.ndarray]
+    frozen: dict[str, np.ndarray | Int4]
     options: TrainingOptions
     teacher: Checkpoint | None = None  # whose probabilities are the target
     devices: Any = None

@@ -3,7 +3,6 @@
 from gemma_multi.transforms.merge import cast_to_stored, merge
 from gemma_multi.transforms.precision import (
     original,
-    quantization_errors,
     quantize_checkpoint,
     tensor_error,
     to_precision,
@@ -25,7 +24,6 @@ __all__ = [
     "cast_to_stored",
     "merge",
     "original",
-    "quantization_errors",
     "quantize_checkpoint",
     "tensor_error",
     "to_precision",

@@ -97,14 +97,6 @@ def quantize_checkpoint(
     return checkpoint.with_tensors(tensors, how), QuantizationReport(tuple(errors))
 
 
-def quantization_errors(quantized: Checkpoint, original: Checkpoint) -> QuantizationReport:
-    """How far the weights of `quantized` are from the original's."""
-    return QuantizationReport(tuple(
-        tensor_error(name, tensor, original.weight(name))
-        for name, tensor in quantized.tensors.items() if isinstance(tensor, QuantizedTensor)
-    ))  # fmt: skip
-
-
 def tensor_error(name: str, tensor: QuantizedTensor, weight: np.ndarray) -> TensorError:
     """How far one tensor is from the weight that it stands for."""
     weight = weight.astype(np.float32, copy=False)

@@ -49,7 +49,7 @@ class Calibration:
 @dataclass(frozen=True)
 class Recovery:
     """How far an int4 model's probabilities are from the unquantised one's, on rows held out: the
-    mean divergence a token, in nats, of plain rounding and after training."""
+    mean divergence a token, in nats, before and after training."""
 
     before: float
     after: float
@@ -57,7 +57,7 @@ class Recovery:
 
 @dataclass(frozen=True)
 class QuantizationReport:
-    """What quantising did to each tensor, and to the answers."""
+    """What quantising did to each tensor, before recovery, and to the answers."""
 
     tensors: tuple[TensorError, ...]
     path: Path | None = None

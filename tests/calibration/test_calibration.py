@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny import tiny_checkpoint
+from tiny import noisy_storyteller, tiny_checkpoint
 
 import gemma_multi
 from gemma_multi import CheckpointError, DataError, OptionError
@@ -28,7 +28,7 @@ from gemma_multi.engines import create_engine
 from gemma_multi.engines.base import ALL
 from gemma_multi.quantization import int4
 from gemma_multi.quantization.tensor import quantize_tensor
-from gemma_multi.transforms import quantize_checkpoint, to_precision
+from gemma_multi.transforms import quantize_checkpoint
 
 RNG = np.random.default_rng(0)
 ROWS = [
@@ -44,14 +44,7 @@ def pool() -> Iterator[Executor]:
 
 @pytest.fixture(scope="module")
 def stories() -> Checkpoint:
-    """The storyteller as it may have been before it was put on its grid."""
-    dense = to_precision(gemma_multi.open_checkpoint("storyteller"), "float32")
-    rng = np.random.default_rng(1)
-    noisy = {
-        name: dense.weight(name) * rng.normal(1, 0.08, shape).astype(np.float32)
-        for name, shape in dense.config.tensor_shapes().items() if len(shape) == 2
-    }  # fmt: skip
-    return dense.with_tensors(noisy)
+    return noisy_storyteller()
 
 
 def decoder_of(checkpoint: Checkpoint, **options: Any) -> Decoder:

@@ -7,18 +7,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import tiny_checkpoint
+from tiny import noisy_storyteller, tiny_checkpoint, tokenizer
 
 import gemma_multi
-from gemma_multi import CheckpointError, OptionError
+from gemma_multi import Checkpoint, CheckpointError, OptionError
+from gemma_multi.chat_template import encode_answered
 from gemma_multi.cli import main
 from gemma_multi.engines import ALL
 from gemma_multi.exporters import save
+from gemma_multi.quantization.tensor import QuantizedTensor
+from gemma_multi.training.recovery import as_row
 from training.conftest import ROWS
 
 
-def divergence(a: gemma_multi.Checkpoint, b: gemma_multi.Checkpoint) -> float:
-    ids = np.random.default_rng(0).integers(3, 4096, 60)
+def divergence(a: Checkpoint, b: Checkpoint, text: str) -> float:
+    ids = np.array([a.tokenizer.bos_id, *a.tokenizer.encode(text)])
     engines = [gemma_multi.load(c, backend="keras", precision="float32").engine for c in (a, b)]
     logits = [engine.session().read(ids, ALL) for engine in engines]
     p, q = (x - np.log(np.exp(x).sum(-1, keepdims=True)) for x in logits)
@@ -26,26 +29,42 @@ def divergence(a: gemma_multi.Checkpoint, b: gemma_multi.Checkpoint) -> float:
 
 
 def test_recovery_brings_int4_closer_to_the_original(tmp_path: Path) -> None:
-    original = tiny_checkpoint(vocab_size=4096)
-    plain = gemma_multi.quantize(original, tmp_path / "plain", calibrate=None)
+    """On what the model writes itself, to be seen on a story that it did not write."""
+    original = noisy_storyteller()
+    plain = gemma_multi.quantize(original, tmp_path / "plain", embedding_bits=8, calibrate=None)
     assert plain.recovery is None
-    rng = np.random.default_rng(0)
-    words = [
-        original.tokenizer.piece(int(i)).replace("▁", " ") for i in rng.integers(300, 4000, 900)
-    ]
-    rows = [{"text": "".join(words[i : i + 40])} for i in range(0, 900, 30)]
     report = gemma_multi.quantize(
-        original, tmp_path / "recovered", recover=rows, backend="keras", learning_rate=3e-4,
-        epochs=6, batch_size=8, max_length=256, too_long="cut", progress=False,
+        original, tmp_path / "recovered", recover="self", embedding_bits=8, calibrate=None,
+        backend="keras", progress=False,
     )  # fmt: skip
     assert report.recovery is not None
-    assert report.recovery.after < 0.8 * report.recovery.before
+    assert report.recovery.after < 0.9 * report.recovery.before
     assert "recovered to" in str(report)
-    recovered = gemma_multi.open_checkpoint(tmp_path / "recovered")
+    recovered, start = map(
+        gemma_multi.open_checkpoint, (tmp_path / "recovered", tmp_path / "plain")
+    )
     assert recovered.grid == "portable"
     assert "recovered from its own probabilities" in (tmp_path / "recovered/NOTICE").read_text()
-    before = divergence(original, gemma_multi.open_checkpoint(tmp_path / "plain"))
-    assert divergence(original, recovered) < 0.95 * before
+    for name, tensor in start.tensors.items():
+        if isinstance(tensor, QuantizedTensor):
+            np.testing.assert_array_equal(recovered.tensors[name].packed, tensor.packed)
+    story = gemma_multi.load("storyteller", backend="keras").generate("Tell me a story.", seed=3)
+    one, other = (divergence(original, model, story.text) for model in (recovered, start))
+    assert one < 0.95 * other
+
+
+def test_what_a_model_wrote_becomes_rows() -> None:
+    """Conversations come back as their turns, to where the model last spoke."""
+    words = tokenizer()
+    turns = [("user", "Hello"), ("model", "Good day"), ("user", "How are you?"), ("model", "Fi")]
+    ids, _ = encode_answered(words, turns)
+    spoken = [{"role": role, "content": text} for role, text in turns]
+    cut = ids[:-1]  # in the middle of the last turn
+    assert as_row(words, np.array(cut)) == {"messages": spoken}
+    before_it = ids[: len(encode_answered(words, turns[:3])[0])]
+    assert as_row(words, np.array(before_it)) == {"messages": spoken[:2]}
+    plain = [words.bos_id, *words.encode("The fox sat in the sun.")]
+    assert as_row(words, np.array(plain)) == {"text": "The fox sat in the sun."}
 
 
 def test_recovery_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -64,7 +83,11 @@ def test_what_cannot_be_recovered(tmp_path: Path) -> None:
         gemma_multi.quantize("storyteller", tmp_path / "a", recover=ROWS)
     base = tiny_checkpoint(vocab_size=4096)
     with pytest.raises(OptionError, match="recover is for int4"):
-        gemma_multi.quantize(base, tmp_path / "a", embedding_bits=8, recover=ROWS)
+        gemma_multi.quantize(base, tmp_path / "a", bits=8, recover=ROWS)
+    with pytest.raises(OptionError, match="recover is 'selv', expected 'self'"):
+        gemma_multi.quantize(base, tmp_path / "a", recover="selv")
+    with pytest.raises(OptionError, match="method is not an option of recover"):
+        gemma_multi.quantize(base, tmp_path / "a", recover=ROWS, method="lora")
     with pytest.raises(OptionError, match="option 'epochs' is for recover"):
         gemma_multi.quantize(base, tmp_path / "a", epochs=3)
     assert not (tmp_path / "a").exists()
