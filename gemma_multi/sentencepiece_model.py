@@ -21,6 +21,7 @@ STEERING_PIECES = (
     "<end_of_image>",
     "<image_soft_token>",
 )
+UNKNOWN = "<unk>"
 SPACE = "\u2581"  # what pieces spell a space as
 
 
@@ -78,11 +79,13 @@ def sentencepiece_from_pieces(pieces: Iterable[tuple[str, float, PieceKind]]) ->
     ids: dict[str, int] = {}
     for piece, score, kind in pieces:
         ids[piece] = len(ids)
+        if piece == UNKNOWN:  # llama.cpp's files call it a control piece; LiteRT-LM refuses that
+            kind = PieceKind.UNKNOWN
         proto.pieces.add(piece=piece, score=score, type=int(kind))
     trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
     trainer.model_type, trainer.vocab_size, trainer.byte_fallback = 2, len(ids), True  # 2: BPE
     trainer.pad_id, trainer.eos_id, trainer.bos_id, trainer.unk_id = (
-        ids.get(special, -1) for special in ("<pad>", "<eos>", "<bos>", "<unk>")
+        ids.get(special, -1) for special in ("<pad>", "<eos>", "<bos>", UNKNOWN)
     )
     trainer.pad_piece, trainer.eos_piece, trainer.bos_piece = "<pad>", "<eos>", "<bos>"
     normalizer.name = "identity"
@@ -127,8 +130,6 @@ def _build(data: dict[str, Any]) -> bytes:
     _check_splits(data["model"]["vocab"], splits)
 
     def kind_of(piece: str) -> PieceKind:
-        if piece == "<unk>":
-            return PieceKind.UNKNOWN
         if piece in added:
             return added[piece]
         if re.fullmatch("<0x[0-9A-F]{2}>", piece):

@@ -94,6 +94,7 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer) -> None:
         for e in entries
     ])  # fmt: skip
     writer.add_token_scores([e.score for e in entries])
-    writer.add_token_types([3 if e.piece.startswith("<unused") else e.type for e in entries])
+    control = ("<unused", "<unk>")  # as llama.cpp's converter calls both
+    writer.add_token_types([3 if e.piece.startswith(control) else e.type for e in entries])
     writer.add_bos_token_id(tokenizer.bos_id)
     writer.add_eos_token_id(tokenizer.eos_id)

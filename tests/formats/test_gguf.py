@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import litert_lm
 import numpy as np
 import pytest
 import tokenizers
@@ -183,6 +184,18 @@ def test_the_verbs_take_it(tmp_path: Path) -> None:
     assert len(exported.refitted) > 0  # LiteRT has no negative scales; the report says what changed
     with pytest.raises(CheckpointError, match="int4 already"):
         gemma_multi.quantize(signed, tmp_path / "again")
+
+
+def test_litert_lm_opens_what_is_exported_from_one(tmp_path: Path) -> None:
+    """Its SentencePiece wants a piece of the kind "unknown", which such files do not name."""
+    path = tmp_path / "x.litertlm"
+    gemma_multi.export(write_gguf(speaking(), tmp_path / "x.gguf"), path, context_length=64,
+                       progress=False)  # fmt: skip
+    with (
+        litert_lm.Engine(str(path), litert_lm.Backend.CPU(thread_count=1)) as engine,
+        engine.create_conversation() as conversation,
+    ):
+        assert conversation.send_message("Hello", max_output_tokens=3)["content"]
 
 
 def test_the_config_and_where_it_comes_from(tmp_path: Path) -> None:
