@@ -49,3 +49,7 @@ class TrainingError(GemmaError):
 
 class TrainingStopped(TrainingError):
     """A run that was interrupted on purpose; its state is saved."""
+
+
+class PlainRoundingWarning(UserWarning):
+    """int4 was made by rounding alone, which loses more than `quantize` would."""

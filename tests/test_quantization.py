@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,7 +20,8 @@ from hypothesis.extra import numpy as hnp
 from mlx.utils import tree_flatten
 from tiny import random_tensors, tiny_checkpoint, tiny_config
 
-from gemma_multi import quantize
+from gemma_multi import PlainRoundingWarning, load, quantize
+from gemma_multi.cli import main
 from gemma_multi.engines import ALL
 from gemma_multi.errors import CheckpointError, OptionError
 from gemma_multi.exporters import save
@@ -241,3 +243,22 @@ def test_quantising_twice_and_odd_widths_are_refused() -> None:
         quantize_checkpoint(once)
     with pytest.raises(CheckpointError, match="not a multiple of 32"):
         quantize_checkpoint(tiny_checkpoint(intermediate_size=100))
+
+
+def test_int4_made_on_the_way_says_what_does_better(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In Python a warning, on the command line a line; nothing where int4 is there already."""
+    dense = save(tiny_checkpoint(vocab_size=4096), tmp_path / "dense")
+    with pytest.warns(PlainRoundingWarning, match="quantize"):
+        load(dense, backend="keras", precision="int4", progress=False)
+    asked = ["generate", "-m", str(dense), "--backend", "keras", "--precision", "int4", "Hello"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        with pytest.raises(SystemExit):
+            main([*asked, "--max-tokens", "1"])
+    said = capsys.readouterr().err.splitlines()
+    assert [line for line in said if line.startswith("gemma-multi: int4 made on the way")]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", PlainRoundingWarning)
+        load("storyteller", backend="keras", precision="int4", progress=False)

@@ -9,6 +9,9 @@ from __future__ import annotations
 import io
 import os
 import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
 
 import click
 
@@ -20,6 +23,7 @@ from gemma_multi.errors import GemmaError, TrainingStopped
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the console script."""
     _prepare_streams()
+    warnings.showwarning = _showing_ours(warnings.showwarning)
     try:
         code = cli.main(arguments, prog_name="gemma-multi", standalone_mode=False)
     except TrainingStopped as stopped:
@@ -49,6 +53,18 @@ def _prepare_streams() -> None:
         sys.stdin.reconfigure(errors="surrogateescape")  # the tokenizer keeps such bytes
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
+
+
+def _showing_ours(others: Callable[..., None]) -> Callable[..., None]:
+    """What shows this package's warnings in a line; those of others stay as they are."""
+
+    def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
+        if category.__module__.startswith("gemma_multi"):
+            click.echo(f"gemma-multi: {message}", err=True)
+        else:
+            others(message, category, *where)
+
+    return show
 
 
 def _fail(message: str) -> int:

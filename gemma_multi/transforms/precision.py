@@ -10,12 +10,13 @@ Design choices:
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 
 from gemma_multi.checkpoint import Checkpoint, Tensor, TensorInfo, Tensors
 from gemma_multi.config import EMBEDDING
-from gemma_multi.errors import CheckpointError, OptionError
+from gemma_multi.errors import CheckpointError, OptionError, PlainRoundingWarning
 from gemma_multi.progress import Report, silent
 from gemma_multi.quantization.int4 import GROUP_SIZE
 from gemma_multi.quantization.tensor import BFLOAT16, QuantizedTensor, quantize_tensor
@@ -23,6 +24,11 @@ from gemma_multi.transforms.report import QuantizationReport, TensorError
 
 GRIDS = {"int4": 4, "int8": 8}
 DENSE = {"float32": np.dtype(np.float32), "bfloat16": BFLOAT16, "float16": np.dtype(np.float16)}
+_ROUNDED = (
+    "int4 made on the way rounds each weight to its nearest code, which takes the perplexity of "
+    "Gemma 3 270M from 29 to 47; quantize(model, directory) chooses codes by what they do, in "
+    "minutes. Load that directory instead"
+)
 
 
 def to_precision(checkpoint: Checkpoint, precision: str, progress: Report = silent) -> Checkpoint:
@@ -36,6 +42,8 @@ def to_precision(checkpoint: Checkpoint, precision: str, progress: Report = sile
         return checkpoint
     if precision in GRIDS:
         bits = GRIDS[precision]
+        if bits == 4:
+            warnings.warn(_ROUNDED, PlainRoundingWarning, stacklevel=2)
         return quantize_checkpoint(checkpoint, bits, bits, progress)[0]
     if precision not in DENSE:
         known = ", ".join(["auto", *GRIDS, *DENSE])

@@ -1,0 +1,168 @@
+"""Long real text on the real Gemma 3 270M: perplexity by position, on each engine and transformers.
+
+    python benchmarks/long_text.py [--tokens 8000] [--backends keras litert] [--json results/...]
+
+The text is the Brown corpus's novels, one document after the other, read in parts as a long
+conversation would be, far past the sliding window of 512. All compute in float32 from the same
+weights, so every token's probability should be transformers' own: the largest difference is shown.
+Each engine runs in a process of its own; its peak memory is that process's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from other_peoples_files import brown_documents, gemma_270m
+from rich.console import Console
+from rich.table import Table
+
+import gemma_multi
+from gemma_multi.engines import ALL
+from gemma_multi.exporters import save
+from gemma_multi.transforms import original
+
+_PART = 256  # tokens read at a time
+_ENDS = (512, 2048, 4096, 8192, 16384, 32768)  # of stretches that are reported
+_FIRST_NOVEL = 374  # of Brown's 500 documents: general fiction begins there
+PEER = "transformers"
+Read = Callable[[np.ndarray], np.ndarray]  # some more tokens -> their logits
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tokens", type=int, default=8000)
+    parser.add_argument("--backends", nargs="+", default=["keras", "litert"])
+    parser.add_argument("--json", type=Path, help="write the figures here as well")
+    parser.add_argument("--alone", metavar="ENGINE FILE", nargs=2, help="what this script starts")
+    options = parser.parse_args()
+    ids = text(options.tokens)
+    if options.alone:
+        _measure(options.alone[0], ids, Path(options.alone[1]))
+        return
+    found = {}
+    with tempfile.TemporaryDirectory() as work:
+        for engine in (PEER, *options.backends):
+            file = Path(work, f"{engine}.npz")
+            command = [sys.executable, __file__, "--tokens", str(options.tokens)]
+            subprocess.run([*command, "--alone", engine, str(file)], check=True)
+            found[engine] = dict(np.load(file))
+    rows = [summary(engine, one, found[PEER]["logs"]) for engine, one in found.items()]
+    _show(rows, len(ids))
+    if options.json:
+        options.json.write_text(json.dumps({"tokens": len(ids), "rows": rows}, indent=1) + "\n")
+
+
+def text(count: int) -> np.ndarray:
+    tokenizer = gemma_multi.open_checkpoint(gemma_270m()).tokenizer
+    ids = [tokenizer.bos_id]
+    for document in brown_documents()[_FIRST_NOVEL:]:
+        ids += tokenizer.encode(document + "\n\n")
+        if len(ids) >= count:
+            break
+    return np.array(ids[:count], np.int32)
+
+
+def _measure(engine: str, ids: np.ndarray, output: Path) -> None:
+    """Writes each token's log-probability, the seconds it took, and the peak memory."""
+    begin_reading = _transformers() if engine == PEER else _ours(engine, len(ids))
+    begin_reading()(ids[:_PART])  # compiled
+    read = begin_reading()
+    begin, logs = time.perf_counter(), []
+    for start, part in _parts(ids):
+        logits = read(part).astype(np.float32)
+        following = ids[start + 1 : start + 1 + len(part)]
+        logits = logits[: len(following)]
+        largest = logits.max(-1)
+        total = largest + np.log(np.exp(logits - largest[:, None]).sum(-1))
+        logs.append(logits[np.arange(len(following)), following] - total)
+    seconds = time.perf_counter() - begin
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    np.savez(output, logs=np.concatenate(logs), seconds=seconds, peak=peak)
+
+
+def _parts(ids: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    for start in range(0, len(ids), _PART):
+        yield start, ids[start : start + _PART]
+
+
+def _ours(backend: str, length: int) -> Callable[[], Read]:
+    checkpoint = gemma_multi.open_checkpoint(gemma_270m())
+    model = gemma_multi.load(checkpoint, backend=backend, precision="float32",
+                             context_length=1 << (length - 1).bit_length())  # fmt: skip
+
+    def begin() -> Read:
+        session = model.engine.session()
+        return lambda ids: np.asarray(session.read(ids, ALL))
+
+    return begin
+
+
+def _transformers() -> Callable[[], Read]:
+    import torch
+    import transformers
+
+    checkpoint = gemma_multi.open_checkpoint(gemma_270m())
+    with tempfile.TemporaryDirectory() as work:
+        save(original(checkpoint), Path(work, "dense"))
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            Path(work, "dense"), dtype=torch.float32
+        )
+    # of the bfloat16 original, whose scale transformers rounds where weights are bfloat16
+    model.model.embed_tokens.embed_scale = torch.tensor(checkpoint.config.embedding_scale)
+
+    def begin() -> Read:
+        cache = transformers.DynamicCache(config=model.config)
+
+        def read(ids: np.ndarray) -> np.ndarray:
+            with torch.no_grad():
+                given = torch.tensor(ids[None].astype(np.int64))
+                logits = model(given, past_key_values=cache, use_cache=True).logits
+            return np.asarray(logits[0].numpy())
+
+        return read
+
+    return begin
+
+
+def summary(engine: str, found: dict[str, np.ndarray], expected: np.ndarray) -> dict[str, object]:
+    logs, stretches, start = found["logs"], {}, 0
+    for end in _ENDS:
+        if start < len(logs):
+            stretches[f"{start}-{min(end, len(logs))}"] = float(np.exp(-logs[start:end].mean()))
+        start = end
+    return {
+        "engine": engine,
+        "perplexity": stretches,
+        "largest_difference": float(np.abs(logs - expected).max()),
+        "tokens_per_second": len(logs) / float(found["seconds"]),
+        "peak_gb": float(found["peak"]) / 1e9,
+    }
+
+
+def _show(rows: list[dict[str, object]], tokens: int) -> None:
+    stretches: list[str] = list(rows[0]["perplexity"])  # type: ignore[call-overload]
+    table = Table(title=f"{tokens:,} tokens: perplexity by position")
+    table.add_column("")
+    for heading in (*stretches, "largest difference", "tokens/s", "GB"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        by_position: dict[str, float] = row["perplexity"]  # type: ignore[assignment]
+        table.add_row(
+            str(row["engine"]), *(f"{by_position[one]:.3f}" for one in stretches),
+            f"{row['largest_difference']:.1e}", f"{row['tokens_per_second']:.0f}",
+            f"{row['peak_gb']:.1f}",
+        )  # fmt: skip
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
