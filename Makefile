@@ -19,7 +19,7 @@ test: .venv/test lint
 # what only the real Gemma 3 270M can show; fetches 250 MB of weights, and texts, once
 real: .venv/test
 	$(BIN)/pip install --quiet 'torch==2.13.0' 'transformers>=4.56' 'scikit-learn>=1.5'
-	$(BIN)/pip install --quiet --no-deps 'vadersentiment==3.3.2'
+	$(BIN)/pip install --quiet 'vadersentiment==3.3.2'
 	$(RUN) $(BIN)/python -m pytest -m real tests/real
 	$(BIN)/python benchmarks/int4_quality.py --documents 4 --only "on itself"
 	$(BIN)/python benchmarks/specialists.py --task "film reviews" --rows 200

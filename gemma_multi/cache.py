@@ -23,8 +23,15 @@ from pathlib import Path
 
 from gemma_multi.errors import OptionError
 
-EXPORTS, TOKENIZERS, COMPILED = "exports", "tokenizers", "jax"
-KINDS = (EXPORTS, TOKENIZERS, COMPILED, "test-data", "benchmarks")  # directories that are ours
+EXPORTS, TOKENIZERS, COMPILED, CALIBRATED = "exports", "tokenizers", "jax", "calibrated"
+KINDS = (
+    EXPORTS,
+    TOKENIZERS,
+    COMPILED,
+    CALIBRATED,
+    "test-data",
+    "benchmarks",
+)  # directories that are ours
 _DEFAULT_LIMIT = 10_000_000_000
 _ABANDONED = 24 * 3600.0  # seconds after which a temporary file is taken for a killed process's
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}

@@ -39,7 +39,8 @@ def quantize(
     bits: of the linear layers, 4 or 8. embedding_bits: 8 keeps the embedding in int8, one scale
         per row.
     calibrate: the text by which int4 codes are chosen, so that answers change least: "self" for
-        what the model writes itself, or rows as `finetune` takes them, those that it will see;
+        what the model writes itself, or rows as `finetune` takes them, those that it will see (a
+        third stays the model's own, so that rows in one language do not cost it the others);
         None rounds each weight to its nearest code, in seconds and with a far larger loss. "auto"
         is "self" for `bits=4`.
     recover: rows, or "self", on which the int4 model is trained on top of that to say what the

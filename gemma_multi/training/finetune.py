@@ -29,6 +29,7 @@ from gemma_multi.progress import Progress
 from gemma_multi.rows import Data
 from gemma_multi.sources import Source, open_checkpoint
 from gemma_multi.training.batches import Batches
+from gemma_multi.training.calibrated import calibrated, check_rows
 from gemma_multi.training.display import Display
 from gemma_multi.training.examples import Examples, prepare
 from gemma_multi.training.options import TrainingOptions
@@ -75,12 +76,12 @@ def finetune(
         the same.
     options:
         method: "full"; "lora" with `rank`, `alpha` and `targets` (names of layers); or "scales",
-            which leaves an int4 model's codes and trains their scales and the norms, and is what an
-            int4 model gets where nothing is said.
+            which leaves an int4 model's codes and trains their scales and the norms. An int4 model
+            gets it where nothing is said; another is calibrated first, once, and kept in the cache.
         qat: train through the int4 grid, so that the int4 model is the one that was trained.
         epochs, learning_rate (5e-5, with LoRA 2e-4, with scales 1e-3), schedule ("constant" or
-            "cosine"), warmup
-            (a share of the steps), weight_decay, clip (the gradient's norm), seed.
+            "cosine"), warmup (a share of the steps), weight_decay, clip (the gradient's norm),
+            seed.
         batch_size (rows), accumulate (batches a step), max_length (tokens a row), packing.
         loss_on: "answer" or "all" tokens. too_long: "refuse", "cut" or "skip" rows beyond
             max_length.
@@ -103,6 +104,10 @@ def finetune(
     if not base.is_int4:  # int8 stands for the weights it was made of
         base = original(base)
     chosen = _check_options(base, validation, options)
+    if chosen.method == "scales" and not base.is_int4:
+        _check_output(Path(output), resume)
+        check_rows(data)
+        base = calibrated(base, progress)
     return train(base, data, Path(output), choose_trainer(backend), validation, chosen,
                  devices=devices, resume=resume, progress=progress,
                  tensorboard=tensorboard)  # fmt: skip
@@ -353,10 +358,9 @@ def _check_grid(base: Checkpoint, options: TrainingOptions, display: Display) ->
     """Scales are those of our own grid. An adapter is trained on the grid that its merge will be
     on, or it says so."""
     if options.method == "scales" and not _has_scales(base):
-        what = f"in int4 of the {base.grid} grid" if base.is_int4 else f"{base.precision}"
         raise OptionError(
-            f"method 'scales' trains the scales of int4 as `quantize` writes it, and the model is "
-            f"{what}; quantize the original first, or choose another method"
+            "method 'scales' trains the scales of int4 as `quantize` writes it, and this model is "
+            f"on the {base.grid} grid; give it the original, or choose another method"
         )
     if options.method != "lora" or not base.is_quantized:
         return

@@ -226,7 +226,7 @@ class KerasTrainer(Trainer):
         jax, jnp, size = self._jax, self._jax.numpy, self._chunk
         rows, width = hidden.shape[0] * hidden.shape[1], hidden.shape[2]
         flat, flat_labels = hidden.reshape(rows, width), labels.reshape(rows)
-        if not learned:  # nothing as large as the embedding is summed up with each chunk
+        if self.device == "cpu" and not learned:  # nothing large is summed up with each chunk
             size = min(size, _SHORT_CHUNK)
         size = min(size, rows)
         # positions with a loss first, then as many others as fill the last chunk

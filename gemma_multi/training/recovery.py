@@ -8,7 +8,6 @@ int4 model that calibration has made; its codes stay (see `training/weights.py`)
 
 from __future__ import annotations
 
-from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,9 @@ from gemma_multi.checkpoint import Checkpoint
 from gemma_multi.errors import OptionError, TrainingStopped
 from gemma_multi.machine import available_cores
 from gemma_multi.progress import Progress, reporting
-from gemma_multi.rows import Data, read_rows
+from gemma_multi.rows import Data
 from gemma_multi.tokenizer import Tokenizer
+from gemma_multi.training.calibrated import check_rows
 from gemma_multi.training.finetune import choose_trainer, train
 from gemma_multi.training.options import TrainingOptions
 from gemma_multi.training.result import RUN_FILE
@@ -53,7 +53,7 @@ def check_recovery(
     )
     choose_trainer(backend)
     if not (isinstance(data, str) and data == SELF):
-        deque(read_rows(data), maxlen=0)
+        check_rows(data)
     return chosen
 
 

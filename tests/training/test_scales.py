@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import tiny_checkpoint
+from tiny import noisy_storyteller, tiny_checkpoint
 
 import gemma_multi
-from gemma_multi import Checkpoint, OptionError, finetune, validation_loss
+from gemma_multi import Checkpoint, DataError, OptionError, finetune, validation_loss
 from gemma_multi.config import EMBEDDING
 from gemma_multi.quantization.tensor import QuantizedTensor
 from gemma_multi.training.weights import CHANGE, Int4, rescaled, trained_gradients
@@ -100,14 +100,38 @@ def test_a_finished_run_can_be_trained_on(base: Checkpoint, tmp_path: Path) -> N
     assert begun == pytest.approx(first.loss, abs=1e-6)
 
 
+def test_an_original_is_calibrated_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two specialists of one base have its codes in common, and the second begins at once."""
+    monkeypatch.setenv("GEMMA_MULTI_CACHE", str(tmp_path / "cache"))
+    original = noisy_storyteller()
+    options = {**OPTIONS, "epochs": 1, "method": "scales", "backend": "keras", "validation": 0}
+    first = finetune(original, ROWS, output=tmp_path / "first", **options)
+    (kept,) = (tmp_path / "cache/calibrated").iterdir()
+    made = kept.stat().st_mtime_ns
+    second = finetune(original, ROWS[:9], output=tmp_path / "second", **options)
+    assert kept.stat().st_mtime_ns == made
+    base = gemma_multi.open_checkpoint(kept)
+    assert "calibrated on text of its own" in (kept / "NOTICE").read_text()
+    for name, tensor in base.tensors.items():
+        if isinstance(tensor, QuantizedTensor):
+            for run in (first, second):
+                trained = run.checkpoint().tensors[name]
+                assert isinstance(trained, QuantizedTensor)
+                np.testing.assert_array_equal(trained.packed, tensor.packed)
+    with pytest.raises(DataError, match="row:2"):  # before four minutes are spent
+        finetune(original, [ROWS[0], {"nothing": 1}], output=tmp_path / "third", **options)
+    assert not (tmp_path / "third").exists()
+
+
 def test_what_has_no_scales_of_ours_is_refused(base: Checkpoint, tmp_path: Path) -> None:
-    dense, name = tiny_checkpoint(vocab_size=4096), "model.layers.0.mlp.up_proj.weight"
+    name = "model.layers.0.mlp.up_proj.weight"
     known = base.tensors[name]
     assert isinstance(known, QuantizedTensor)
     affine = base.with_tensors({name: QuantizedTensor(known.packed, known.scales, known.scales, 4)})
     for model, options, message in (
-        (dense, {}, "the model is float32; quantize the original first"),
-        (affine, {}, "the model is in int4 of the affine grid"),
+        (affine, {}, "this model is on the affine grid"),
         (base, {"qat": False}, "qat=False cannot be"),
     ):
         with pytest.raises(OptionError, match=message):
