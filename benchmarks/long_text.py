@@ -150,10 +150,12 @@ def summary(engine: str, found: dict[str, np.ndarray], expected: np.ndarray) -> 
 
 def _show(rows: list[dict[str, object]], tokens: int) -> None:
     stretches: list[str] = list(rows[0]["perplexity"])  # type: ignore[call-overload]
-    table = Table(title=f"{tokens:,} tokens: perplexity by position")
-    table.add_column("")
-    for heading in (*stretches, "largest difference", "tokens/s", "GB"):
-        table.add_column(heading, justify="right")
+    table = Table(
+        title=f"{tokens:,} tokens: perplexity by position, largest difference of a logarithm"
+    )
+    table.add_column("", no_wrap=True)
+    for heading in (*stretches, "difference", "tokens/s", "GB"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         by_position: dict[str, float] = row["perplexity"]  # type: ignore[assignment]
         table.add_row(
@@ -161,7 +163,7 @@ def _show(rows: list[dict[str, object]], tokens: int) -> None:
             f"{row['largest_difference']:.1e}", f"{row['tokens_per_second']:.0f}",
             f"{row['peak_gb']:.1f}",
         )  # fmt: skip
-    Console().print(table)
+    Console(width=max(Console().width, 90)).print(table)
 
 
 if __name__ == "__main__":
