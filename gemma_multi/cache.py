@@ -24,14 +24,8 @@ from pathlib import Path
 from gemma_multi.errors import OptionError
 
 EXPORTS, TOKENIZERS, COMPILED, CALIBRATED = "exports", "tokenizers", "jax", "calibrated"
-KINDS = (
-    EXPORTS,
-    TOKENIZERS,
-    COMPILED,
-    CALIBRATED,
-    "test-data",
-    "benchmarks",
-)  # directories that are ours
+# directories that are ours
+KINDS = (EXPORTS, TOKENIZERS, COMPILED, CALIBRATED, "test-data", "benchmarks")
 _DEFAULT_LIMIT = 10_000_000_000
 _ABANDONED = 24 * 3600.0  # seconds after which a temporary file is taken for a killed process's
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}

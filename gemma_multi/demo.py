@@ -9,7 +9,8 @@ machine, is named and skipped.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -180,11 +181,23 @@ def _no_ties(model: Model, theirs: str) -> list[str]:
 
 def ask_litert_lm(path: Path, prompt: str) -> str:
     """LiteRT-LM's greedy answer to one user's turn."""
+    with in_litert_lm(path) as ask:
+        return ask(prompt)
+
+
+@contextmanager
+def in_litert_lm(path: Path, max_tokens: int | None = None) -> Iterator[Callable[[str], str]]:
+    """What asks LiteRT-LM for its greedy answer, of at most so many tokens, each time in a
+    conversation of its own."""
     import litert_lm
 
     litert_lm.set_min_log_severity(litert_lm.LogSeverity.FATAL)
     greedy = litert_lm.SamplerConfig(top_k=1, top_p=1.0, temperature=1.0)
     with litert_lm.Engine(str(path)) as engine:
-        conversation = engine.create_conversation(sampler_config=greedy)
-        answer = conversation.send_message(prompt)
-        return "".join(part.get("text", "") for part in answer["content"])
+
+        def ask(prompt: str) -> str:
+            with engine.create_conversation(sampler_config=greedy) as conversation:
+                answer = conversation.send_message(prompt, max_output_tokens=max_tokens)
+            return "".join(part.get("text", "") for part in answer["content"])
+
+        yield ask

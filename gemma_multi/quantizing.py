@@ -7,15 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gemma_multi.calibration import SELF, check_calibration
+from gemma_multi.calibration import SELF, check_source
 from gemma_multi.calibration import calibrate as round_by_use
 from gemma_multi.errors import OptionError
 from gemma_multi.exporters import save
 from gemma_multi.files import check_output
 from gemma_multi.progress import Progress, reporting
 from gemma_multi.sources import Source, open_checkpoint
-from gemma_multi.training.recovery import check_recovery
-from gemma_multi.training.recovery import recover as train_back
+from gemma_multi.training.recovery import Recoverer
 from gemma_multi.transforms import QuantizationReport, quantize_checkpoint
 
 
@@ -61,14 +60,15 @@ def quantize(
     if calibrate == "auto":
         calibrate = SELF if bits == 4 else None
     if calibrate is not None:
-        check_calibration(calibrate)
+        check_source("calibrate", calibrate)
         if bits != 4:
             raise OptionError(f"calibrate is for int4, received bits {bits}")
     checkpoint = open_checkpoint(
         model, revision=revision, local_files_only=local_files_only, progress=progress is True
     )
+    recoverer = None
     if recover is not None:
-        check_recovery(checkpoint, recover, **options)
+        recoverer = Recoverer.checked(checkpoint, recover, **options)
     if calibrate is not None:
         with reporting(progress, "calibrating") as report:
             quantized, found = round_by_use(checkpoint, calibrate, embedding_bits, report)
@@ -76,11 +76,9 @@ def quantize(
         with reporting(progress, "quantising") as report:
             quantized, found = quantize_checkpoint(checkpoint, bits, embedding_bits, report)
     recovery = None
-    if recover is not None:
+    if recoverer is not None:
         work = output.with_name(f"{output.name}-recovery")
-        quantized, recovery = train_back(
-            checkpoint, quantized, recover, work, progress=progress, **options
-        )
+        quantized, recovery = recoverer.recover(quantized, work, progress)
     save(quantized, output)
     if recovery is not None:
         shutil.rmtree(work)

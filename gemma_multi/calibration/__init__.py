@@ -20,7 +20,7 @@ from gemma_multi.calibration.arranging import arrange
 from gemma_multi.calibration.decoder import Decoder, Weights
 from gemma_multi.calibration.measure import measure
 from gemma_multi.calibration.smoothing import sample_inputs, smooth
-from gemma_multi.calibration.texts import SELF, check_calibration, collect
+from gemma_multi.calibration.texts import SELF, check_source, collect, is_self
 from gemma_multi.calibration.walk import Walk
 from gemma_multi.checkpoint import Checkpoint, Tensor
 from gemma_multi.config import EMBEDDING, ModelConfig
@@ -38,7 +38,7 @@ from gemma_multi.transforms import (
     tensor_error,
 )
 
-__all__ = ["SELF", "calibrate", "check_calibration"]
+__all__ = ["SELF", "calibrate", "check_source", "is_self"]
 
 # of the whole, by what is done; the bar is nearly even with them on Gemma 3 270M
 _WRITING, _WALKING, _EMBEDDING = 38, 45, 10
@@ -57,7 +57,7 @@ def calibrate(
     Raises CheckpointError for a checkpoint that is int4 already or whose activations are not
     finite, DataError for bad rows or too few, OptionError for what is no source of text.
     """
-    check_calibration(text)
+    check_source("calibrate", text)
     checkpoint = original(checkpoint)
     plain = quantize_checkpoint(checkpoint, 4, embedding_bits)[0]  # refuses odd widths and bits
     config = checkpoint.config

@@ -46,12 +46,15 @@ class Texts:
         return sum(map(len, self.fitted))
 
 
-def check_calibration(calibrate: str | Data | None) -> None:
+def is_self(text: str | Data) -> bool:
+    """Whether the model is to write the text."""
+    return isinstance(text, str) and text == SELF
+
+
+def check_source(option: str, text: str | Data) -> None:
     """Raises OptionError for what is no source of text."""
-    if isinstance(calibrate, str) and calibrate != SELF and "." not in calibrate:
-        raise OptionError(
-            f"calibrate is {calibrate!r}, expected 'self', rows, a file of rows, or None"
-        )
+    if isinstance(text, str) and not is_self(text) and "." not in text:
+        raise OptionError(f"{option} is {text!r}, expected 'self', rows, a file of rows, or None")
 
 
 def collect(
@@ -60,7 +63,7 @@ def collect(
     """Reads rows, and has the model write. Raises DataError for rows that are bad or too few."""
     rows: list[np.ndarray] = []
     source = "text of its own"
-    if not (isinstance(calibrate, str) and calibrate == SELF):
+    if not is_self(calibrate):
         rows = _read(calibrate, tokenizer, decoder.config)
         named = data_name(calibrate) if isinstance(calibrate, str | Path) else "rows"
         source = f"{named} and {source}"

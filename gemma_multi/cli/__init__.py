@@ -23,9 +23,10 @@ from gemma_multi.errors import GemmaError, TrainingStopped
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the console script."""
     _prepare_streams()
-    warnings.showwarning = _showing_ours(warnings.showwarning)
     try:
-        code = cli.main(arguments, prog_name="gemma-multi", standalone_mode=False)
+        with warnings.catch_warnings():
+            warnings.showwarning = _showing_ours(warnings.showwarning)
+            code = cli.main(arguments, prog_name="gemma-multi", standalone_mode=False)
     except TrainingStopped as stopped:
         _fail(str(stopped))
         code = 130

@@ -6,15 +6,13 @@ and it is made once: four minutes for Gemma 3 270M, kept in the user's cache.
 
 from __future__ import annotations
 
-import tempfile
 from collections import deque
-from contextlib import suppress
-from pathlib import Path
 
 from gemma_multi import formats
 from gemma_multi.cache import CALIBRATED, writable_cache
 from gemma_multi.calibration import SELF, calibrate
 from gemma_multi.checkpoint import Checkpoint
+from gemma_multi.errors import OptionError
 from gemma_multi.exporters import save
 from gemma_multi.progress import Progress, reporting
 from gemma_multi.rows import Data, read_rows
@@ -35,10 +33,11 @@ def calibrated(base: Checkpoint, progress: Progress) -> Checkpoint:
         return formats.read(kept)
     with reporting(progress, "calibrating") as report:
         made, _ = calibrate(base, SELF, progress=report)
-    if kept is not None:
-        with tempfile.TemporaryDirectory(dir=cache) as work:
-            save(made, Path(work, "made"))
-            with suppress(OSError):  # somebody else was there first
-                Path(work, "made").rename(kept)
-        return formats.read(kept)
-    return made
+    if kept is None:
+        return made
+    try:
+        save(made, kept)
+    except (OptionError, OSError):
+        if not kept.exists():  # else somebody else was sooner
+            raise
+    return formats.read(kept)

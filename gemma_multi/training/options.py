@@ -123,6 +123,11 @@ class TrainingOptions:
         if not fine:
             raise OptionError(f"{name} is {getattr(self, name)!r}, expected {expected}")
 
+    @property
+    def result(self) -> str:
+        """What a run leaves: a "model" or an "adapter"."""
+        return "adapter" if self.method == "lora" else "model"
+
     def rate(self, step: int, steps: int) -> float:
         """The learning rate of a step (from 0) of `steps`."""
         assert self.learning_rate is not None

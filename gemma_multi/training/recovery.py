@@ -9,13 +9,14 @@ int4 model that calibration has made; its codes stay (see `training/weights.py`)
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from gemma_multi.calibration import SELF
+from gemma_multi.calibration import check_source, is_self
 from gemma_multi.calibration.decoder import Decoder, Weights
 from gemma_multi.calibration.writing import write_texts
 from gemma_multi.checkpoint import Checkpoint
@@ -37,58 +38,63 @@ _DEFAULTS = {
 }  # fmt: skip
 
 
-def check_recovery(
-    checkpoint: Checkpoint, data: str | Data, backend: str = "auto", devices: Any = None,
-    **options: Any,
-) -> TrainingOptions:  # fmt: skip
-    """The options, checked, before anything that takes time. Raises OptionError, and DataError for
-    rows that are bad."""
-    if isinstance(data, str) and data != SELF and "." not in data:
-        raise OptionError(f"recover is {data!r}, expected 'self', rows, or a file of rows")
-    for name in _OWN_OPTIONS:
-        if name in options:
-            raise OptionError(f"{name} is not an option of recover")
-    chosen = TrainingOptions.checked(
-        {**_DEFAULTS, **options}, checkpoint.config.max_position_embeddings, "scales"
-    )
-    choose_trainer(backend)
-    if not (isinstance(data, str) and data == SELF):
-        check_rows(data)
-    return chosen
+@dataclass(frozen=True)
+class Recoverer:
+    """A recovery whose options and rows are checked, before anything that takes time."""
 
+    teacher: Checkpoint  # whose probabilities are the target
+    data: str | Data
+    options: TrainingOptions
+    backend: str
+    devices: Any
 
-def recover(
-    checkpoint: Checkpoint, start: Checkpoint, data: str | Data, work: Path, *,
-    backend: str = "auto", devices: Any = None, progress: Progress = True, **options: Any,
-) -> tuple[Checkpoint, Recovery]:  # fmt: skip
-    """(the int4 model `start`, trained to give the probabilities of `checkpoint` on `data`; how far
-    it was off before and after). Options are `finetune`'s but for its method, qat and validation.
-    The run is kept in the directory `work`, and goes on from there if it was stopped.
+    @classmethod
+    def checked(
+        cls, checkpoint: Checkpoint, data: str | Data, *, backend: str = "auto",
+        devices: Any = None, **options: Any,
+    ) -> Recoverer:  # fmt: skip
+        """data: rows as `finetune` takes them, or "self" for text that `checkpoint` writes.
+        options: `finetune`'s but for its method, qat and validation.
 
-    data: rows as `finetune` takes them, or "self" for text that the model writes.
-    """
-    teacher = original(checkpoint)
-    chosen = check_recovery(checkpoint, data, backend, devices, **options)
-    rows = data
-    if isinstance(data, str) and data == SELF:
-        with reporting(progress, "writing") as report:
-            rows = _written(teacher, report)
-    try:
-        run = train(
-            start, rows, work, choose_trainer(backend), 0.1, chosen, teacher=teacher,
-            devices=devices, resume=(work / RUN_FILE).exists(), progress=progress,
-        )  # fmt: skip
-    except TrainingStopped:
-        raise TrainingStopped(
-            f"stopped; what was reached is kept in {work}. Do the same again to go on"
-        ) from None
-    before = next(r["validation_loss"] for r in run.history if "validation_loss" in r)
-    if not run.best_step:  # nothing was won
-        return start, Recovery(before, before)
-    found = run.checkpoint(best=True)
-    how = "recovered from its own probabilities"
-    assert run.best_loss is not None
-    return start.with_tensors(found.tensors, how), Recovery(before, run.best_loss)
+        Raises OptionError, CheckpointError where it is int4 already, DataError for rows that are
+        bad."""
+        check_source("recover", data)
+        for name in _OWN_OPTIONS:
+            if name in options:
+                raise OptionError(f"{name} is not an option of recover")
+        chosen = TrainingOptions.checked(
+            {**_DEFAULTS, **options}, checkpoint.config.max_position_embeddings, "scales"
+        )
+        backend = choose_trainer(backend)
+        if not is_self(data):
+            check_rows(data)
+        return cls(original(checkpoint), data, chosen, backend, devices)
+
+    def recover(
+        self, start: Checkpoint, work: Path, progress: Progress = True
+    ) -> tuple[Checkpoint, Recovery]:
+        """(the int4 model `start`, trained; how far it was off before and after). The run is kept
+        in the directory `work`, and goes on from there if it was stopped."""
+        rows = self.data
+        if is_self(rows):
+            with reporting(progress, "writing") as report:
+                rows = _written(self.teacher, report)
+        try:
+            run = train(
+                start, rows, work, self.backend, 0.1, self.options, teacher=self.teacher,
+                devices=self.devices, resume=(work / RUN_FILE).exists(), progress=progress,
+            )  # fmt: skip
+        except TrainingStopped:
+            raise TrainingStopped(
+                f"stopped; what was reached is kept in {work}. Do the same again to go on"
+            ) from None
+        before = next(r["validation_loss"] for r in run.history if "validation_loss" in r)
+        if not run.best_step:  # nothing was won
+            return start, Recovery(before, before)
+        found = run.checkpoint(best=True)
+        how = "recovered from its own probabilities"
+        assert run.best_loss is not None
+        return start.with_tensors(found.tensors, how), Recovery(before, run.best_loss)
 
 
 def _written(checkpoint: Checkpoint, report: Any) -> list[dict[str, Any]]:

@@ -77,9 +77,8 @@ class FineTune:
     def path(self, best: bool = False) -> Path:
         """The directory of the model, or with LoRA of the adapter. (Where `best_step` is 0 the
         best one is the base, which has none here.)"""
-        name = "adapter" if self.options.method == "lora" else "model"
-        kept = self.output / f"best-{name}"
-        return kept if best and kept.exists() else self.output / name
+        kept = self.output / f"best-{self.options.result}"
+        return kept if best and kept.exists() else self.output / self.options.result
 
     def __str__(self) -> str:
         return f"{self.path()}\n{self.verdict}"
@@ -93,8 +92,7 @@ def write_results(run: Run, base: Checkpoint, output: Path) -> None:
     if best is not None and 0 < best < run.steps:
         kept["best-"] = load_file(run.best_path(best))
     for prefix, tensors in kept.items():
-        name = "adapter" if options.method == "lora" else "model"
-        target = output / f"{prefix}{name}"
+        target = output / f"{prefix}{options.result}"
         shutil.rmtree(target, ignore_errors=True)  # of a process killed right here
         if options.method == "lora":
             save_adapter(as_adapter(tensors, options, base.provenance), target)

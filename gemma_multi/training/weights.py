@@ -176,7 +176,7 @@ def _codes_and_embedding(checkpoint: Checkpoint) -> dict[str, np.ndarray | Int4]
     frozen: dict[str, np.ndarray | Int4] = {}
     for name, shape in checkpoint.config.tensor_shapes().items():
         if tensor := rescalable.get(name):
-            codes = (tensor.codes().astype(np.int16) + int4.CODE_MIN).astype(np.int8)
+            codes = tensor.codes().astype(np.int8) + np.int8(int4.CODE_MIN)
             frozen[name] = Int4(codes, tensor.scales.astype(np.float32))
         elif len(shape) == 2:
             frozen[name] = checkpoint.weight(name).astype(np.float32)
