@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,14 +27,11 @@ from rich.table import Table
 
 import gemma_multi
 from gemma_multi.engines import ALL
-from gemma_multi.exporters import save
-from gemma_multi.transforms import original
 
 _PART = 256  # tokens read at a time
 _ENDS = (512, 2048, 4096, 8192, 16384, 32768)  # of stretches that are reported
 _FIRST_NOVEL = 374  # of Brown's 500 documents: general fiction begins there
 PEER = "transformers"
-Read = Callable[[np.ndarray], np.ndarray]  # some more tokens -> their logits
 
 
 def main() -> None:
@@ -73,12 +70,13 @@ def text(count: int) -> np.ndarray:
 
 def _measure(engine: str, ids: np.ndarray, output: Path) -> None:
     """Writes each token's log-probability, the seconds it took, and the peak memory."""
-    begin_reading = _transformers() if engine == PEER else _ours(engine, len(ids))
-    begin_reading()(ids[:_PART])  # compiled
-    read = begin_reading()
+    model = gemma_multi.load(gemma_270m(), backend=engine, precision="float32",
+                             context_length=1 << (len(ids) - 1).bit_length())  # fmt: skip
+    model.engine.session().read(ids[:_PART], ALL)  # compiled
+    session = model.engine.session()
     begin, logs = time.perf_counter(), []
     for start, part in _parts(ids):
-        logits = read(part).astype(np.float32)
+        logits = np.asarray(session.read(part, ALL), np.float32)
         following = ids[start + 1 : start + 1 + len(part)]
         logits = logits[: len(following)]
         largest = logits.max(-1)
@@ -92,45 +90,6 @@ def _measure(engine: str, ids: np.ndarray, output: Path) -> None:
 def _parts(ids: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     for start in range(0, len(ids), _PART):
         yield start, ids[start : start + _PART]
-
-
-def _ours(backend: str, length: int) -> Callable[[], Read]:
-    checkpoint = gemma_multi.open_checkpoint(gemma_270m())
-    model = gemma_multi.load(checkpoint, backend=backend, precision="float32",
-                             context_length=1 << (length - 1).bit_length())  # fmt: skip
-
-    def begin() -> Read:
-        session = model.engine.session()
-        return lambda ids: np.asarray(session.read(ids, ALL))
-
-    return begin
-
-
-def _transformers() -> Callable[[], Read]:
-    import torch
-    import transformers
-
-    checkpoint = gemma_multi.open_checkpoint(gemma_270m())
-    with tempfile.TemporaryDirectory() as work:
-        save(original(checkpoint), Path(work, "dense"))
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            Path(work, "dense"), dtype=torch.float32
-        )
-    # of the bfloat16 original, whose scale transformers rounds where weights are bfloat16
-    model.model.embed_tokens.embed_scale = torch.tensor(checkpoint.config.embedding_scale)
-
-    def begin() -> Read:
-        cache = transformers.DynamicCache(config=model.config)
-
-        def read(ids: np.ndarray) -> np.ndarray:
-            with torch.no_grad():
-                given = torch.tensor(ids[None].astype(np.int64))
-                logits = model(given, past_key_values=cache, use_cache=True).logits
-            return np.asarray(logits[0].numpy())
-
-        return read
-
-    return begin
 
 
 def summary(engine: str, found: dict[str, np.ndarray], expected: np.ndarray) -> dict[str, object]:

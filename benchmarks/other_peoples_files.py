@@ -17,6 +17,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from gemma_multi.cache import cache_directory
@@ -111,10 +112,14 @@ def _untagged(text: str) -> str:
     """`The/at Fulton/np-tl County/nn-tl ,/,` as people write it, paragraphs joined."""
     paragraphs = []
     for paragraph in re.split(r"\n\s*\n", text):
-        plain = " ".join(word.rsplit("/", 1)[0] for word in paragraph.split())
-        plain = plain.replace("`` ", '"').replace(" ''", '"')
-        paragraphs.append(re.sub(r" ([,.;:?!)])", r"\1", plain))
+        paragraphs.append(as_written(word.rsplit("/", 1)[0] for word in paragraph.split()))
     return " ".join(filter(None, paragraphs))
+
+
+def as_written(words: Iterable[str]) -> str:
+    """Words and marks, quotation marks in Brown's spelling, as people write them."""
+    text = " ".join(words).replace("`` ", '"').replace(" ''", '"')
+    return re.sub(r" ([,.;:?!)])", r"\1", text)
 
 
 def _kept(package: str) -> Path:

@@ -14,7 +14,12 @@ import re
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 
-from other_peoples_files import brown_documents_tagged, rated_film_reviews, spam_assassin
+from other_peoples_files import (
+    as_written,
+    brown_documents_tagged,
+    rated_film_reviews,
+    spam_assassin,
+)
 
 Row = dict[str, str]
 _MAIL_WORDS = 50
@@ -116,5 +121,4 @@ def _sentences(document: str) -> Iterator[tuple[str, list[str]]]:
                 plain = word.removesuffix("'s").removesuffix("'")
                 found[-1:] = [f"{found[-1]} {plain}"] if within else [*found[-1:], plain]
             within = is_name and not tag.startswith("np$")
-        text = " ".join(word for word, _ in tagged).replace("`` ", '"').replace(" ''", '"')
-        yield re.sub(r" ([,.;:?!)])", r"\1", text), list(dict.fromkeys(found))
+        yield as_written(word for word, _ in tagged), list(dict.fromkeys(found))

@@ -26,7 +26,9 @@ from rich.progress import track
 from rich.table import Table
 
 import gemma_multi
-from gemma_multi.cache import cache_directory
+from gemma_multi.demo import in_litert_lm
+from gemma_multi.training.calibrated import calibrated
+from gemma_multi.transforms import original
 
 UNSEEN = {"film reviews": 400, "spam": 300, "names": 200}
 EPOCHS = {20: 15, 200: 3, 2000: 2}  # by rows
@@ -82,12 +84,15 @@ def scores(
         if task == "film reviews":
             yield score("VADER", _vader())
     with tempfile.TemporaryDirectory() as work:
-        for way, base in (("int4", calibrated_base), ("bfloat16", gemma_270m)):
+        base = original(gemma_multi.open_checkpoint(gemma_270m()))
+        if "int4" in ways:
+            calibrated(base, progress=True)  # once and for all, and not a part of training
+        for way, method in (("int4", "scales"), ("bfloat16", "full")):
             if way not in ways:
                 continue
             begin = time.monotonic()
             result = gemma_multi.finetune(
-                base(), rows, Path(work, way), backend=options.backend, validation=0,
+                base, rows, Path(work, way), backend=options.backend, validation=0, method=method,
                 epochs=EPOCHS[len(rows)], batch_size=BATCH[len(rows)], schedule="cosine",
                 qat=way == "int4",
             )  # fmt: skip
@@ -100,15 +105,6 @@ def scores(
                     yield score("this package, int4 in LiteRT-LM", ask)
 
 
-def calibrated_base() -> Path:
-    """The base in int4, calibrated on what it writes itself; made once and kept."""
-    kept = cache_directory("test-data", "gemma-3-270m-int4") / gemma_multi.__version__
-    if not kept.exists():
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        gemma_multi.quantize(gemma_270m(), kept)
-    return kept
-
-
 def share_right(ask: Ask, unseen: list[Row]) -> float:
     found = (ask(row["prompt"]).strip() == row["completion"]
              for row in track(unseen, "asking", transient=True))  # fmt: skip
@@ -117,32 +113,6 @@ def share_right(ask: Ask, unseen: list[Row]) -> float:
 
 def _answers(model: gemma_multi.Model, most: int) -> Ask:
     return lambda prompt: model.generate(prompt, temperature=0, max_tokens=most).text
-
-
-class in_litert_lm:
-    """Google's own runtime over an exported file, one conversation a row."""
-
-    def __init__(self, path: Path, most_tokens: int) -> None:
-        import litert_lm
-
-        self._most_tokens = most_tokens
-
-        litert_lm.set_min_log_severity(litert_lm.LogSeverity.FATAL)
-        self._greedy = litert_lm.SamplerConfig(top_k=1, top_p=1.0, temperature=1.0)
-        self._engine = litert_lm.Engine(str(path))
-
-    def __enter__(self) -> Ask:
-        engine = self._engine.__enter__()
-
-        def ask(prompt: str) -> str:
-            with engine.create_conversation(sampler_config=self._greedy) as conversation:
-                answer = conversation.send_message(prompt, max_output_tokens=self._most_tokens)
-            return "".join(part.get("text", "") for part in answer["content"])
-
-        return ask
-
-    def __exit__(self, *error: object) -> None:
-        self._engine.__exit__(*error)
 
 
 def _logistic_regression(rows: list[Row]) -> Ask:

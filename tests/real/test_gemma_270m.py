@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import gguf
-import litert_lm
 import numpy as np
 import pytest
 import tokenizers
@@ -14,6 +13,7 @@ from varied_text import samples
 
 import gemma_multi
 from gemma_multi.checkpoint import Checkpoint
+from gemma_multi.demo import in_litert_lm
 from gemma_multi.engines.base import ALL
 from gemma_multi.exporters import save
 from gemma_multi.formats.gguf.layout import stored_name
@@ -124,11 +124,6 @@ def test_litert_lm_says_what_we_say(calibrated: Path, tmp_path: Path) -> None:
     exported = gemma_multi.export(calibrated, tmp_path / "model.litertlm", context_length=128)
     model = gemma_multi.load(exported.path, backend="litert")
     ours = model.generate("The capital of France is", temperature=0, max_tokens=8).text
-    greedy = litert_lm.SamplerConfig(top_k=1, top_p=1.0, temperature=1.0)
-    with (
-        litert_lm.Engine(str(exported.path), litert_lm.Backend.CPU(thread_count=2)) as engine,
-        engine.create_conversation(sampler_config=greedy) as conversation,
-    ):
-        answer = conversation.send_message("The capital of France is", max_output_tokens=8)
-    theirs = "".join(part.get("text", "") for part in answer["content"])
+    with in_litert_lm(Path(exported.path), max_tokens=8) as ask:
+        theirs = ask("The capital of France is")
     assert theirs.split()[:3] == ours.split()[:3]  # later ones may part at a tie
