@@ -150,10 +150,10 @@ def _add(path: Path, score: Score) -> None:
 
 def _show(found: list[Score]) -> None:
     table = Table()
-    for heading in ("task", "rows", "way", "right", "training"):
-        table.add_column(
-            heading, justify="right" if heading in ("rows", "right", "training") else "left"
-        )
+    for heading in ("task", "way"):
+        table.add_column(heading)
+    for heading in ("rows", "right", "training"):
+        table.add_column(heading, justify="right")
     for one in found:
         seconds = f"{one.seconds:.0f} s" if one.seconds else ""
         table.add_row(one.task, one.way, str(one.rows), f"{one.right:.1%}", seconds)
