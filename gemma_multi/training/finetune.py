@@ -76,8 +76,9 @@ def finetune(
         the same.
     options:
         method: "full"; "lora" with `rank`, `alpha` and `targets` (names of layers); or "scales",
-            which leaves an int4 model's codes and trains their scales and the norms. An int4 model
-            gets it where nothing is said; another is calibrated first, once, and kept in the cache.
+            which leaves an int4 model's codes and trains their scales and the norms. A calibrated
+            model gets it where nothing is said; an original that is to have it is calibrated first,
+            once, and kept in the cache.
         qat: train through the int4 grid, so that the int4 model is the one that was trained.
         epochs, learning_rate (5e-5, with LoRA 2e-4, with scales 1e-3), schedule ("constant" or
             "cosine"), warmup (a share of the steps), weight_decay, clip (the gradient's norm),
@@ -288,9 +289,10 @@ def _check_options(
     base: Checkpoint, validation: float | Data, given: dict[str, Any]
 ) -> TrainingOptions:
     share = validation if isinstance(validation, int | float) else 0.0
+    calibrated_codes = base.is_int4 and base.provenance.channels  # worth keeping as they are
     return TrainingOptions.checked(
         {**given, "validation": share}, base.config.max_position_embeddings,
-        "scales" if _has_scales(base) else "full",
+        "scales" if calibrated_codes else "full",
     )  # fmt: skip
 
 
@@ -350,14 +352,10 @@ def _read_data(
     return rows, held
 
 
-def _has_scales(base: Checkpoint) -> bool:
-    return base.is_int4 and base.grid == "portable"
-
-
 def _check_grid(base: Checkpoint, options: TrainingOptions, display: Display) -> None:
     """Scales are those of our own grid. An adapter is trained on the grid that its merge will be
     on, or it says so."""
-    if options.method == "scales" and not _has_scales(base):
+    if options.method == "scales" and base.grid != "portable":
         raise OptionError(
             "method 'scales' trains the scales of int4 as `quantize` writes it, and this model is "
             f"on the {base.grid} grid; give it the original, or choose another method"

@@ -24,7 +24,7 @@ class TrainingOptions:
     method: str | None = option(
         None,
         "full; lora: train an adapter; scales: of an int4 model, its codes stay.  "
-        "[scales for an int4 model, else full]",
+        "[scales for a calibrated model, else full]",
     )
     qat: bool = option(
         True, "Train through the int4 grid, so that the int4 model is what was trained."

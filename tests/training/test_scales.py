@@ -12,10 +12,10 @@ from tiny import noisy_storyteller, tiny_checkpoint
 
 import gemma_multi
 from gemma_multi import Checkpoint, DataError, OptionError, finetune, validation_loss
+from gemma_multi.calibration import calibrate
 from gemma_multi.config import EMBEDDING
 from gemma_multi.quantization.tensor import QuantizedTensor
 from gemma_multi.training.weights import CHANGE, Int4, rescaled, trained_gradients
-from gemma_multi.transforms import quantize_checkpoint
 from training.conftest import ROWS
 
 OPTIONS = {"epochs": 4, "learning_rate": 2e-2, "batch_size": 4, "progress": False}
@@ -23,13 +23,13 @@ OPTIONS = {"epochs": 4, "learning_rate": 2e-2, "batch_size": 4, "progress": Fals
 
 @pytest.fixture(scope="module")
 def base() -> Checkpoint:
-    return quantize_checkpoint(tiny_checkpoint(vocab_size=4096))[0]
+    return calibrate(tiny_checkpoint(vocab_size=4096))[0]
 
 
 def test_codes_stay_and_what_was_validated_ships(
     base: Checkpoint, tmp_path: Path, trainer_backend: str
 ) -> None:
-    """It is what an int4 model gets where no method is named."""
+    """It is what a calibrated model gets where no method is named."""
     held = ROWS[:5]
     result = finetune(base, ROWS[5:], validation=held, output=tmp_path / "run",
                       backend=trainer_backend, **OPTIONS)  # fmt: skip
