@@ -108,21 +108,21 @@ def summary(engine: str, found: dict[str, np.ndarray], expected: np.ndarray) -> 
 
 
 def _show(rows: list[dict[str, object]], tokens: int) -> None:
-    stretches: list[str] = list(rows[0]["perplexity"])  # type: ignore[call-overload]
-    table = Table(
-        title=f"{tokens:,} tokens: perplexity by position, largest difference of a logarithm"
-    )
-    table.add_column("", no_wrap=True)
-    for heading in (*stretches, "difference", "tokens/s", "GB"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = Table(title=f"{tokens:,} tokens: perplexity by position")
+    table.add_column("")
     for row in rows:
-        by_position: dict[str, float] = row["perplexity"]  # type: ignore[assignment]
-        table.add_row(
-            str(row["engine"]), *(f"{by_position[one]:.3f}" for one in stretches),
-            f"{row['largest_difference']:.1e}", f"{row['tokens_per_second']:.0f}",
-            f"{row['peak_gb']:.1f}",
-        )  # fmt: skip
-    Console(width=max(Console().width, 90)).print(table)
+        table.add_column(str(row["engine"]), justify="right")
+    stretches = [row["perplexity"] for row in rows]
+    for stretch in stretches[0]:  # type: ignore[attr-defined]
+        table.add_row(stretch, *(f"{one[stretch]:.3f}" for one in stretches))  # type: ignore[index]
+    table.add_section()
+    for name, key, form in (
+        ("largest difference", "largest_difference", ".1e"),
+        ("tokens/s", "tokens_per_second", ".0f"),
+        ("GB", "peak_gb", ".1f"),
+    ):  # fmt: skip
+        table.add_row(name, *(format(row[key], form) for row in rows))
+    Console().print(table)
 
 
 if __name__ == "__main__":
