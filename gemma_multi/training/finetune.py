@@ -43,6 +43,7 @@ from gemma_multi.training.result import (
 )
 from gemma_multi.training.run import Run
 from gemma_multi.training.trainer import Job, Trainer
+from gemma_multi.training.vocabulary import likely_words
 from gemma_multi.training.weights import frozen_weights, initial_tensors
 from gemma_multi.transforms import original
 
@@ -152,7 +153,11 @@ def train(
             return read_result(output, base, backend, options)
         with _refused_together(backend), _as_training_errors(output):
             frozen = frozen_weights(base, options)
-            job = Job(base.config, trained, frozen, options, teacher, devices)
+            words = None
+            if teacher:
+                with display.counting("asking for likely words") as count:
+                    words = likely_words(teacher, rows[0], count)
+            job = Job(base.config, trained, frozen, options, teacher, devices, words)
             trainer = create_trainer(backend, job)
             place = {"device": trainer.device, "dtype": trainer.dtype}
             if begun:

@@ -25,20 +25,22 @@ def chunk_loss(
     embedding: Array,
     labels: Array,
     teacher: tuple[Array, Array] | None = None,
+    log_weights: Array | None = None,
     *,
     gradient: bool = True,
 ) -> ChunkLoss:
     """Cross-entropy of `C` positions: hidden `[C, D]`, embedding `[V, D]`, labels `i32[C]`, those
     below 0 ignored. With a teacher's (hidden, embedding) the loss is the divergence
-    KL(teacher || student) instead, in nats as well."""
+    KL(teacher || student) instead, in nats as well; with `log_weights` `f32[V]` (of a `Vocabulary`)
+    each row of the two embeddings counts for as many words as that says."""
     counted = (labels >= 0)[:, None]
-    logits, total = _logits(xp, hidden, embedding)
+    logits, total = _logits(xp, hidden, embedding, log_weights)
     if teacher is None:
         vocabulary = xp.arange(embedding.shape[0])
         target = vocabulary[None, :] == labels[:, None]
         losses = total - xp.take_along_axis(logits, xp.maximum(labels, 0)[:, None], axis=-1)
     else:
-        theirs, their_total = _logits(xp, *teacher)
+        theirs, their_total = _logits(xp, *teacher, log_weights)
         target = xp.exp(theirs - their_total)
         gap = (theirs - their_total) - (logits - total)
         losses = xp.sum(target * gap, axis=-1, keepdims=True)
@@ -50,9 +52,13 @@ def chunk_loss(
     return ChunkLoss(loss, difference @ embedding, difference)
 
 
-def _logits(xp: Any, hidden: Array, embedding: Array) -> tuple[Array, Array]:
+def _logits(
+    xp: Any, hidden: Array, embedding: Array, log_weights: Array | None
+) -> tuple[Array, Array]:
     """(`f32[C, V]`, the logarithm of the sum of their exponentials `f32[C, 1]`)."""
     logits = (hidden @ embedding.T).astype(xp.float32)
+    if log_weights is not None:
+        logits = logits + log_weights
     largest = xp.max(logits, axis=-1, keepdims=True)
     total = xp.log(xp.sum(xp.exp(logits - largest), axis=-1, keepdims=True))
     return logits, largest + total

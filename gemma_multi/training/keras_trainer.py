@@ -63,8 +63,6 @@ class KerasTrainer(Trainer):
         self.device = runtime.device
         fast = "float32" if self.device == "cpu" else "bfloat16"
         self.dtype = fast if job.options.dtype == "auto" else job.options.dtype
-        rows = _HEAD_BYTES.get(self.device, 1 << 30) // (4 * job.config.vocab_size)
-        self._chunk = 1 << max(4, min(12, rows.bit_length() - 1))
         self._distribution = _distribution(keras, job)
         self._build_layers()
         self._evaluated: dict[str, Any] | None = None  # effective weights that validation has made
@@ -168,7 +166,13 @@ class KerasTrainer(Trainer):
         hidden, back = jax.vjp(trunk, layers, embedding[ids])
         target = self._teacher_hidden(teacher, ids, segments)
         learned = EMBEDDING in weights
-        loss, d_hidden, d_embedding = self._head(hidden, embedding, labels, target, True, learned)
+        if (words := self._job.vocabulary) and target and not learned:
+            some = embedding[words.ids], (target[0], target[1][words.ids]), words.log_weights
+            loss, d_hidden, _ = self._head(hidden, labels, *some, gradient=True)
+        else:
+            loss, d_hidden, d_embedding = self._head(
+                hidden, labels, embedding, target, gradient=True, learned=learned
+            )
         gradients, d_embedded = back(d_hidden)
         gradients = {name: g.astype("float32") for name, g in gradients.items()}
         if learned:
@@ -181,7 +185,7 @@ class KerasTrainer(Trainer):
         embedding = cast.pop(EMBEDDING)
         hidden = self._hidden(cast, embedding[ids], segments)
         target = self._teacher_hidden(teacher, ids, segments)
-        return self._head(hidden, embedding, labels, target, False, False)[0]
+        return self._head(hidden, labels, embedding, target)[0]
 
     def _hidden(self, weights: Any, embedded: Any, segments: Any) -> Any:
         """`[B, T, D]` embedded tokens through the layers and the last norm."""
@@ -220,12 +224,14 @@ class KerasTrainer(Trainer):
         return self._hidden(layers, embedding[ids], segments), embedding
 
     def _head(
-        self, hidden: Any, embedding: Any, labels: Any, teacher: Any, gradient: bool, learned: bool
-    ) -> tuple[Any, Any, Any]:
+        self, hidden: Any, labels: Any, embedding: Any, teacher: Any, log_weights: Any = None,
+        *, gradient: bool = False, learned: bool = False,
+    ) -> tuple[Any, Any, Any]:  # fmt: skip
         """(summed loss, its gradient by hidden, by the embedding), over positions that have one."""
-        jax, jnp, size = self._jax, self._jax.numpy, self._chunk
+        jax, jnp = self._jax, self._jax.numpy
         rows, width = hidden.shape[0] * hidden.shape[1], hidden.shape[2]
         flat, flat_labels = hidden.reshape(rows, width), labels.reshape(rows)
+        size = self._chunk_size(embedding.shape[0])
         if self.device == "cpu" and not learned:  # nothing large is summed up with each chunk
             size = min(size, _SHORT_CHUNK)
         size = min(size, rows)
@@ -242,7 +248,7 @@ class KerasTrainer(Trainer):
             found = chunk_loss(
                 jnp, pick(flat, fill_value=0), embedding, rows_labels,
                 teacher and (pick(teacher[0].reshape(rows, width), fill_value=0), teacher[1]),
-                gradient=gradient,
+                log_weights, gradient=gradient,
             )  # fmt: skip
             if gradient:
                 d_hidden = d_hidden.at[at].set(found.hidden, mode="drop")
@@ -258,6 +264,11 @@ class KerasTrainer(Trainer):
         )
         loss, d_hidden, d_embedding = jax.lax.fori_loop(0, chunks, add, start)
         return loss, d_hidden.reshape(hidden.shape) if gradient else None, d_embedding
+
+    def _chunk_size(self, words: int) -> int:
+        """Positions whose logits are held at a time."""
+        rows = _HEAD_BYTES.get(self.device, 1 << 30) // (4 * words)
+        return 1 << max(4, min(12, rows.bit_length() - 1))
 
     def _add_product(self, sums: Any, logits: Any, hidden: Any) -> Any:
         """`sums + logits.T @ hidden`, some rows at a time: the whole product is 671 MB."""

@@ -23,6 +23,7 @@ from gemma_multi.errors import OptionError
 from gemma_multi.training.batches import IGNORE_INDEX, Batch
 from gemma_multi.training.head import chunk_loss
 from gemma_multi.training.trainer import BETAS, EPSILON, Job, StepResult, Trainer
+from gemma_multi.training.vocabulary import Vocabulary
 from gemma_multi.training.weights import (
     Grid,
     Int4,
@@ -62,12 +63,12 @@ class MlxTrainer(Trainer):
                 f"batch_size is {job.options.batch_size}, not a multiple of the "
                 f"{self._group.size()} processes"
             )
-        self._chunk = max(16, _HEAD_BYTES // (4 * job.config.vocab_size))
         self._model = build_model(job.config)
         self._trained = {n: mx.array(job.trained.pop(n)) for n in list(job.trained)}
         self._frozen = {n: _placed(mx, job.frozen.pop(n)) for n in list(job.frozen)}
         teacher = job.teacher_weights() or {}
         self._teacher = {n: mx.array(w, self._compute) for n, w in teacher.items()}
+        self._words = job.vocabulary and Vocabulary(*map(mx.array, job.vocabulary))
         self._grid = Grid(partial(on_grid, mx), partial(rescaled, mx)) if job.options.qat else None
         self._optimizer = optimizers.Adam(0.0, betas=BETAS, eps=EPSILON, bias_correction=True)
         self._optimizer.init(self._trained)
@@ -109,7 +110,7 @@ class MlxTrainer(Trainer):
         for ids, labels, segments in self._micro_batches(batch):
             hidden, embedding = self._hidden({**self._frozen, **weights}, ids, segments)
             target = self._teacher_hidden(ids, segments)
-            total = total + self._head(hidden, embedding, labels, target, gradient=False)[0]
+            total = total + self._head(hidden, labels, embedding, target, gradient=False)[0]
             mx.eval(total)
         if self._group.size() > 1:
             total = mx.distributed.all_sum(total)
@@ -137,7 +138,13 @@ class MlxTrainer(Trainer):
             hidden, embedding = self._hidden({**self._frozen, **weights}, ids, segments)
             fixed = mx.stop_gradient(hidden), mx.stop_gradient(embedding)
             learned = EMBEDDING in weights
-            loss, d_hidden, d_embedding = self._head(*fixed, labels, target, learned=learned)
+            if (words := self._words) and target and not learned:
+                some = fixed[1][words.ids], (target[0], target[1][words.ids]), words.log_weights
+                loss, d_hidden, d_embedding = self._head(fixed[0], labels, *some)
+            else:
+                loss, d_hidden, d_embedding = self._head(
+                    fixed[0], labels, fixed[1], target, learned=learned
+                )
             value = mx.sum(hidden.astype(mx.float32) * d_hidden)
             if learned:
                 value = value + mx.sum(weights[EMBEDDING] * d_embedding)
@@ -167,8 +174,8 @@ class MlxTrainer(Trainer):
         return self._hidden(self._teacher, ids, segments) if self._teacher else None
 
     def _head(
-        self, hidden: Any, embedding: Any, labels: np.ndarray, teacher: Any,
-        *, gradient: bool = True, learned: bool = False,
+        self, hidden: Any, labels: np.ndarray, embedding: Any, teacher: Any,
+        log_weights: Any = None, *, gradient: bool = True, learned: bool = False,
     ) -> tuple[Any, Any, Any]:  # fmt: skip
         """(summed loss, its gradient by hidden, by the embedding), over positions that have one."""
         mx = self._mx
@@ -177,11 +184,14 @@ class MlxTrainer(Trainer):
         loss = mx.array(0.0)
         d_hidden = mx.zeros(flat.shape)
         d_embedding = mx.zeros(embedding.shape) if learned else None
-        for start in range(0, len(positions), self._chunk):
-            at = positions[start : start + self._chunk]
+        size = self._chunk_size(len(embedding))
+        for start in range(0, len(positions), size):
+            at = positions[start : start + size]
             chosen, rows = mx.array(at), mx.array(labels.reshape(-1)[at])
             theirs = teacher and (teacher[0].reshape(flat.shape)[chosen], teacher[1])
-            found = chunk_loss(mx, flat[chosen], embedding, rows, theirs, gradient=gradient)
+            found = chunk_loss(
+                mx, flat[chosen], embedding, rows, theirs, log_weights, gradient=gradient
+            )
             loss = loss + found.loss
             if found.hidden is not None and found.logits is not None:
                 d_hidden[chosen] = found.hidden.astype(mx.float32)
@@ -189,6 +199,11 @@ class MlxTrainer(Trainer):
                 d_embedding = d_embedding + (found.logits.T @ flat[chosen]).astype(mx.float32)
             mx.eval(loss, d_hidden, d_embedding)  # or the logits of all chunks would be held
         return loss, d_hidden.reshape(hidden.shape), d_embedding
+
+    @staticmethod
+    def _chunk_size(words: int) -> int:
+        """Positions whose logits are held at a time."""
+        return max(16, _HEAD_BYTES // (4 * words))
 
     def _micro_batches(self, batch: Batch) -> Iterator[tuple[Any, np.ndarray, Any]]:
         """This process's rows. The labels stay in NumPy: they say how many chunks there are."""

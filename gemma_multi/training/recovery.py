@@ -31,10 +31,11 @@ from gemma_multi.training.options import TrainingOptions
 from gemma_multi.training.result import RUN_FILE
 from gemma_multi.transforms import Recovery, original
 
-WRITTEN, LENGTH = 64, 256  # texts that the model writes, where there are no rows, and their tokens
+WRITTEN, LENGTH = 128, 256  # texts that the model writes, where there are no rows, and their tokens
 _OWN_OPTIONS = ("method", "qat", "validation")
 _DEFAULTS = {
-    "epochs": 2, "loss_on": "all", "too_long": "cut", "schedule": "cosine", "warmup": 0.05
+    "epochs": 3, "loss_on": "all", "too_long": "cut", "schedule": "cosine", "warmup": 0.05,
+    "gradient_checkpointing": False,
 }  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from gemma_multi.checkpoint import Checkpoint
 from gemma_multi.config import ModelConfig
 from gemma_multi.training.batches import Batch
 from gemma_multi.training.options import TrainingOptions
+from gemma_multi.training.vocabulary import Vocabulary
 from gemma_multi.training.weights import Int4
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # of Adam, on both engines
@@ -29,6 +30,7 @@ class Job:
     options: TrainingOptions
     teacher: Checkpoint | None = None  # whose probabilities are the target
     devices: Any = None
+    vocabulary: Vocabulary | None = None  # for a teacher's, in a step; all words if None
 
     @property
     def scale(self) -> float:

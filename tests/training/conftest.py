@@ -14,6 +14,7 @@ from gemma_multi.training.batches import Batch
 from gemma_multi.training.finetune import create_trainer
 from gemma_multi.training.options import TrainingOptions
 from gemma_multi.training.trainer import Job, Trainer
+from gemma_multi.training.vocabulary import Vocabulary
 from gemma_multi.training.weights import frozen_weights, initial_tensors
 
 TRAINERS = ("keras", "mlx")
@@ -26,14 +27,15 @@ def trainer_backend(request: pytest.FixtureRequest) -> str:
 
 def make_trainer(
     backend: str, checkpoint: Checkpoint | None = None, *, devices: Any = None,
-    teacher: Checkpoint | None = None, **options: Any,
+    teacher: Checkpoint | None = None, vocabulary: Vocabulary | None = None, **options: Any,
 ) -> Trainer:  # fmt: skip
     """A trainer of a tiny model, without the grid unless asked for."""
     config = tiny_config()
     checkpoint = checkpoint or random_checkpoint(config)
     chosen = TrainingOptions.checked({"qat": False, **options}, 256)
     job = Job(checkpoint.config, initial_tensors(checkpoint, chosen),
-              frozen_weights(checkpoint, chosen), chosen, teacher, devices)  # fmt: skip
+              frozen_weights(checkpoint, chosen), chosen, teacher, devices,
+              vocabulary)  # fmt: skip
     return create_trainer(backend, job)
 
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +22,7 @@ from gemma_multi.exporters import save
 from gemma_multi.quantization.tensor import QuantizedTensor
 from gemma_multi.training.recovery import as_row
 from training.conftest import ROWS
+from training.test_finetune import wait_for_step
 
 
 def divergence(a: Checkpoint, b: Checkpoint, text: str) -> float:
@@ -76,6 +81,30 @@ def test_recovery_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixt
     assert ended.value.code == 0
     won = json.loads(capsys.readouterr().out)["recovery"]
     assert won["after"] <= won["before"]
+
+
+SCRIPT = """
+import json, sys
+import gemma_multi
+gemma_multi.quantize(sys.argv[1], sys.argv[2], **json.loads(sys.argv[3]))
+"""
+
+
+def test_a_killed_recovery_goes_on_and_ends_the_same(tmp_path: Path) -> None:
+    base = save(tiny_checkpoint(vocab_size=4096), tmp_path / "base")
+    options = {"recover": ROWS, "calibrate": None, "backend": "keras", "epochs": 4, "save_every": 0,
+               "max_length": 64, "progress": False}  # fmt: skip
+    gemma_multi.quantize(base, tmp_path / "whole", **options)
+    command = [sys.executable, "-c", SCRIPT, str(base), str(tmp_path / "cut"), json.dumps(options)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    wait_for_step(tmp_path / "cut-recovery", 5, process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "cut").exists()
+    gemma_multi.quantize(base, tmp_path / "cut", **options)
+    whole, cut = (gemma_multi.open_checkpoint(tmp_path / name) for name in ("whole", "cut"))
+    assert cut.digest() == whole.digest()
+    assert not (tmp_path / "cut-recovery").exists()
 
 
 def test_what_cannot_be_recovered(tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def test_the_loss_in_chunks_is_the_loss_at_once(
     monkeypatch.setattr(mlx_trainer, "_HEAD_BYTES", small)
     monkeypatch.setattr(keras_trainer, "_HEAD_BYTES", {"cpu": small})
     chunks, chunk_norms, trainer = train(trainer_backend, golden_batches()[:2])
-    assert trainer._chunk == 16
+    assert trainer._chunk_size(320) == 16
     np.testing.assert_allclose(chunks, whole, rtol=0, atol=1e-5)
     np.testing.assert_allclose(chunk_norms, norms, rtol=1e-5)
 
