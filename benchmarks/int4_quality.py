@@ -1,11 +1,13 @@
 """What int4 costs the real Gemma 3 270M: ways to round it, on text that none of them saw.
 
-    python benchmarks/int4_quality.py [--documents 20] [--json results/int4-quality.json]
+    python benchmarks/int4_quality.py [--documents 20] [--only WORDS] [--json results/...]
 
-The texts are every 25th document of the Brown corpus, the first 1,024 tokens of each, and the 69
-prompts that parity asks (23 languages, code, numbers). All weights are run by the same code in
-float32 (`gemma_multi.calibration.decoder`, which the tests hold against Keras), so that what
-differs is the rounding; `int8` beside a row means inputs rounded to int8 as phones do.
+The texts are every 25th document of the Brown corpus, the first 1,024 tokens of each, and the
+first 64 tokens of the prompts that parity asks (23 languages, code, numbers). Weights of our own
+and of mlx-lm are run by the same code in float32 (`gemma_multi.calibration.decoder`, which the
+tests hold against Keras), so that what differs is the rounding; "int8 inputs" are inputs rounded
+as phones do. llama.cpp's files are run by llama.cpp (`llama_cpp_quality`). A ratio is to the
+unquantised model in the same engine. Ways that `--only` leaves out keep their line in the file.
 """
 
 from __future__ import annotations
@@ -19,8 +21,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-import gguf
+import llama_cpp_quality
 import numpy as np
 from other_peoples_files import brown_documents, gemma_270m, gemma_tokenizer
 from rich.console import Console
@@ -29,16 +32,18 @@ from threadpoolctl import threadpool_limits
 
 import gemma_multi
 from gemma_multi.calibration.decoder import Decoder, Weights
-from gemma_multi.calibration.measure import measure
+from gemma_multi.calibration.measure import hidden_states, measure
 from gemma_multi.checkpoint import Checkpoint
 from gemma_multi.comparison.prompts import shipped_prompts
-from gemma_multi.config import EMBEDDING
 from gemma_multi.exporters import save
-from gemma_multi.transforms import Closeness, original, quantize_checkpoint
+from gemma_multi.training.recovery import Recoverer
+from gemma_multi.transforms import original, quantize_checkpoint
 
 EVERY, TOKENS = 25, 1024
+_PROMPT_TOKENS = 64
 _CALIBRATION_DOCUMENTS = 24
 _MLX_GROUPS = (64, 32)
+_LLAMA_CPP = "llama.cpp: "
 
 
 @dataclass(frozen=True)
@@ -46,86 +51,125 @@ class Row:
     """A way to round, and what it cost."""
 
     name: str
-    mb: float  # of weights
-    seconds: float  # that it took
-    brown: Closeness
-    prompts: Closeness
-    int8: Closeness | None  # on the Brown texts, inputs in int8; to the same weights in float32
+    mb: float  # of weights; of the file for llama.cpp's
+    seconds: float | None  # that it took
+    ratio: float  # of perplexities, on Brown
+    divergence: float
+    agreement: float
+    prompts: float | None = None  # divergence on these
+    int8_divergence: float | None = None  # inputs in int8, to the same weights in float32; Brown
+    int8_agreement: float | None = None
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--documents", type=int, default=20, help="of 20 to measure on")
     parser.add_argument("--json", type=Path, help="write the figures here as well")
-    parser.add_argument("--only", help="ways whose name holds this")
+    parser.add_argument("--only", default="", help="ways whose name holds this")
     options = parser.parse_args()
 
     base = original(gemma_multi.open_checkpoint(gemma_270m()))
     documents = brown_documents()
-    brown = [_ids(base, text)[:TOKENS] for text in documents[::EVERY][: options.documents]]
-    prompts = [ids for ids in map(_prompt_ids(base), shipped_prompts()) if len(ids) > 8]
-    reference = Decoder(base.config, Weights(base))
     rows: list[Row] = []
-    perplexities: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as work, ThreadPoolExecutor(2) as pool:
-        for name, make in ways(base, documents, Path(work)):
-            if options.only and options.only not in name:
-                continue
+        chosen = [
+            (name, make) for name, make in ways(base, documents, Path(work)) if options.only in name
+        ]
+        if chosen:
+            with threadpool_limits(1):
+                judge = Judge(base, documents[::EVERY][: options.documents], pool)
+        for name, make in chosen:
             Console(stderr=True).print(name)
             begin = time.perf_counter()
             checkpoint = make()
             seconds = time.perf_counter() - begin
-            model = Decoder(base.config, Weights(checkpoint))
             with threadpool_limits(1):
-                perplexities["brown"], on_brown = measure(reference, model, brown, pool)
-                perplexities["prompts"], on_prompts = measure(reference, model, prompts, pool)
-                on_int8 = None
-                if "calibrated" in name or "nearest" in name:
-                    rounded = Decoder(base.config, model.weights, int8_activations=True)
-                    on_int8 = measure(model, rounded, brown[:4], pool)[1]
-            rows.append(Row(name, checkpoint.nbytes / 1e6, seconds, on_brown, on_prompts, on_int8))
-    _show(rows, perplexities)
-    if options.json:
-        data = {"unquantised": perplexities, "rows": [asdict(row) for row in rows]}
-        options.json.write_text(json.dumps(data, indent=2) + "\n")
+                rows.append(judge.row(name, checkpoint, seconds))
+            keep(rows, options)
+        if options.only in _LLAMA_CPP or _LLAMA_CPP in options.only:
+            rows += in_llama_cpp(base, documents, options.documents, Path(work))
+    show(keep(rows, options))
+
+
+class Judge:
+    """The unquantised model and the texts, on which others are compared to it."""
+
+    def __init__(self, base: Checkpoint, brown: list[str], pool: ThreadPoolExecutor) -> None:
+        self.reference, self.pool = Decoder(base.config, Weights(base)), pool
+        self.brown = [_ids(base, text)[:TOKENS] for text in brown]
+        prompts = [_prompt_ids(base, prompt) for prompt in shipped_prompts()]
+        self.prompts = [ids for ids in prompts if len(ids) > 8]
+        self.known = [
+            list(pool.map(lambda ids: hidden_states(self.reference, ids[:-1]), texts))
+            for texts in (self.brown, self.prompts)
+        ]
+
+    def row(self, name: str, checkpoint: Checkpoint, seconds: float) -> Row:
+        model = Decoder(checkpoint.config, Weights(checkpoint))
+        compare = partial(measure, self.reference, model, pool=self.pool)
+        own, brown = compare(self.brown, known=self.known[0])
+        _, prompts = compare(self.prompts, known=self.known[1])
+        int8: dict[str, float] = {}
+        if "calibrated" in name or "nearest" in name or "recovered" in name:
+            rounded = Decoder(checkpoint.config, model.weights, int8_activations=True)
+            _, close = measure(model, rounded, self.brown[:4], self.pool)
+            int8 = {"int8_divergence": close.divergence, "int8_agreement": close.agreement}
+        return Row(
+            name, checkpoint.nbytes / 1e6, seconds, brown.perplexity / own, brown.divergence,
+            brown.agreement, prompts.divergence, **int8,
+        )  # fmt: skip
 
 
 def ways(
     base: Checkpoint, documents: list[str], work: Path
 ) -> Iterator[tuple[str, Callable[[], Checkpoint]]]:
     """(name, a function that rounds). Documents that are measured calibrate nothing."""
-    others = [text for i, text in enumerate(documents) if i % EVERY]
-    step = len(others) // _CALIBRATION_DOCUMENTS
-    rows = [{"text": base.tokenizer.decode(_ids(base, text)[:512])} for text in others[::step]]
+    rows = [{"text": text} for text in _other_texts(base, documents)]
 
-    def ours(bits: int, calibrate: object) -> Checkpoint:
-        target = work / f"ours-{bits}-{calibrate if isinstance(calibrate, str) else 'rows'}"
-        gemma_multi.quantize(base, target, embedding_bits=bits, calibrate=calibrate)
+    def calibrated(bits: int, calibrate: object) -> Checkpoint:
+        target = work / f"calibrated-{bits}-{isinstance(calibrate, str)}"
+        if not target.exists():
+            gemma_multi.quantize(base, target, embedding_bits=bits, calibrate=calibrate)
         return gemma_multi.open_checkpoint(target)
 
-    for bits in (8, 4):
+    def recovered(bits: int) -> Checkpoint:
+        """As `quantize(base, recover="self")`, which calibrates on itself first."""
+        start = calibrated(bits, "self")
+        return Recoverer.checked(base, "self").recover(start, work / f"recovery-{bits}")[0]
+
+    for bits in (4, 8):
         yield f"nearest, embedding int{bits}", partial(_nearest, base, bits)
-        yield f"calibrated on itself, embedding int{bits}", partial(ours, bits, "self")
-        yield f"calibrated on other Brown texts, embedding int{bits}", partial(ours, bits, rows)
-    yield "llama.cpp's Q4_0, embedding Q8_0", partial(_as_llama_cpp, base)
+        yield f"calibrated on itself, embedding int{bits}", partial(calibrated, bits, "self")
+        yield f"and recovered on itself, embedding int{bits}", partial(recovered, bits)
+        yield (
+            f"calibrated on other Brown texts, embedding int{bits}",
+            partial(calibrated, bits, rows),
+        )
     for group in _MLX_GROUPS:
-        yield f"mlx-lm's 4 bits, groups of {group}", partial(_as_mlx_lm, base, work, group)
+        yield f"mlx-lm: 4 bits, groups of {group}", partial(_as_mlx_lm, base, work, group)
+
+
+def in_llama_cpp(base: Checkpoint, documents: list[str], count: int, work: Path) -> Iterator[Row]:
+    # a window is a document, so that what comes before a word is the same as for the others
+    texts = [base.tokenizer.decode(_ids(base, d)[1:TOKENS]) for d in documents[::EVERY][:count]]
+    found = llama_cpp_quality.qualities(gemma_270m(), texts, _other_texts(base, documents), work)
+    for name, size, said in found:
+        Console(stderr=True).print(_LLAMA_CPP + name)
+        yield Row(
+            _LLAMA_CPP + name, size / 1e6, None,
+            said["perplexity"] / said["unquantised"], said["divergence"], said["agreement"],
+        )  # fmt: skip
+
+
+def _other_texts(base: Checkpoint, documents: list[str]) -> list[str]:
+    """Documents that are not measured, their first 512 tokens each."""
+    others = [text for i, text in enumerate(documents) if i % EVERY]
+    step = len(others) // _CALIBRATION_DOCUMENTS
+    return [base.tokenizer.decode(_ids(base, text)[1:512]) for text in others[::step]]
 
 
 def _nearest(base: Checkpoint, embedding_bits: int) -> Checkpoint:
     return quantize_checkpoint(base, 4, embedding_bits)[0]
-
-
-def _as_llama_cpp(base: Checkpoint) -> Checkpoint:
-    """By the gguf package, whose Q4_0 and Q8_0 are llama.cpp's to the bit."""
-    kinds = gguf.GGMLQuantizationType
-    changes = {}
-    for name, shape in base.config.tensor_shapes().items():
-        if len(shape) == 2:
-            kind = kinds.Q8_0 if name == EMBEDDING else kinds.Q4_0
-            packed = gguf.quants.quantize(base.weight(name).astype(np.float32), kind)
-            changes[name] = gguf.quants.dequantize(packed, kind)
-    return base.with_tensors(changes)
 
 
 def _as_mlx_lm(base: Checkpoint, work: Path, group: int) -> Checkpoint:
@@ -144,36 +188,40 @@ def _ids(base: Checkpoint, text: str) -> np.ndarray:
     return np.array([base.tokenizer.bos_id, *base.tokenizer.encode(text)], np.int32)
 
 
-def _prompt_ids(base: Checkpoint) -> Callable[[object], np.ndarray]:
-    def ids(prompt: object) -> np.ndarray:
-        content = prompt.content  # type: ignore[attr-defined]
-        text = content if isinstance(content, str) else "\n".join(m["content"] for m in content)
-        return _ids(base, text)[:TOKENS]
-
-    return ids
+def _prompt_ids(base: Checkpoint, prompt: Any) -> np.ndarray:
+    content = prompt.content
+    text = content if isinstance(content, str) else "\n".join(m["content"] for m in content)
+    return _ids(base, text)[:_PROMPT_TOKENS]
 
 
-def _show(rows: list[Row], perplexities: dict[str, float]) -> None:
-    table = Table(title=f"perplexity unquantised: {perplexities['brown']:.2f} on Brown")
-    for heading in (
-        "",
-        "MB",
-        "s",
-        "ratio",
-        "KL",
-        "top-1",
-        "KL, 69 prompts",
-        "int8 inputs: KL",
-        "top-1",
-    ):
-        table.add_column(heading, justify="left" if not heading else "right")
-    for row in rows:
+def keep(rows: list[Row], options: argparse.Namespace) -> list[Row]:
+    """Writes them to the file, if there is one, beside the lines that it has of other ways."""
+    if not options.json:
+        return rows
+    file: Path = options.json
+    before = json.loads(file.read_text()) if file.exists() else {}
+    same = before.get("documents") == options.documents
+    lines = {row["name"]: row for row in before.get("rows", []) if same}
+    lines |= {row.name: asdict(row) for row in rows}
+    data = {"documents": options.documents, "rows": list(lines.values())}
+    file.write_text(json.dumps(data, indent=1) + "\n")
+    return [Row(**line) for line in lines.values()]
+
+
+def show(rows: list[Row]) -> None:
+    table = Table(title="Gemma 3 270M against itself unquantised")
+    headings = ("", "MB", "s", "ratio", "KL", "top-1", "KL, prompts", "int8 inputs: KL", "top-1")
+    for heading in headings:
+        table.add_column(heading, justify="right" if heading else "left")
+
+    def shown(value: float | None, form: str) -> str:
+        return "" if value is None else format(value, form)
+
+    for row in sorted(rows, key=lambda row: row.ratio):
         table.add_row(
-            row.name, f"{row.mb:.0f}", f"{row.seconds:.0f}",
-            f"{row.brown.perplexity / perplexities['brown']:.3f}", f"{row.brown.divergence:.4f}",
-            f"{row.brown.agreement:.1%}", f"{row.prompts.divergence:.4f}",
-            f"{row.int8.divergence:.4f}" if row.int8 else "",
-            f"{row.int8.agreement:.1%}" if row.int8 else "",
+            row.name, f"{row.mb:.0f}", shown(row.seconds, ".0f"), f"{row.ratio:.3f}",
+            f"{row.divergence:.4f}", f"{row.agreement:.1%}", shown(row.prompts, ".4f"),
+            shown(row.int8_divergence, ".4f"), shown(row.int8_agreement, ".1%"),
         )  # fmt: skip
     Console(width=120).print(table)
 

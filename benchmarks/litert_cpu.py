@@ -169,7 +169,7 @@ def main() -> None:
     if "llama.cpp" not in options.without:
         import llama_cpp
 
-        llama_cpp.llama_bench(), llama_cpp.random_q4_0()
+        llama_cpp.tool("llama-bench"), llama_cpp.random_q4_0()
         runs["llama.cpp"] = lambda: {
             "prefill": llama_cpp.measure(threads, PROMPT, 0, 0),
             "decode": llama_cpp.measure(threads, 0, STEPS, PROMPT),

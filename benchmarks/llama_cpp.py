@@ -1,5 +1,5 @@
-"""llama.cpp as a peer: its `llama-bench`, built from the sdist of llama-cpp-python, and a random
-Q4_0 file in the shape of Gemma 3 270M. Both are made once, in the user's cache."""
+"""llama.cpp as a peer: its tools, built from the sdist of llama-cpp-python, and a random Q4_0 file
+in the shape of Gemma 3 270M. Both are made once, in the user's cache."""
 
 from __future__ import annotations
 
@@ -19,17 +19,19 @@ from rich.console import Console
 from gemma_multi.cache import cache_directory
 
 SDIST = "llama-cpp-python==0.3.36"
+_TOOLS = ("llama-bench", "llama-imatrix", "llama-perplexity", "llama-quantize")
 _OFF = ("LLAMA_CURL", "LLAMA_OPENSSL", "LLAMA_BUILD_TESTS", "LLAMA_BUILD_SERVER",
         "LLAMA_BUILD_EXAMPLES")  # fmt: skip
 
 
-def llama_bench() -> Path:
-    """The tool, built for this processor. Needs cmake and a C++ compiler; takes ten minutes."""
+def tool(name: str) -> Path:
+    """One of `_TOOLS`, all built for this processor at the first call. Needs cmake and a C++
+    compiler; takes ten minutes."""
     home = cache_directory("benchmarks", SDIST)
-    tool = home / "build" / "bin" / "llama-bench"
-    if tool.exists():
-        return tool
-    Console().print("building llama-bench, once")
+    wanted = home / "build" / "bin" / name
+    if wanted.exists():
+        return wanted
+    Console(stderr=True).print("building llama.cpp, once")
     home.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as work:
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
@@ -37,19 +39,12 @@ def llama_bench() -> Path:
         with tarfile.open(next(Path(work).glob("*.tar.gz"))) as archive:
             archive.extractall(work, filter="data")
         source = next(Path(work).glob("*/vendor/llama.cpp"))
-        options = [f"-D{name}=OFF" for name in _OFF]
-        configure = [
-            "cmake",
-            "-S",
-            str(source),
-            "-B",
-            str(home / "build"),
-            "-DCMAKE_BUILD_TYPE=Release",
-        ]
-        subprocess.run([*configure, "-DGGML_NATIVE=ON", *options], check=True)
-        build = ["cmake", "--build", str(home / "build"), "--target", "llama-bench"]
-        subprocess.run([*build, f"-j{os.cpu_count()}"], check=True)
-    return tool
+        configure = ["cmake", "-S", str(source), "-B", str(home / "build")]
+        options = ["CMAKE_BUILD_TYPE=Release", "GGML_NATIVE=ON", *(f"{name}=OFF" for name in _OFF)]
+        subprocess.run([*configure, *(f"-D{option}" for option in options)], check=True)
+        build = ["cmake", "--build", str(home / "build"), f"-j{os.cpu_count()}", "--target"]
+        subprocess.run([*build, *_TOOLS], check=True)
+    return wanted
 
 
 def random_q4_0() -> Path:
@@ -114,7 +109,7 @@ def random_q4_0() -> Path:
 def measure(threads: int, prompt: int, generate: int, depth: int) -> float:
     """Tokens a second of llama-bench, the best of three: of reading `prompt` or generating."""
     done = subprocess.run(
-        [llama_bench(), "-m", random_q4_0(), "-t", str(threads), "-p", str(prompt),
+        [tool("llama-bench"), "-m", random_q4_0(), "-t", str(threads), "-p", str(prompt),
          "-n", str(generate), "-d", str(depth), "-r", "3", "-o", "json"],
         capture_output=True, text=True, check=True,
     )  # fmt: skip

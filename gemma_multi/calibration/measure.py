@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Executor
+from functools import partial
+from itertools import repeat
 
 import numpy as np
 
@@ -12,11 +14,14 @@ from gemma_multi.transforms import Closeness
 
 
 def measure(
-    reference: Decoder, other: Decoder, texts: Sequence[np.ndarray], pool: Executor
-) -> tuple[float, Closeness]:
+    reference: Decoder, other: Decoder, texts: Sequence[np.ndarray], pool: Executor,
+    known: Sequence[np.ndarray] | None = None,
+) -> tuple[float, Closeness]:  # fmt: skip
     """(the reference's perplexity, how close the other comes), over every position that has a
-    next token."""
-    sums = sum(pool.map(lambda ids: _of_text(reference, other, ids), texts))
+    next token. `known` are the reference's `hidden_states` of the texts, without their last
+    tokens, where they have been computed before."""
+    hidden = known or repeat(None)
+    sums = sum(pool.map(partial(_of_text, reference, other), texts, hidden))
     tokens = sum(len(ids) - 1 for ids in texts)
     own, theirs, divergence, agreement = np.asarray(sums) / tokens
     closeness = Closeness(float(divergence), float(np.exp(theirs)), float(agreement))
@@ -31,11 +36,15 @@ def hidden_states(decoder: Decoder, ids: np.ndarray) -> np.ndarray:
     return decoder.last_norm(x)
 
 
-def _of_text(reference: Decoder, other: Decoder, ids: np.ndarray) -> np.ndarray:
+def _of_text(
+    reference: Decoder, other: Decoder, ids: np.ndarray, known: np.ndarray | None
+) -> np.ndarray:
     """Summed over a text: the negative logarithms of what came, by each of the two; divergence;
     positions at which they agree."""
-    heads = [model.head(hidden_states(model, ids[:-1])) for model in (reference, other)]
+    if known is None:
+        known = hidden_states(reference, ids[:-1])
     found = np.zeros(4)
+    heads = reference.head(known), other.head(hidden_states(other, ids[:-1]))
     for (part, p), (_, q) in zip(*heads, strict=True):
         came = ids[1:][part]
         rows = np.arange(len(came))
