@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from gemma_multi.calibration.measure import hidden_states, measure
 from gemma_multi.checkpoint import Checkpoint
 from gemma_multi.comparison.prompts import shipped_prompts
 from gemma_multi.exporters import save
+from gemma_multi.quantization.tensor import QuantizedTensor
 from gemma_multi.training.recovery import Recoverer
 from gemma_multi.transforms import original, quantize_checkpoint
 
@@ -51,8 +52,8 @@ class Row:
     """A way to round, and what it cost."""
 
     name: str
-    mb: float  # of weights; of the file for llama.cpp's
-    seconds: float | None  # that it took
+    mb: float  # of weights in the file that ships
+    seconds: float | None  # that it took, on top of the calibration for what is recovered
     ratio: float  # of perplexities, on Brown
     divergence: float
     agreement: float
@@ -68,6 +69,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="ways whose name holds this")
     options = parser.parse_args()
 
+    keep([], options)  # or it is refused before anything is measured
     base = original(gemma_multi.open_checkpoint(gemma_270m()))
     documents = brown_documents()
     rows: list[Row] = []
@@ -80,14 +82,13 @@ def main() -> None:
                 judge = Judge(base, documents[::EVERY][: options.documents], pool)
         for name, make in chosen:
             Console(stderr=True).print(name)
-            begin = time.perf_counter()
-            checkpoint = make()
-            seconds = time.perf_counter() - begin
+            checkpoint, seconds = make()
             with threadpool_limits(1):
                 rows.append(judge.row(name, checkpoint, seconds))
             keep(rows, options)
-        if options.only in _LLAMA_CPP or _LLAMA_CPP in options.only:
-            rows += in_llama_cpp(base, documents, options.documents, Path(work))
+        kinds = [name for name in llama_cpp_quality.KINDS if options.only in _LLAMA_CPP + name]
+        if kinds:
+            rows += in_llama_cpp(kinds, base, documents, options.documents, Path(work))
     show(keep(rows, options))
 
 
@@ -115,44 +116,57 @@ class Judge:
             _, close = measure(model, rounded, self.brown[:4], self.pool)
             int8 = {"int8_divergence": close.divergence, "int8_agreement": close.agreement}
         return Row(
-            name, checkpoint.nbytes / 1e6, seconds, brown.perplexity / own, brown.divergence,
+            name, megabytes(checkpoint), seconds, brown.perplexity / own, brown.divergence,
             brown.agreement, prompts.divergence, **int8,
         )  # fmt: skip
 
 
+def megabytes(checkpoint: Checkpoint) -> float:
+    """On our grid biases follow from the scales, and only MLX's files hold them."""
+    size = checkpoint.nbytes
+    for tensor in checkpoint.tensors.values():
+        if isinstance(tensor, QuantizedTensor) and tensor.grid == "portable":
+            size -= tensor.biases.nbytes
+    return size / 1e6
+
+
 def ways(
     base: Checkpoint, documents: list[str], work: Path
-) -> Iterator[tuple[str, Callable[[], Checkpoint]]]:
-    """(name, a function that rounds). Documents that are measured calibrate nothing."""
+) -> Iterator[tuple[str, Callable[[], tuple[Checkpoint, float]]]]:
+    """(name, a function that rounds and says how long it took). Documents that are measured
+    calibrate nothing."""
     rows = [{"text": text} for text in _other_texts(base, documents)]
 
-    def calibrated(bits: int, calibrate: object) -> Checkpoint:
-        target = work / f"calibrated-{bits}-{isinstance(calibrate, str)}"
-        if not target.exists():
-            gemma_multi.quantize(base, target, embedding_bits=bits, calibrate=calibrate)
-        return gemma_multi.open_checkpoint(target)
+    @cache
+    def on_itself(bits: int) -> tuple[Checkpoint, float]:
+        return _quantized(base, work / f"self-{bits}", embedding_bits=bits)
 
     def recovered(bits: int) -> Checkpoint:
         """As `quantize(base, recover="self")`, which calibrates on itself first."""
-        start = calibrated(bits, "self")
-        return Recoverer.checked(base, "self").recover(start, work / f"recovery-{bits}")[0]
+        start, _ = on_itself(bits)
+        return Recoverer.checked(base, "self", work / f"recovery-{bits}").recover(start)[0]
 
     for bits in (4, 8):
-        yield f"nearest, embedding int{bits}", partial(_nearest, base, bits)
-        yield f"calibrated on itself, embedding int{bits}", partial(calibrated, bits, "self")
-        yield f"and recovered on itself, embedding int{bits}", partial(recovered, bits)
+        embedding = f"embedding int{bits}"
+        yield f"nearest, {embedding}", partial(_timed, _nearest, base, bits)
+        yield f"calibrated on itself, {embedding}", partial(on_itself, bits)
+        yield f"and recovered on itself, {embedding}", partial(_timed, recovered, bits)
         yield (
-            f"calibrated on other Brown texts, embedding int{bits}",
-            partial(calibrated, bits, rows),
+            f"calibrated on other Brown texts, {embedding}",
+            partial(_quantized, base, work / f"rows-{bits}", embedding_bits=bits, calibrate=rows),
         )
     for group in _MLX_GROUPS:
-        yield f"mlx-lm: 4 bits, groups of {group}", partial(_as_mlx_lm, base, work, group)
+        name = f"mlx-lm: 4 bits, groups of {group}"
+        yield name, partial(_timed, _as_mlx_lm, base, work, group)
 
 
-def in_llama_cpp(base: Checkpoint, documents: list[str], count: int, work: Path) -> Iterator[Row]:
+def in_llama_cpp(
+    kinds: list[str], base: Checkpoint, documents: list[str], count: int, work: Path
+) -> Iterator[Row]:
     # a window is a document, so that what comes before a word is the same as for the others
     texts = [base.tokenizer.decode(_ids(base, d)[1:TOKENS]) for d in documents[::EVERY][:count]]
-    found = llama_cpp_quality.qualities(gemma_270m(), texts, _other_texts(base, documents), work)
+    others = _other_texts(base, documents)
+    found = llama_cpp_quality.qualities(kinds, gemma_270m(), texts, others, work)
     for name, size, said in found:
         Console(stderr=True).print(_LLAMA_CPP + name)
         yield Row(
@@ -166,6 +180,17 @@ def _other_texts(base: Checkpoint, documents: list[str]) -> list[str]:
     others = [text for i, text in enumerate(documents) if i % EVERY]
     step = len(others) // _CALIBRATION_DOCUMENTS
     return [base.tokenizer.decode(_ids(base, text)[1:512]) for text in others[::step]]
+
+
+def _timed(make: Callable[..., Checkpoint], *given: Any) -> tuple[Checkpoint, float]:
+    begin = time.perf_counter()
+    return make(*given), time.perf_counter() - begin
+
+
+def _quantized(base: Checkpoint, target: Path, **options: Any) -> tuple[Checkpoint, float]:
+    begin = time.perf_counter()
+    gemma_multi.quantize(base, target, **options)
+    return gemma_multi.open_checkpoint(target), time.perf_counter() - begin
 
 
 def _nearest(base: Checkpoint, embedding_bits: int) -> Checkpoint:
@@ -200,8 +225,12 @@ def keep(rows: list[Row], options: argparse.Namespace) -> list[Row]:
         return rows
     file: Path = options.json
     before = json.loads(file.read_text()) if file.exists() else {}
-    same = before.get("documents") == options.documents
-    lines = {row["name"]: row for row in before.get("rows", []) if same}
+    if before.get("documents", options.documents) != options.documents:
+        raise SystemExit(
+            f"{file} is of {before['documents']} documents, and this run of {options.documents}; "
+            "give it another file, or as many"
+        )
+    lines = {row["name"]: row for row in before.get("rows", [])}
     lines |= {row.name: asdict(row) for row in rows}
     data = {"documents": options.documents, "rows": list(lines.values())}
     file.write_text(json.dumps(data, indent=1) + "\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -32,6 +33,7 @@ def tool(name: str) -> Path:
     if wanted.exists():
         return wanted
     Console(stderr=True).print("building llama.cpp, once")
+    shutil.rmtree(home / "build", ignore_errors=True)  # of a source that is gone
     home.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as work:
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]

@@ -5,8 +5,8 @@
 The base is calibrated once (`quantize`), and for every task and number of rows its scales and norms
 are trained (`finetune`, method "scales"): that int4 is asked unseen rows on Keras and, exported, in
 LiteRT-LM, Google's runtime for phones. Beside it stand the same base trained in full and kept in
-bfloat16, VADER (which was made on rows like these), TF-IDF with logistic regression on the same
-rows, and the base as it came. Rows are added to `--json` as they are found.
+bfloat16, VADER (which was made on rows like these), and TF-IDF with logistic regression on the same
+rows. Rows are added to `--json` as they are found.
 """
 
 from __future__ import annotations

@@ -122,9 +122,14 @@ def cached_files() -> list[CachedFile]:
 def trim(keep: Path | None = None) -> None:
     """Brings the exports below their limit, and removes what killed processes left. `keep` is
     what somebody is about to use."""
+    most, now = limit(), time.time()
+    for kind in KINDS:
+        for path in cache_directory(kind).glob(".*"):
+            with contextlib.suppress(OSError):
+                if path.is_dir() and now - path.stat().st_mtime > _ABANDONED:
+                    shutil.rmtree(path)
     files = [file for file in cached_files() if file.kind == EXPORTS]
     total = sum(file.nbytes for file in files)
-    most, now = limit(), time.time()
     for file in files:
         abandoned = file.path.name.startswith(".") and now - file.used > _ABANDONED
         if abandoned or (total > most and file.path != keep):

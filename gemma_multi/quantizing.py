@@ -38,13 +38,15 @@ def quantize(
     bits: of the linear layers, 4 or 8. embedding_bits: 8 keeps the embedding in int8, one scale
         per row.
     calibrate: the text by which int4 codes are chosen, so that answers change least: "self" for
-        what the model writes itself, or rows as `finetune` takes them, those that it will see (a
-        third stays the model's own, so that rows in one language do not cost it the others);
+        what the model writes itself, or rows as `finetune` takes them, those that it will see (some
+        6,000 tokens of them, beside 4,000 of its own, so that rows in one language do not cost it
+        the others);
         None rounds each weight to its nearest code, in seconds and with a far larger loss. "auto"
         is "self" for `bits=4`.
     recover: rows, or "self", on which the int4 model is trained on top of that to say what the
         unquantised one says: its scales and norms learn, its codes stay. `options` are
-        `finetune`'s then, and a run that was stopped goes on from `output`-recovery.
+        `finetune`'s then. A run that was stopped goes on from `output`-recovery, after the
+        calibration was made again.
     progress: True for a bar on a terminal, False for none, or a function of (done, total).
 
     Raises OptionError for bits outside the format and for too little memory, CheckpointError for a
@@ -68,7 +70,8 @@ def quantize(
     )
     recoverer = None
     if recover is not None:
-        recoverer = Recoverer.checked(checkpoint, recover, **options)
+        work = output.with_name(f"{output.name}-recovery")
+        recoverer = Recoverer.checked(checkpoint, recover, work, **options)
     if calibrate is not None:
         with reporting(progress, "calibrating") as report:
             quantized, found = round_by_use(checkpoint, calibrate, embedding_bits, report)
@@ -77,9 +80,8 @@ def quantize(
             quantized, found = quantize_checkpoint(checkpoint, bits, embedding_bits, report)
     recovery = None
     if recoverer is not None:
-        work = output.with_name(f"{output.name}-recovery")
-        quantized, recovery = recoverer.recover(quantized, work, progress)
+        quantized, recovery = recoverer.recover(quantized, progress)
     save(quantized, output)
-    if recovery is not None:
-        shutil.rmtree(work)
+    if recoverer is not None:
+        shutil.rmtree(recoverer.work)
     return replace(found, path=output, nbytes=quantized.nbytes, recovery=recovery)

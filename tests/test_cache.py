@@ -59,8 +59,11 @@ def test_a_note_of_use_does_not_look_like_a_change(own_cache: Path) -> None:
 def test_what_a_killed_process_left_goes_after_a_day(own_cache: Path) -> None:
     abandoned = keep(own_cache / "exports" / ".a.tflite.12ab", 10, 25 * 3600)
     at_work = keep(own_cache / "exports" / ".b.tflite.12ab", 10, 60)
+    half = own_cache / "calibrated" / ".a.12ab"
+    keep(half / "model.safetensors", 10, 25 * 3600)
+    os.utime(half, (time.time() - 25 * 3600,) * 2)
     cache.trim()
-    assert (abandoned.exists(), at_work.exists()) == (False, True)
+    assert (abandoned.exists(), at_work.exists(), half.exists()) == (False, True, False)
 
 
 @pytest.mark.parametrize(

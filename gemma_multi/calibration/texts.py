@@ -1,8 +1,9 @@
 """What a model is calibrated on: the caller's rows, what the model writes itself, or both.
 
-Rows are what a specialist will see, so they come first; but rounding that was fitted to them alone
-would give up the rest, other languages first, so a third of the text is the model's own. Every
-ninth row is held out, and so are some of the model's texts, to say what was won.
+Rows are what a specialist will see, so up to six thousand tokens are theirs; but rounding that was
+fitted to them alone would give up the rest, other languages first, so four thousand more are the
+model's own. Every ninth text (a row, or a part of a long one) is held out, of the model's texts
+too, to say what was won.
 """
 
 from __future__ import annotations
@@ -115,4 +116,4 @@ def _parts(ids: list[int], bos: int, longest: int) -> list[np.ndarray]:
 def _split(texts: Sequence[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
     held_out = [text for i, text in enumerate(texts) if i % _HELD_OUT == _HELD_OUT // 2]
     fitted = [text for i, text in enumerate(texts) if i % _HELD_OUT != _HELD_OUT // 2]
-    return fitted, held_out or fitted
+    return fitted, held_out

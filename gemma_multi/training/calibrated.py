@@ -6,38 +6,70 @@ and it is made once: four minutes for Gemma 3 270M, kept in the user's cache.
 
 from __future__ import annotations
 
-from collections import deque
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
 
 from gemma_multi import formats
-from gemma_multi.cache import CALIBRATED, writable_cache
+from gemma_multi.cache import CALIBRATED, trim, writable_cache
 from gemma_multi.calibration import SELF, calibrate
 from gemma_multi.checkpoint import Checkpoint
-from gemma_multi.errors import OptionError
+from gemma_multi.errors import DataError, GemmaError
 from gemma_multi.exporters import save
 from gemma_multi.progress import Progress, reporting
-from gemma_multi.rows import Data, read_rows
+from gemma_multi.rows import Data, data_name, read_rows
 
 _RECIPE = 1  # counts up where calibration changes what it gives
 
 
-def check_rows(data: Data) -> None:
-    """Reads all rows, before something that takes minutes. Raises DataError for a bad one."""
-    deque(read_rows(data), maxlen=0)
+def checked_rows(data: Data) -> Data:
+    """`data`, all of its rows read once, before something that takes minutes; rows that can be read
+    only once are kept. Raises DataError for a bad one, or too few."""
+    if isinstance(data, Iterator):
+        data = list(data)
+    if sum(1 for _ in read_rows(data)) < 2:
+        raise DataError(f"{data_name(data)}: one row is too few to learn from; give it 10 or more")
+    return data
 
 
 def calibrated(base: Checkpoint, progress: Progress) -> Checkpoint:
     """`base` in int4, calibrated on what it writes itself."""
+    trim()
     cache = writable_cache(CALIBRATED)
-    kept = cache / f"{base.digest()[:32]}-{_RECIPE}" if cache else None
-    if kept is not None and kept.exists():
-        return formats.read(kept)
+    kept = cache / f"{_name(base)}-{_RECIPE}" if cache else None
+    if kept is not None and (found := _read(base, kept)):
+        return found
     with reporting(progress, "calibrating") as report:
         made, _ = calibrate(base, SELF, progress=report)
-    if kept is None:
-        return made
-    try:
-        save(made, kept)
-    except (OptionError, OSError):
-        if not kept.exists():  # else somebody else was sooner
-            raise
-    return formats.read(kept)
+    if kept is not None:
+        with suppress(GemmaError, OSError):  # the disk is full, or another process was sooner
+            save(made, kept)
+        return _read(base, kept) or made
+    return made
+
+
+def _name(base: Checkpoint) -> str:
+    """Of all that the text depends on which a model writes, and so its calibration."""
+    config = json.dumps(base.config.to_dict(), sort_keys=True).encode()
+    parts = (base.digest().encode(), config, base.tokenizer.model)
+    digests = (hashlib.sha256(part).digest() for part in parts)
+    return hashlib.sha256(b"".join(digests)).hexdigest()[:32]
+
+
+def _read(base: Checkpoint, kept: Path) -> Checkpoint | None:
+    """`base` with the tensors that are kept; None where there are none, or half of them."""
+    if not kept.exists():
+        return None
+    found = None
+    with suppress(GemmaError, OSError):
+        found = formats.read(kept)
+    if found is None or not found.provenance.channels:
+        shutil.rmtree(kept, ignore_errors=True)
+        return None
+    made = base.with_tensors(found.tensors, found.provenance.modifications[-1])
+    provenance = replace(made.provenance, channels=found.provenance.channels)
+    return made.replace(provenance=provenance)

@@ -29,7 +29,7 @@ from gemma_multi.progress import Progress
 from gemma_multi.rows import Data
 from gemma_multi.sources import Source, open_checkpoint
 from gemma_multi.training.batches import Batches
-from gemma_multi.training.calibrated import calibrated, check_rows
+from gemma_multi.training.calibrated import calibrated, checked_rows
 from gemma_multi.training.display import Display
 from gemma_multi.training.examples import Examples, prepare
 from gemma_multi.training.options import TrainingOptions
@@ -106,11 +106,12 @@ def finetune(
     if not base.is_int4:  # int8 stands for the weights it was made of
         base = original(base)
     chosen = _check_options(base, validation, options)
+    backend = choose_trainer(backend)
     if chosen.method == "scales" and not base.is_int4:
         _check_output(Path(output), resume)
-        check_rows(data)
+        data = checked_rows(data)
         base = calibrated(base, progress)
-    return train(base, data, Path(output), choose_trainer(backend), validation, chosen,
+    return train(base, data, Path(output), backend, validation, chosen,
                  devices=devices, resume=resume, progress=progress,
                  tensorboard=tensorboard)  # fmt: skip
 
@@ -152,11 +153,11 @@ def train(
         if _any(backend, finished):
             return read_result(output, base, backend, options)
         with _refused_together(backend), _as_training_errors(output):
-            frozen = frozen_weights(base, options)
             words = None
             if teacher:
                 with display.counting("asking for likely words") as count:
                     words = likely_words(teacher, rows[0], count)
+            frozen = frozen_weights(base, options)
             job = Job(base.config, trained, frozen, options, teacher, devices, words)
             trainer = create_trainer(backend, job)
             place = {"device": trainer.device, "dtype": trainer.dtype}
@@ -299,6 +300,14 @@ def _check_options(
         {**given, "validation": share}, base.config.max_position_embeddings,
         "scales" if calibrated_codes else "full",
     )  # fmt: skip
+
+
+def check_run(output: Path, facts: dict[str, Any] | None) -> None:
+    """Whether a run can go to `output`: a new one, or with facts one to resume that has them.
+    Raises OptionError, TrainingError."""
+    _check_output(output, facts is not None)
+    if facts is not None:
+        _check_same_run(output, facts)
 
 
 def _check_output(output: Path, resume: bool) -> bool:

@@ -112,11 +112,11 @@ class KerasTrainer(Trainer):
         for name in list(job.frozen):
             weight = self._jax.tree.map(jnp.asarray, job.frozen.pop(name))
             self._frozen[name] = self._jax.tree.map(self._replicated, weight)
-        teacher = job.teacher_weights()
-        self._teacher = teacher and {
+        teacher = {
             name: self._replicated(jnp.asarray(value, self.dtype))
-            for name, value in teacher.items()
+            for name, value in job.teacher_weights()
         }
+        self._teacher = teacher or None
 
     # What is compiled ---------------------------------------------------------------------------
 

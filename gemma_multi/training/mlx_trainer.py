@@ -66,8 +66,7 @@ class MlxTrainer(Trainer):
         self._model = build_model(job.config)
         self._trained = {n: mx.array(job.trained.pop(n)) for n in list(job.trained)}
         self._frozen = {n: _placed(mx, job.frozen.pop(n)) for n in list(job.frozen)}
-        teacher = job.teacher_weights() or {}
-        self._teacher = {n: mx.array(w, self._compute) for n, w in teacher.items()}
+        self._teacher = {n: mx.array(w, self._compute) for n, w in job.teacher_weights()}
         self._words = job.vocabulary and Vocabulary(*map(mx.array, job.vocabulary))
         self._grid = Grid(partial(on_grid, mx), partial(rescaled, mx)) if job.options.qat else None
         self._optimizer = optimizers.Adam(0.0, betas=BETAS, eps=EPSILON, bias_correction=True)

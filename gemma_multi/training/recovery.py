@@ -1,9 +1,10 @@
 """Recovery: what int4 costs a model, trained back from the model's own probabilities.
 
-The published recipe for Gemma's QAT checkpoints: the int4 student learns to say what the
-unquantised model says, word for word of the vocabulary, on any text of the kind it will see. No
-labels are needed, and nothing new is learned. What is trained are the scales and the norms of the
-int4 model that calibration has made; its codes stay (see `training/weights.py`).
+The published recipe for Gemma's QAT checkpoints: the int4 student learns to give words the
+probabilities that the unquantised model gives them (`vocabulary` says which), on any text of the
+kind it will see. No labels are needed, and nothing new is learned. What is trained are the scales
+and the norms of the int4 model that calibration has made; its codes stay (see
+`training/weights.py`).
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from gemma_multi.machine import available_cores
 from gemma_multi.progress import Progress, reporting
 from gemma_multi.rows import Data
 from gemma_multi.tokenizer import Tokenizer
-from gemma_multi.training.calibrated import check_rows
-from gemma_multi.training.finetune import choose_trainer, train
+from gemma_multi.training.calibrated import checked_rows
+from gemma_multi.training.finetune import check_run, choose_trainer, train
 from gemma_multi.training.options import TrainingOptions
 from gemma_multi.training.result import RUN_FILE
 from gemma_multi.transforms import Recovery, original
@@ -45,20 +46,21 @@ class Recoverer:
 
     teacher: Checkpoint  # whose probabilities are the target
     data: str | Data
+    work: Path  # where the run is kept, and goes on if it was stopped
     options: TrainingOptions
     backend: str
     devices: Any
 
     @classmethod
     def checked(
-        cls, checkpoint: Checkpoint, data: str | Data, *, backend: str = "auto",
+        cls, checkpoint: Checkpoint, data: str | Data, work: Path, *, backend: str = "auto",
         devices: Any = None, **options: Any,
     ) -> Recoverer:  # fmt: skip
         """data: rows as `finetune` takes them, or "self" for text that `checkpoint` writes.
         options: `finetune`'s but for its method, qat and validation.
 
         Raises OptionError, CheckpointError where it is int4 already, DataError for rows that are
-        bad."""
+        bad, TrainingError where another run is in the directory `work`."""
         check_source("recover", data)
         for name in _OWN_OPTIONS:
             if name in options:
@@ -67,16 +69,15 @@ class Recoverer:
             {**_DEFAULTS, **options}, checkpoint.config.max_position_embeddings, "scales"
         )
         backend = choose_trainer(backend)
+        begun = (work / RUN_FILE).exists()
+        check_run(work, {"backend": backend, "options": chosen.to_dict()} if begun else None)
         if not is_self(data):
-            check_rows(data)
-        return cls(original(checkpoint), data, chosen, backend, devices)
+            data = checked_rows(data)
+        return cls(original(checkpoint), data, work, chosen, backend, devices)
 
-    def recover(
-        self, start: Checkpoint, work: Path, progress: Progress = True
-    ) -> tuple[Checkpoint, Recovery]:
-        """(the int4 model `start`, trained; how far it was off before and after). The run is kept
-        in the directory `work`, and goes on from there if it was stopped."""
-        rows = self.data
+    def recover(self, start: Checkpoint, progress: Progress = True) -> tuple[Checkpoint, Recovery]:
+        """(the int4 model `start`, trained; how far it was off before and after)."""
+        rows, work = self.data, self.work
         if is_self(rows):
             with reporting(progress, "writing") as report:
                 rows = _written(self.teacher, report)
@@ -104,7 +105,8 @@ def _written(checkpoint: Checkpoint, report: Any) -> list[dict[str, Any]]:
     decoder = Decoder(checkpoint.config, Weights(checkpoint))
     with ThreadPoolExecutor(available_cores()) as pool, threadpool_limits(1):
         texts = write_texts(decoder, tokenizer, WRITTEN, length, pool, report)
-    return [as_row(tokenizer, ids) for ids in texts]
+    rows = [as_row(tokenizer, ids) for ids in texts]
+    return [row for row in rows if "messages" in row or row["text"].strip()]
 
 
 def as_row(tokenizer: Tokenizer, ids: np.ndarray) -> dict[str, Any]:
@@ -115,6 +117,8 @@ def as_row(tokenizer: Tokenizer, ids: np.ndarray) -> dict[str, Any]:
     said = [{"role": role, "content": "".join(text).strip()} for role, *text in turns]
     while said and not said[-1]["content"]:
         said.pop()
-    if len(said) > 1 and all(turn["content"] for turn in said):
-        return {"messages": said[: len(said) // 2 * 2]}  # they end with what the model says
-    return {"text": tokenizer.decode(ids[1:].tolist())}
+    said = said[: len(said) // 2 * 2]  # they end with what the model says
+    roles = [turn["role"] for turn in said]
+    if said and roles == ["user", "model"] * (len(said) // 2) and all(t["content"] for t in said):
+        return {"messages": said}
+    return {"text": tokenizer.decode(ids[1:].tolist())}  # also where it made up a turn of its own

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,11 +37,11 @@ class Job:
         """Of the LoRA adapter."""
         return self.options.alpha / self.options.rank
 
-    def teacher_weights(self) -> dict[str, np.ndarray] | None:
-        if self.teacher is None:
-            return None
-        names = self.config.tensor_shapes()
-        return {name: self.teacher.weight(name).astype(np.float32) for name in names}
+    def teacher_weights(self) -> Iterator[tuple[str, np.ndarray]]:
+        """One by one, `f32`; nothing without a teacher."""
+        if self.teacher is not None:
+            for name in self.config.tensor_shapes():
+                yield name, self.teacher.weight(name).astype(np.float32)
 
 
 @dataclass(frozen=True)

@@ -306,6 +306,15 @@ def test_too_little_memory_is_said_before_the_work(
     assert not list(tmp_path.iterdir())
 
 
+def test_what_is_held_out_was_not_fitted_to(stories: Checkpoint, pool: Executor) -> None:
+    """Also where rows are too few to hold one out."""
+    rows = [{"text": " ".join(ROWS[i % 60]["text"] for i in range(40))}]
+    texts = collect(rows, decoder_of(stories), stories.tokenizer, pool, lambda *_: None)
+    fitted = {t.tobytes() for t in texts.fitted}
+    assert texts.held_out
+    assert not any(t.tobytes() in fitted for t in texts.held_out)
+
+
 def test_long_rows_are_taken_in_parts_and_many_are_thinned(
     stories: Checkpoint, pool: Executor
 ) -> None:

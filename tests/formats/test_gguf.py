@@ -213,6 +213,8 @@ def test_the_config_and_where_it_comes_from(tmp_path: Path) -> None:
     config = gemma_multi.open_checkpoint(other).config
     assert [config.is_sliding(i) for i in range(8)] == flags
     assert (config.rope_local_theta, config.rope_scaling_factor) == (5000, 8)
+    untyped = write_gguf(checkpoint, tmp_path / "z.gguf", metadata={"rope.scaling.factor": 4.0})
+    assert gemma_multi.open_checkpoint(untyped).config.rope_scaling_factor == 4
 
 
 def test_bfloat16_norms_come_back_as_they_were(tmp_path: Path) -> None:
@@ -273,6 +275,13 @@ def test_ids_equal_hugging_face(
         ({"metadata": {"attention.value_length": 64}}, "value_length is 64"),
         ({"metadata": {"final_logit_softcapping": 30.0}}, "final_logit_softcapping is 30"),
         ({"metadata": {"split.count": 3}}, "one of 3 parts"),
+        ({"metadata": {"split.count": [1, 2]}}, "one of .* parts"),
+        ({"metadata": {"block_count": [8, 8]}}, "block_count is a list, expected one value"),
+        ({"metadata": {"final_logit_softcapping": [1, 2]}}, "softcapping is a list"),
+        (
+            {"metadata": {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0}},
+            "rope.scaling.type is 'yarn'",
+        ),
     ],
 )
 def test_what_is_no_gemma_3_is_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

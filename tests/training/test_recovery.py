@@ -14,7 +14,7 @@ import pytest
 from tiny import noisy_storyteller, tiny_checkpoint, tokenizer
 
 import gemma_multi
-from gemma_multi import Checkpoint, CheckpointError, OptionError
+from gemma_multi import Checkpoint, CheckpointError, DataError, OptionError
 from gemma_multi.chat_template import encode_answered
 from gemma_multi.cli import main
 from gemma_multi.engines import ALL
@@ -68,6 +68,12 @@ def test_what_a_model_wrote_becomes_rows() -> None:
     assert as_row(words, np.array(cut)) == {"messages": spoken}
     before_it = ids[: len(encode_answered(words, turns[:3])[0])]
     assert as_row(words, np.array(before_it)) == {"messages": spoken[:2]}
+    made_up = [*turns[:2], ("narrator", "He said"), ("model", "so")]
+    for odd in (made_up, turns[1:]):  # turns that it opened of its own accord
+        ids = [words.bos_id]
+        for role, text in odd:
+            ids += [words.start_of_turn_id, *words.encode(f"{role}\n{text}"), words.end_of_turn_id]
+        assert list(as_row(words, np.array(ids))) == ["text"]
     plain = [words.bos_id, *words.encode("The fox sat in the sun.")]
     assert as_row(words, np.array(plain)) == {"text": "The fox sat in the sun."}
 
@@ -120,3 +126,18 @@ def test_what_cannot_be_recovered(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="option 'epochs' is for recover"):
         gemma_multi.quantize(base, tmp_path / "a", epochs=3)
     assert not (tmp_path / "a").exists()
+
+
+def test_what_cannot_be_trained_on_is_said_before_calibration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gemma_multi.quantizing.round_by_use", None)
+    base = tiny_checkpoint(vocab_size=4096)
+    with pytest.raises(DataError, match="one row is too few"):
+        gemma_multi.quantize(base, tmp_path / "a", recover=ROWS[:1])
+    other = tmp_path / "a-recovery"
+    other.mkdir()
+    (other / "mine.txt").write_text("kept")
+    with pytest.raises(OptionError, match="a-recovery: exists already"):
+        gemma_multi.quantize(base, tmp_path / "a", recover=ROWS)
+    assert (other / "mine.txt").read_text() == "kept"

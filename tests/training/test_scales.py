@@ -11,10 +11,18 @@ import pytest
 from tiny import noisy_storyteller, tiny_checkpoint
 
 import gemma_multi
-from gemma_multi import Checkpoint, DataError, OptionError, finetune, validation_loss
+from gemma_multi import (
+    Checkpoint,
+    CheckpointError,
+    DataError,
+    OptionError,
+    finetune,
+    validation_loss,
+)
 from gemma_multi.calibration import calibrate
 from gemma_multi.config import EMBEDDING
 from gemma_multi.quantization.tensor import QuantizedTensor
+from gemma_multi.training.calibrated import calibrated
 from gemma_multi.training.weights import CHANGE, Int4, rescaled, trained_gradients
 from training.conftest import ROWS
 
@@ -123,6 +131,42 @@ def test_an_original_is_calibrated_once(
     with pytest.raises(DataError, match="row:2"):  # before four minutes are spent
         finetune(original, [ROWS[0], {"nothing": 1}], output=tmp_path / "third", **options)
     assert not (tmp_path / "third").exists()
+
+
+def test_what_is_kept_of_one_model_is_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Text, and with it calibration, depends on the config too; half a directory is made anew, and
+    a cache that cannot be written to is not needed."""
+    monkeypatch.setenv("GEMMA_MULTI_CACHE", str(tmp_path / "cache"))
+    one = tiny_checkpoint(vocab_size=4096)
+    other = one.replace(config=one.config.replace(rope_local_theta=5000.0))
+    made = [calibrated(model, False) for model in (one, other)]
+    assert made[1].config == other.config
+    assert len(list((tmp_path / "cache/calibrated").iterdir())) == 2
+    named = one.replace(provenance=one.provenance.modified("named"))
+    assert calibrated(named, False).provenance.modifications[-2] == "named"
+    for file in (tmp_path / "cache/calibrated").glob("*/model.safetensors"):
+        file.write_bytes(b"half")
+    assert calibrated(one, False) == made[0]
+
+    def full(*_: object) -> None:
+        raise CheckpointError("No space left on device")
+
+    monkeypatch.setattr("gemma_multi.training.calibrated.save", full)
+    monkeypatch.setenv("GEMMA_MULTI_CACHE", str(tmp_path / "full"))
+    assert calibrated(one, False) == made[0]
+
+
+def test_rows_that_can_be_read_once_are_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GEMMA_MULTI_CACHE", str(tmp_path / "cache"))
+    options = {**OPTIONS, "epochs": 1, "method": "scales", "backend": "keras", "validation": 0}
+    result = finetune(
+        tiny_checkpoint(vocab_size=4096), iter(ROWS), output=tmp_path / "run", **options
+    )
+    assert "fine-tuned on 30 rows" in (result.path() / "NOTICE").read_text()
 
 
 def test_what_has_no_scales_of_ours_is_refused(base: Checkpoint, tmp_path: Path) -> None:

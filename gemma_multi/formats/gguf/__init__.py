@@ -57,6 +57,9 @@ def _read_tokenizer(file: GgufFile) -> Tokenizer:
             "llama.cpp calls a SentencePiece model"
         )
     tokens, scores, kinds = (data.get(key, ()) for key in (TOKENS, SCORES, KINDS))
+    for key, found in ((TOKENS, tokens), (SCORES, scores), (KINDS, kinds)):
+        if isinstance(found, int | float | str | bytes):
+            raise TokenizerError(f"{path}: {key} is one value, expected a list")
     if not len(tokens) == len(scores) == len(kinds) > 0:
         raise TokenizerError(
             f"{path}: has {len(tokens)} tokens, {len(scores)} scores and {len(kinds)} types, "

@@ -16,6 +16,7 @@ from gemma_multi.errors import CheckpointError, ConfigError
 from gemma_multi.formats.gguf.file import GgufFile
 
 ARCHITECTURE = "gemma3"
+_PATTERN = "attention.sliding_window_pattern"  # a period, or a list of flags
 TOKENS, SCORES, KINDS = (f"tokenizer.ggml.{name}" for name in ("tokens", "scores", "token_type"))
 TOKENIZER_MODEL = "tokenizer.ggml.model"
 HEAD = "output.weight"  # only where it is not tied
@@ -57,17 +58,19 @@ def read_config(file: GgufFile) -> ModelConfig:
             f"{file.path}: is a {architecture!r} model, expected {ARCHITECTURE!r} (a Gemma 3 text "
             "model)"
         )
-    if data.get("split.count", 0) not in (0, 1):
+    if (parts := str(data.get("split.count", 0))) not in ("0", "1"):
         raise CheckpointError(
-            f"{file.path}: is one of {data['split.count']} parts; join them with "
-            "llama-gguf-split --merge"
+            f"{file.path}: is one of {parts} parts; join them with llama-gguf-split --merge"
         )
     stored = file.tensors.get(stored_name(EMBEDDING))
     if stored is None or len(stored.shape) != 2:
         raise CheckpointError(f"{file.path}: tensor {stored_name(EMBEDDING)!r} is missing")
 
     def value(key: str, default: Any = None) -> Any:
-        return data.get(f"{ARCHITECTURE}.{key}", default)
+        found = data.get(f"{ARCHITECTURE}.{key}", default)
+        if found is not None and not isinstance(found, int | float | str) and key != _PATTERN:
+            raise ConfigError(f"{file.path}: {key} is a list, expected one value")
+        return found
 
     layers, hidden = value("block_count"), value("embedding_length")
     width, heads = value("attention.key_length", 256), value("attention.head_count")
@@ -82,7 +85,12 @@ def read_config(file: GgufFile) -> ModelConfig:
     scalar = width
     if layers == _LAYERS_OF_27B and type(hidden) is type(heads) is int and heads:
         scalar = hidden / heads
-    factor = value("rope.scaling.factor") if value("rope.scaling.type") == "linear" else None
+    factor = value("rope.scaling.factor")
+    scaling = value("rope.scaling.type", "linear" if factor else "none")
+    if scaling not in ("none", "linear"):
+        raise ConfigError(
+            f"{file.path}: rope.scaling.type is {scaling!r}; Gemma 3 has 'none' or 'linear'"
+        )
     try:
         return ModelConfig.from_dict({
             "model_type": "gemma3_text",
@@ -94,11 +102,12 @@ def read_config(file: GgufFile) -> ModelConfig:
             "head_dim": width,
             "intermediate_size": value("feed_forward_length"),
             "sliding_window": value("attention.sliding_window"),
-            "layer_types": _layer_types(value("attention.sliding_window_pattern"), layers),
+            "layer_types": _layer_types(value(_PATTERN), layers),
             "max_position_embeddings": value("context_length"),
             "rope_theta": value("rope.freq_base", 1e6),
             "rope_local_base_freq": value("rope.freq_base_swa", 1e4),
-            "rope_scaling": factor and {"rope_type": "linear", "factor": factor},
+            "rope_scaling": {"rope_type": "linear", "factor": factor}
+            if factor and scaling == "linear" else None,
             "query_pre_attn_scalar": scalar,
             "rms_norm_eps": _shortest(value("attention.layer_norm_rms_epsilon", 1e-6)),
             **{f"{name}_token_id": data[f"tokenizer.ggml.{key}_token_id"]
