@@ -43,6 +43,7 @@ from gemma_multi.transforms import original, quantize_checkpoint
 EVERY, TOKENS = 25, 1024
 _PROMPT_TOKENS = 64
 _CALIBRATION_DOCUMENTS = 24
+_RECOVERY_DOCUMENTS, _RECOVERY_EPOCHS = 96, 2  # some twelve minutes, as on its own text
 _MLX_GROUPS = (64, 32)
 _LLAMA_CPP = "llama.cpp: "
 
@@ -135,26 +136,33 @@ def ways(
 ) -> Iterator[tuple[str, Callable[[], tuple[Checkpoint, float]]]]:
     """(name, a function that rounds and says how long it took). Documents that are measured
     calibrate nothing."""
-    rows = [{"text": text} for text in _other_texts(base, documents)]
+    rows, more = (
+        [{"text": text} for text in _other_texts(base, documents, count)]
+        for count in (_CALIBRATION_DOCUMENTS, _RECOVERY_DOCUMENTS)
+    )
 
     @cache
-    def on_itself(bits: int) -> tuple[Checkpoint, float]:
-        return _quantized(base, work / f"self-{bits}", embedding_bits=bits)
+    def calibrated(bits: int, on_rows: bool) -> tuple[Checkpoint, float]:
+        target, source = work / f"calibrated-{bits}-{on_rows}", rows if on_rows else "self"
+        begin = time.perf_counter()
+        gemma_multi.quantize(base, target, embedding_bits=bits, calibrate=source)
+        return gemma_multi.open_checkpoint(target), time.perf_counter() - begin
 
-    def recovered(bits: int) -> Checkpoint:
-        """As `quantize(base, recover="self")`, which calibrates on itself first."""
-        start, _ = on_itself(bits)
-        return Recoverer.checked(base, "self", work / f"recovery-{bits}").recover(start)[0]
+    def recovered(bits: int, on_rows: bool) -> tuple[Checkpoint, float]:
+        """As `quantize(base, recover=...)`, which calibrates first."""
+        start, _ = calibrated(bits, on_rows)
+        begin, run = time.perf_counter(), work / f"recovery-{bits}-{on_rows}"
+        options: dict[str, Any] = {"epochs": _RECOVERY_EPOCHS} if on_rows else {}
+        recoverer = Recoverer.checked(base, more if on_rows else "self", run, **options)
+        return recoverer.recover(start)[0], time.perf_counter() - begin
 
     for bits in (4, 8):
-        embedding = f"embedding int{bits}"
-        yield f"nearest, {embedding}", partial(_timed, _nearest, base, bits)
-        yield f"calibrated on itself, {embedding}", partial(on_itself, bits)
-        yield f"and recovered on itself, {embedding}", partial(_timed, recovered, bits)
-        yield (
-            f"calibrated on other Brown texts, {embedding}",
-            partial(_quantized, base, work / f"rows-{bits}", embedding_bits=bits, calibrate=rows),
-        )
+        end = f"embedding int{bits}"
+        yield f"nearest, {end}", partial(_timed, _nearest, base, bits)
+        yield f"calibrated on itself, {end}", partial(calibrated, bits, False)
+        yield f"and recovered on itself, {end}", partial(recovered, bits, False)
+        yield f"calibrated on other Brown texts, {end}", partial(calibrated, bits, True)
+        yield f"and recovered on other Brown texts, {end}", partial(recovered, bits, True)
     for group in _MLX_GROUPS:
         name = f"mlx-lm: 4 bits, groups of {group}"
         yield name, partial(_timed, _as_mlx_lm, base, work, group)
@@ -165,7 +173,7 @@ def in_llama_cpp(
 ) -> Iterator[Row]:
     # a window is a document, so that what comes before a word is the same as for the others
     texts = [base.tokenizer.decode(_ids(base, d)[1:TOKENS]) for d in documents[::EVERY][:count]]
-    others = _other_texts(base, documents)
+    others = _other_texts(base, documents, _CALIBRATION_DOCUMENTS)
     found = llama_cpp_quality.qualities(kinds, gemma_270m(), texts, others, work)
     for name, size, said in found:
         Console(stderr=True).print(_LLAMA_CPP + name)
@@ -175,22 +183,16 @@ def in_llama_cpp(
         )  # fmt: skip
 
 
-def _other_texts(base: Checkpoint, documents: list[str]) -> list[str]:
-    """Documents that are not measured, their first 512 tokens each."""
+def _other_texts(base: Checkpoint, documents: list[str], count: int) -> list[str]:
+    """About `count` documents that are not measured, their first 512 tokens each."""
     others = [text for i, text in enumerate(documents) if i % EVERY]
-    step = len(others) // _CALIBRATION_DOCUMENTS
+    step = len(others) // count
     return [base.tokenizer.decode(_ids(base, text)[1:512]) for text in others[::step]]
 
 
 def _timed(make: Callable[..., Checkpoint], *given: Any) -> tuple[Checkpoint, float]:
     begin = time.perf_counter()
     return make(*given), time.perf_counter() - begin
-
-
-def _quantized(base: Checkpoint, target: Path, **options: Any) -> tuple[Checkpoint, float]:
-    begin = time.perf_counter()
-    gemma_multi.quantize(base, target, **options)
-    return gemma_multi.open_checkpoint(target), time.perf_counter() - begin
 
 
 def _nearest(base: Checkpoint, embedding_bits: int) -> Checkpoint:
