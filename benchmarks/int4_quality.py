@@ -123,11 +123,15 @@ class Judge:
 
 
 def megabytes(checkpoint: Checkpoint) -> float:
-    """On our grid biases follow from the scales, and only MLX's files hold them."""
+    """As a phone's file holds them: only MLX's have biases, which on our grid follow from the
+    scales, and scales of an int8 embedding again and again, which has one to a row."""
     size = checkpoint.nbytes
     for tensor in checkpoint.tensors.values():
-        if isinstance(tensor, QuantizedTensor) and tensor.grid == "portable":
-            size -= tensor.biases.nbytes
+        if isinstance(tensor, QuantizedTensor):
+            if tensor.bits == 8:
+                size -= tensor.biases.nbytes + tensor.scales.nbytes - 4 * len(tensor.scales)
+            elif tensor.grid == "portable":
+                size -= tensor.biases.nbytes
     return size / 1e6
 
 
