@@ -112,7 +112,7 @@ class Judge:
         own, brown = compare(self.brown, known=self.known[0])
         _, prompts = compare(self.prompts, known=self.known[1])
         int8: dict[str, float] = {}
-        if "calibrated" in name or "nearest" in name or "recovered" in name:
+        if "mlx-lm" not in name:
             rounded = Decoder(checkpoint.config, model.weights, int8_activations=True)
             _, close = measure(model, rounded, self.brown[:4], self.pool)
             int8 = {"int8_divergence": close.divergence, "int8_agreement": close.agreement}
@@ -148,17 +148,20 @@ def ways(
     @cache
     def calibrated(bits: int, on_rows: bool) -> tuple[Checkpoint, float]:
         target, source = work / f"calibrated-{bits}-{on_rows}", rows if on_rows else "self"
-        begin = time.perf_counter()
-        gemma_multi.quantize(base, target, embedding_bits=bits, calibrate=source)
-        return gemma_multi.open_checkpoint(target), time.perf_counter() - begin
+
+        def make() -> Checkpoint:
+            gemma_multi.quantize(base, target, embedding_bits=bits, calibrate=source)
+            return gemma_multi.open_checkpoint(target)
+
+        return _timed(make)
 
     def recovered(bits: int, on_rows: bool) -> tuple[Checkpoint, float]:
         """As `quantize(base, recover=...)`, which calibrates first."""
         start, _ = calibrated(bits, on_rows)
-        begin, run = time.perf_counter(), work / f"recovery-{bits}-{on_rows}"
+        run = work / f"recovery-{bits}-{on_rows}"
         options: dict[str, Any] = {"epochs": _RECOVERY_EPOCHS} if on_rows else {}
         recoverer = Recoverer.checked(base, more if on_rows else "self", run, **options)
-        return recoverer.recover(start)[0], time.perf_counter() - begin
+        return _timed(lambda: recoverer.recover(start)[0])
 
     for bits in (4, 8):
         end = f"embedding int{bits}"

@@ -11,13 +11,15 @@ from __future__ import annotations
 import re
 import subprocess
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from llama_cpp import tool
 
+_MATRIX, _LOGITS = "imatrix.gguf", "logits"
 KINDS = {  # name: llama-quantize's options
     "Q4_0": [],
-    "Q4_0 with an importance matrix": ["--imatrix"],
+    "Q4_0 with an importance matrix": ["--imatrix", _MATRIX],
     "Q4_0 throughout": ["--pure"],
 }
 _SAID = {
@@ -34,36 +36,27 @@ def qualities(
 ) -> Iterator[tuple[str, int, dict[str, float]]]:
     """(name, bytes of the file, what `_SAID` names) of each of `kinds`. `others` are the texts of
     the importance matrix."""
-    dense, said = work / "dense.gguf", work / "logits"
-    _quantize(model, dense, ["--allow-requantize"], "F32")
+    run = partial(_run, work)
     (work / "texts.txt").write_text("".join(texts), "utf-8")
     (work / "others.txt").write_text("\n\n".join(others), "utf-8")
-    read = ["-c", str(_WINDOW), "-b", str(_WINDOW), "-t", str(_THREADS)]
-    run("llama-perplexity", "-m", dense, "-f", work / "texts.txt", *read,
-        "--kl-divergence-base", said)  # fmt: skip
-    run("llama-imatrix", "-m", dense, "-f", work / "others.txt", "-o", work / "imatrix.gguf",
-        "-c", "512", "-t", str(_THREADS))  # fmt: skip
+    read: list[object] = ["-f", "texts.txt", "-c", _WINDOW, "-b", _WINDOW, "-t", _THREADS]
+    read += ["--kl-divergence-base", _LOGITS]
+    run("llama-quantize", "--allow-requantize", model.resolve(), "dense.gguf", "F32")
+    run("llama-perplexity", "-m", "dense.gguf", *read)  # writes them
+    run("llama-imatrix", "-m", "dense.gguf", "-f", "others.txt", "-o", _MATRIX, "-c", 512,
+        "-t", _THREADS)  # fmt: skip
     for name in kinds:
-        file = work / "quantised.gguf"
-        given = [word for option in KINDS[name] for word in (
-            [option, str(work / "imatrix.gguf")] if option == "--imatrix" else [option]
-        )]  # fmt: skip
-        _quantize(dense, file, given, "Q4_0")
-        output = run("llama-perplexity", "-m", file, "-f", work / "texts.txt", *read,
-                     "--kl-divergence-base", said, "--kl-divergence")  # fmt: skip
+        run("llama-quantize", *KINDS[name], "dense.gguf", "int4.gguf", "Q4_0")
+        output = run("llama-perplexity", "-m", "int4.gguf", *read, "--kl-divergence")
         found = {what: float(re.findall(pattern, output)[-1]) for what, pattern in _SAID.items()}
         found["agreement"] /= 100
-        yield name, file.stat().st_size, found
+        yield name, (work / "int4.gguf").stat().st_size, found
 
 
-def _quantize(source: Path, target: Path, options: list[str], kind: str) -> None:
-    run("llama-quantize", *options, source, target, kind)
-
-
-def run(name: str, *arguments: object) -> str:
-    """What one of llama.cpp's tools printed."""
-    command = [str(tool(name)), *map(str, arguments)]
+def _run(work: Path, name: str, *arguments: object) -> str:
+    """What one of llama.cpp's tools printed, run in the directory `work`."""
     done = subprocess.run(
-        command, check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+        [tool(name).resolve(), *map(str, arguments)], cwd=work, check=True, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
     return done.stdout

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -18,27 +17,15 @@ from gemma_multi import formats
 from gemma_multi.cache import CALIBRATED, trim, writable_cache
 from gemma_multi.calibration import SELF, calibrate
 from gemma_multi.checkpoint import Checkpoint
-from gemma_multi.errors import DataError, GemmaError
+from gemma_multi.errors import GemmaError
 from gemma_multi.exporters import save
 from gemma_multi.progress import Progress, reporting
-from gemma_multi.rows import Data, data_name, read_rows
 
 _RECIPE = 1  # counts up where calibration changes what it gives
 
 
-def checked_rows(data: Data) -> Data:
-    """`data`, all of its rows read once, before something that takes minutes; rows that can be read
-    only once are kept. Raises DataError for a bad one, or too few."""
-    if isinstance(data, Iterator):
-        data = list(data)
-    if sum(1 for _ in read_rows(data)) < 2:
-        raise DataError(f"{data_name(data)}: one row is too few to learn from; give it 10 or more")
-    return data
-
-
 def calibrated(base: Checkpoint, progress: Progress) -> Checkpoint:
     """`base` in int4, calibrated on what it writes itself."""
-    trim()
     cache = writable_cache(CALIBRATED)
     kept = cache / f"{_name(base)}-{_RECIPE}" if cache else None
     if kept is not None and (found := _read(base, kept)):
@@ -46,6 +33,7 @@ def calibrated(base: Checkpoint, progress: Progress) -> Checkpoint:
     with reporting(progress, "calibrating") as report:
         made, _ = calibrate(base, SELF, progress=report)
     if kept is not None:
+        trim()
         with suppress(GemmaError, OSError):  # the disk is full, or another process was sooner
             save(made, kept)
         return _read(base, kept) or made

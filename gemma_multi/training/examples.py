@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +25,21 @@ HAS_LOSS = 1 << 30
 SHORTEST = 8  # tokens; a max_length below this holds no conversation
 LOSS_ON = ("answer", "all")
 TOO_LONG = ("refuse", "cut", "skip")
+
+
+def checked_rows(data: Data) -> Data:
+    """`data`, all of its rows read once, before something that takes minutes; rows that can be read
+    only once are kept. Raises DataError for a bad one, or too few."""
+    if isinstance(data, Iterator):
+        data = list(data)
+    check_enough(data_name(data), sum(1 for _ in read_rows(data)))
+    return data
+
+
+def check_enough(name: str, rows: int) -> None:
+    """Raises DataError for too few to learn from."""
+    if rows < 2:
+        raise DataError(f"{name}: one row is too few to learn from; give it 10 or more")
 
 
 def tokenize(tokenizer: Tokenizer, row: Row, loss_on: str = "answer") -> np.ndarray:

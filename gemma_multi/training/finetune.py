@@ -21,6 +21,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from gemma_multi.checkpoint import Checkpoint
+from gemma_multi.config import EMBEDDING
 from gemma_multi.engines import backends, choose_backend
 from gemma_multi.errors import DataError, OptionError, TrainingError
 from gemma_multi.files import check_output, write_atomically
@@ -29,9 +30,9 @@ from gemma_multi.progress import Progress
 from gemma_multi.rows import Data
 from gemma_multi.sources import Source, open_checkpoint
 from gemma_multi.training.batches import Batches
-from gemma_multi.training.calibrated import calibrated, checked_rows
+from gemma_multi.training.calibrated import calibrated
 from gemma_multi.training.display import Display
-from gemma_multi.training.examples import Examples, prepare
+from gemma_multi.training.examples import Examples, check_enough, checked_rows, prepare
 from gemma_multi.training.options import TrainingOptions
 from gemma_multi.training.result import (
     ROWS_DIRECTORY,
@@ -154,7 +155,7 @@ def train(
             return read_result(output, base, backend, options)
         with _refused_together(backend), _as_training_errors(output):
             words = None
-            if teacher:
+            if teacher and EMBEDDING not in trained:
                 with display.counting("asking for likely words") as count:
                     words = likely_words(teacher, rows[0], count)
             frozen = frozen_weights(base, options)
@@ -343,8 +344,7 @@ def _read_data(
             )  # fmt: skip
 
     rows = prepared(data, "training.i32")
-    if len(rows) < 2:
-        raise DataError(f"{rows.name}: one row is too few to learn from; give it 10 or more")
+    check_enough(rows.name, len(rows))
     held: Examples | None = None
     if not isinstance(validation, int | float):
         held = prepared(validation, "validation.i32")

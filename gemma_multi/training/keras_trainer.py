@@ -32,6 +32,7 @@ from gemma_multi.training.attention import attend
 from gemma_multi.training.batches import IGNORE_INDEX, Batch
 from gemma_multi.training.head import chunk_loss
 from gemma_multi.training.trainer import BETAS, EPSILON, Job, StepResult, Trainer
+from gemma_multi.training.vocabulary import compared
 from gemma_multi.training.weights import (
     Grid,
     effective_weights,
@@ -166,13 +167,10 @@ class KerasTrainer(Trainer):
         hidden, back = jax.vjp(trunk, layers, embedding[ids])
         target = self._teacher_hidden(teacher, ids, segments)
         learned = EMBEDDING in weights
-        if (words := self._job.vocabulary) and target and not learned:
-            some = embedding[words.ids], (target[0], target[1][words.ids]), words.log_weights
-            loss, d_hidden, _ = self._head(hidden, labels, *some, gradient=True)
-        else:
-            loss, d_hidden, d_embedding = self._head(
-                hidden, labels, embedding, target, gradient=True, learned=learned
-            )
+        over = compared(self._job.vocabulary, embedding, target)
+        loss, d_hidden, d_embedding = self._head(
+            hidden, labels, *over, gradient=True, learned=learned
+        )
         gradients, d_embedded = back(d_hidden)
         gradients = {name: g.astype("float32") for name, g in gradients.items()}
         if learned:

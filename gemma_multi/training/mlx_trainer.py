@@ -23,7 +23,7 @@ from gemma_multi.errors import OptionError
 from gemma_multi.training.batches import IGNORE_INDEX, Batch
 from gemma_multi.training.head import chunk_loss
 from gemma_multi.training.trainer import BETAS, EPSILON, Job, StepResult, Trainer
-from gemma_multi.training.vocabulary import Vocabulary
+from gemma_multi.training.vocabulary import Vocabulary, compared
 from gemma_multi.training.weights import (
     Grid,
     Int4,
@@ -137,13 +137,8 @@ class MlxTrainer(Trainer):
             hidden, embedding = self._hidden({**self._frozen, **weights}, ids, segments)
             fixed = mx.stop_gradient(hidden), mx.stop_gradient(embedding)
             learned = EMBEDDING in weights
-            if (words := self._words) and target and not learned:
-                some = fixed[1][words.ids], (target[0], target[1][words.ids]), words.log_weights
-                loss, d_hidden, d_embedding = self._head(fixed[0], labels, *some)
-            else:
-                loss, d_hidden, d_embedding = self._head(
-                    fixed[0], labels, fixed[1], target, learned=learned
-                )
+            over = compared(self._words, fixed[1], target)
+            loss, d_hidden, d_embedding = self._head(fixed[0], labels, *over, learned=learned)
             value = mx.sum(hidden.astype(mx.float32) * d_hidden)
             if learned:
                 value = value + mx.sum(weights[EMBEDDING] * d_embedding)

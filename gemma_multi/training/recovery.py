@@ -26,7 +26,7 @@ from gemma_multi.machine import available_cores
 from gemma_multi.progress import Progress, reporting
 from gemma_multi.rows import Data
 from gemma_multi.tokenizer import Tokenizer
-from gemma_multi.training.calibrated import checked_rows
+from gemma_multi.training.examples import checked_rows
 from gemma_multi.training.finetune import check_run, choose_trainer, train
 from gemma_multi.training.options import TrainingOptions
 from gemma_multi.training.result import RUN_FILE

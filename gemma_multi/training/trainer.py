@@ -30,7 +30,8 @@ class Job:
     options: TrainingOptions
     teacher: Checkpoint | None = None  # whose probabilities are the target
     devices: Any = None
-    vocabulary: Vocabulary | None = None  # for a teacher's, in a step; all words if None
+    # in a step, over which a teacher is followed; all words if None, or the embedding is trained
+    vocabulary: Vocabulary | None = None
 
     @property
     def scale(self) -> float:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from gemma_multi.calibration.decoder import Decoder, Weights
+from gemma_multi.calibration.decoder import Decoder, Weights, softmax
 from gemma_multi.calibration.measure import hidden_states
 from gemma_multi.checkpoint import Checkpoint
 from gemma_multi.machine import available_cores
@@ -32,6 +32,17 @@ class Vocabulary(NamedTuple):
 
     ids: Any  # i32[N]
     log_weights: Any  # f32[N], the logarithm of the number of words that each stands for
+
+
+def compared(
+    words: Vocabulary | None, embedding: Any, teacher: tuple[Any, Any] | None
+) -> tuple[Any, tuple[Any, Any] | None, Any]:
+    """(embedding, teacher's (hidden, embedding), log weights) over `words` where there are a
+    teacher and words, in any framework's arrays; else over all, and no weights."""
+    if words is None or teacher is None:
+        return embedding, teacher, None
+    hidden, theirs = teacher
+    return embedding[words.ids], (hidden, theirs[words.ids]), words.log_weights
 
 
 def likely_words(
@@ -69,8 +80,5 @@ def _mass(decoder: Decoder, ids: np.ndarray) -> np.ndarray:
     """How much of the teacher's probability each word has, summed over a text: `f64[V]`."""
     total = np.zeros(decoder.config.vocab_size)
     for _, logits in decoder.head(hidden_states(decoder, ids)):
-        logits -= logits.max(-1, keepdims=True)
-        np.exp(logits, out=logits)
-        logits /= logits.sum(-1, keepdims=True)
-        total += logits.sum(0, dtype=np.float64)
+        total += softmax(logits).sum(0, dtype=np.float64)
     return total

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +15,7 @@ from gemma_multi.checkpoint import Checkpoint
 from gemma_multi.engines import ALL, Engine
 from gemma_multi.training.batches import Batch
 from gemma_multi.training.finetune import create_trainer
+from gemma_multi.training.history import read_history
 from gemma_multi.training.options import TrainingOptions
 from gemma_multi.training.trainer import Job, Trainer
 from gemma_multi.training.vocabulary import Vocabulary
@@ -47,6 +51,15 @@ def make_batch(ids: np.ndarray, labels: np.ndarray, segments: np.ndarray | None 
 def all_logits(engine: Engine, ids: np.ndarray) -> np.ndarray:
     """`i32[B, T]` -> `f32[B, T, V]`, a session a row."""
     return np.stack([engine.session().read(row, ALL) for row in ids])
+
+
+def wait_for_step(output: Path, step: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if any(r["step"] >= step and "loss" in r for r in read_history(output / "history.jsonl")):
+            return
+        time.sleep(0.005)
+    raise AssertionError(f"no step {step}: {process.communicate()[1][-2000:]}")
 
 
 ROWS = [

@@ -8,7 +8,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from gemma_multi import (
 )
 from gemma_multi.exporters import save
 from gemma_multi.training.history import read_history
-from training.conftest import ROWS
+from training.conftest import ROWS, wait_for_step
 
 OPTIONS: dict[str, Any] = {
     "epochs": 2, "learning_rate": 2e-3, "batch_size": 4, "max_length": 64, "progress": False,
@@ -157,15 +156,6 @@ def start(base: Path, output: Path, rows: Path, **options: Any) -> subprocess.Po
         [sys.executable, "-c", SCRIPT, str(base), str(output), str(rows), json.dumps(options)],
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-
-
-def wait_for_step(output: Path, step: int, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if any(r["step"] >= step and "loss" in r for r in read_history(output / "history.jsonl")):
-            return
-        time.sleep(0.005)
-    raise AssertionError(f"no step {step}: {process.communicate()[1][-2000:]}")
 
 
 def same_weights(one: Path, other: Path) -> bool:

@@ -21,8 +21,7 @@ from gemma_multi.engines import ALL
 from gemma_multi.exporters import save
 from gemma_multi.quantization.tensor import QuantizedTensor
 from gemma_multi.training.recovery import as_row
-from training.conftest import ROWS
-from training.test_finetune import wait_for_step
+from training.conftest import ROWS, wait_for_step
 
 
 def divergence(a: Checkpoint, b: Checkpoint, text: str) -> float:
