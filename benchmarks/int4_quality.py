@@ -35,7 +35,7 @@ from gemma_multi.calibration.decoder import Decoder, Weights
 from gemma_multi.calibration.measure import hidden_states, measure
 from gemma_multi.checkpoint import Checkpoint
 from gemma_multi.comparison.prompts import shipped_prompts
-from gemma_multi.exporters import save
+from gemma_multi.exporters import save as save_checkpoint
 from gemma_multi.quantization.tensor import QuantizedTensor
 from gemma_multi.training.recovery import Recoverer
 from gemma_multi.transforms import original, quantize_checkpoint
@@ -45,6 +45,7 @@ _PROMPT_TOKENS = 64
 _CALIBRATION_DOCUMENTS = 24
 _RECOVERY_DOCUMENTS, _RECOVERY_EPOCHS = 96, 2  # some twelve minutes, as on its own text
 _MLX_GROUPS = (64, 32)
+_GPTQ_TOKENS = 480  # of a text
 _LLAMA_CPP = "llama.cpp: "
 
 
@@ -173,6 +174,8 @@ def ways(
     for group in _MLX_GROUPS:
         name = f"mlx-lm: 4 bits, groups of {group}"
         yield name, partial(_timed, _as_mlx_lm, base, work, group)
+    name = "mlx-lm: GPTQ on other Brown texts, 4 bits, embedding 6"
+    yield name, partial(_timed, _gptq_of_mlx_lm, base, work, rows)
 
 
 def in_llama_cpp(
@@ -209,13 +212,35 @@ def _nearest(base: Checkpoint, embedding_bits: int) -> Checkpoint:
 def _as_mlx_lm(base: Checkpoint, work: Path, group: int) -> Checkpoint:
     from mlx_lm import convert
 
-    dense, target = work / "dense", work / f"mlx-{group}"
+    target = work / f"mlx-{group}"
+    dense = str(_dense(base, work))
+    convert(dense, str(target), quantize=True, q_group_size=group, q_bits=4)
+    return gemma_multi.open_checkpoint(target)
+
+
+def _gptq_of_mlx_lm(base: Checkpoint, work: Path, texts: list[dict[str, str]]) -> Checkpoint:
+    """By its own settings: groups of 64, the embedding in 6 bits."""
+    import mlx.core as mx
+    from mlx_lm.quant.gptq import gptq_quantize
+    from mlx_lm.utils import load, save
+
+    dense, target = str(_dense(base, work)), work / "mlx-gptq"
+    model, tokenizer, config = load(dense, return_config=True)
+    rows = [ids for text in texts if len(ids := _ids(base, text["text"])) >= _GPTQ_TOKENS]
+    data = mx.array(np.stack([ids[:_GPTQ_TOKENS] for ids in rows]))
+    model, config["quantization"] = gptq_quantize(model, data, 4, 64, 6, 64)
+    save(target, dense, model, tokenizer, config)
+    return gemma_multi.open_checkpoint(target)
+
+
+def _dense(base: Checkpoint, work: Path) -> Path:
+    """What mlx-lm reads, with the tokenizer that it wants."""
+    dense = work / "dense"
     if not dense.exists():
-        save(base, dense)
+        save_checkpoint(base, dense)
         for name in ("tokenizer.json", "tokenizer_config.json"):
             (dense / name).write_bytes((gemma_tokenizer() / name).read_bytes())
-    convert(str(dense), str(target), quantize=True, q_group_size=group, q_bits=4)
-    return gemma_multi.open_checkpoint(target)
+    return dense
 
 
 def _ids(base: Checkpoint, text: str) -> np.ndarray:
