@@ -1,8 +1,9 @@
 """How far apart two engines may be, by what they compute in: one table, with a reason each.
 
 A pair is looked up by the types of the activations (`Engine.compute`). The figures come from the
-bundled model and from random weights in the true 270M shape; a bug moves them by far more than
-the room that is left here (`tests/comparison/test_seeded_bugs.py`).
+bundled model, from random weights in the true 270M shape and, with int8 activations, from the real
+270M in calibrated int4; a bug moves them by far more than the room that is left here
+(`tests/comparison/test_seeded_bugs.py`).
 """
 
 from __future__ import annotations
@@ -37,9 +38,11 @@ _BFLOAT16 = Tolerance(
     "Weights are compared as bfloat16 rounds them.",
 )  # fmt: skip
 _INT8 = Tolerance(
-    weight=1e-6, logit=math.inf, divergence=0.02, top1=0.98, tie=0.5, hidden=0.1,
+    weight=1e-6, logit=math.inf, divergence=0.01, top1=0.99, tie=1.0, hidden=0.1,
     reason="LiteRT rounds each row of activations to int8 in front of an int4 or int8 matrix, in "
-    "every layer: the weights are the same, the sums are not.",
+    "every layer: the weights are the same, the sums are not. On the real 270M a logit moves by "
+    "0.3 (root mean square), KL is 0.0038, and texts part where the two best tokens are up to 0.86 "
+    "apart.",
 )  # fmt: skip
 
 TOLERANCES = {
@@ -49,7 +52,7 @@ TOLERANCES = {
     frozenset({"int8"}): _INT8,
     frozenset({"float32", "int8"}): _INT8,
     frozenset({"bfloat16", "int8"}): Tolerance(
-        weight=0.0, logit=math.inf, divergence=0.04, top1=0.96, tie=1.0, hidden=0.2,
+        weight=0.0, logit=math.inf, divergence=0.03, top1=0.96, tie=1.2, hidden=0.2,
         reason="Both roundings at once: bfloat16 on one side, int8 activations on the other.",
     ),
 }  # fmt: skip
