@@ -10,6 +10,11 @@ Design choices:
   do not compute (soft caps, biases, two-way attention) is refused, never ignored.
 - The embedding scale is data, not code: `sqrt(hidden_size)` rounded as the original weights'
   type rounds it. Frameworks disagree here, and at hidden size 640 it moves logits by 0.025.
+- So is the residual scale. Gemma 3's residual stream passes float16's 65,504, but every layer
+  reads it through a norm and adds to it through a norm, so an engine may carry it at a power of
+  two of its size: what enters is multiplied by it (`stream_scale`, `norm_gain`), and so is, twice,
+  what the norms that read it add to the power (`norm_eps`). Weights stay as they are, and in
+  float32 so does every bit of the result.
 """
 
 from __future__ import annotations
@@ -36,6 +41,9 @@ _VISION_TEXT_DEFAULTS = {
     "head_dim": 256,
     "max_position_embeddings": 131072,
 }
+# norms that read the residual stream, and norms whose result is added to it
+_READ_STREAM = ("input_layernorm", "pre_feedforward_layernorm", "model.norm")
+_ADD_TO_STREAM = ("post_attention_layernorm", "post_feedforward_layernorm")
 # field -> the only values the engines compute
 _ONLY = {
     "hidden_activation": (None, "gelu_pytorch_tanh"),
@@ -69,6 +77,7 @@ class ModelConfig:
     rms_norm_eps: float = 1e-6
     dtype: str = "bfloat16"  # of the original weights
     embedding_scale: float = 0.0  # 0 means: derive it from hidden_size and dtype
+    residual_scale: float = 1.0  # a power of two: of its size, the residual stream is carried at
     bos_token_id: int = 2
     eos_token_ids: tuple[int, ...] = (1, 106)
     pad_token_id: int = 0
@@ -83,6 +92,20 @@ class ModelConfig:
     @property
     def query_scale(self) -> float:
         return self.query_pre_attn_scalar**-0.5
+
+    @property
+    def stream_scale(self) -> float:
+        """What an embedded token is multiplied by as it enters the residual stream."""
+        return self.embedding_scale * self.residual_scale
+
+    def norm_gain(self, name: str) -> float:
+        """What the tensor `name`, a norm's, is multiplied by as `1 + w`."""
+        return self.residual_scale if _module(name) in _ADD_TO_STREAM else 1.0
+
+    def norm_eps(self, name: str) -> float:
+        """What the norm of the tensor `name` adds to its input's power."""
+        scale = self.residual_scale if _module(name) in _READ_STREAM else 1.0
+        return self.rms_norm_eps * scale**2
 
     @property
     def num_embedding_parameters(self) -> int:
@@ -182,6 +205,7 @@ class ModelConfig:
             rms_norm_eps=_number(raw, "rms_norm_eps", 1e-6),
             dtype=dtype,
             embedding_scale=_number(raw, "embedding_scale", round_scale(hidden**0.5, dtype)),
+            residual_scale=_number(raw, "residual_scale", 1.0),
             bos_token_id=_integer(raw, "bos_token_id", 2, least=0),
             eos_token_ids=eos_ids,
             pad_token_id=_integer(raw, "pad_token_id", 0, least=0),
@@ -227,10 +251,17 @@ class ModelConfig:
             "dtype": self.dtype,
             "torch_dtype": self.dtype,
             "embedding_scale": self.embedding_scale,
+            **({"residual_scale": self.residual_scale} if self.residual_scale != 1 else {}),
             "bos_token_id": self.bos_token_id,
             "eos_token_id": list(self.eos_token_ids),
             "pad_token_id": self.pad_token_id,
         }
+
+
+def _module(name: str) -> str:
+    """The module of a norm's tensor: "input_layernorm", in any layer, or "model.norm"."""
+    stem = name.removesuffix(".weight")
+    return stem if stem == "model.norm" else stem.rsplit(".", 1)[-1]
 
 
 def round_scale(value: float, dtype: str) -> float:
@@ -368,6 +399,11 @@ def _check(config: ModelConfig) -> None:
         )
     if config.head_dim % 2:
         raise ConfigError(f"head_dim is {config.head_dim}, but rotary positions need an even one")
+    if math.frexp(config.residual_scale)[0] != 0.5 or not 2**-24 <= config.residual_scale <= 2**24:
+        raise ConfigError(
+            f"residual_scale is {config.residual_scale!r}, expected a power of two from 2**-24 to "
+            "2**24"
+        )
     if config.dtype not in ("float32", "bfloat16", "float16"):
         raise ConfigError(f"dtype is {config.dtype!r}, expected 'bfloat16', 'float16' or 'float32'")
     for token in config.eos_token_ids:

@@ -9,6 +9,7 @@ from typing import Any
 
 from gemma_multi.calibration import SELF, check_source
 from gemma_multi.calibration import calibrate as round_by_use
+from gemma_multi.calibration.range import rescaled
 from gemma_multi.errors import OptionError
 from gemma_multi.exporters import save
 from gemma_multi.files import check_output
@@ -31,7 +32,8 @@ def quantize(
     progress: Progress = True,
     **options: Any,
 ) -> QuantizationReport:
-    """Writes `model` on the portable grid.
+    """Writes `model` on the portable grid, and in its config the scale at which its residual stream
+    fits into float16.
 
     model, revision, local_files_only: what to quantise; see `open_checkpoint`.
     output: a new directory.
@@ -81,7 +83,7 @@ def quantize(
     recovery = None
     if recoverer is not None:
         quantized, recovery = recoverer.recover(quantized, progress)
-    save(quantized, output)
+    save(rescaled(quantized), output)
     if recoverer is not None:
         shutil.rmtree(recoverer.work)
     return replace(found, path=output, nbytes=quantized.nbytes, recovery=recovery)

@@ -108,7 +108,8 @@ def build(
     weights = linear_weights(checkpoint, info.precision)
     norms = {name: checkpoint.weight(name) for name, s in config.tensor_shapes().items()
              if len(s) == 1}  # fmt: skip
-    gains = {name: 1 + norm.astype(np.float32) for name, norm in norms.items()}
+    gains = {name: (1 + norm.astype(np.float32)) * np.float32(config.norm_gain(name))
+             for name, norm in norms.items()}  # fmt: skip
     add_signatures(model, config, shape, weights, gains)
     how = f"exported for LiteRT as {info.precision}, context length {info.context_length}"
     provenance = checkpoint.provenance.modified(how)

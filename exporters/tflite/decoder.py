@@ -125,7 +125,7 @@ class _Decoder:
         graph, config = self.graph, self.config
         ids = graph.reshape(self.ids, (self.count,))
         x = graph.embedding(ids, self.weights[EMBEDDING])
-        x = graph.multiply(x, config.embedding_scale)
+        x = graph.multiply(x, config.stream_scale)
         states = [x]
         for i in range(config.num_hidden_layers):
             last = i == config.num_hidden_layers - 1
@@ -170,7 +170,7 @@ class _Decoder:
         """RMS norm over the last axis."""
         graph = self.graph
         power = graph.mean_last(graph.multiply(x, x))
-        factor = graph.rsqrt(graph.add(power, self.config.rms_norm_eps))
+        factor = graph.rsqrt(graph.add(power, self.config.norm_eps(name)))
         return graph.multiply(graph.multiply(x, factor), graph.constant(gain, name=gain_name(name)))
 
     # attention

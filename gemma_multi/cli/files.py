@@ -121,6 +121,7 @@ def info(model: str, as_json: bool, **options: Any) -> None:
         "context_length": config.max_position_embeddings,
         **({f"exported_{name}": value for name, value in origin.facts.items()} if origin else {}),
         "embedding_scale": config.embedding_scale,
+        "residual_scale": config.residual_scale,
         "vocabulary": checkpoint.tokenizer.vocab_size,
         "stored_as": checkpoint.precision,
         "grid": checkpoint.grid,

@@ -142,9 +142,11 @@ class Engine(ABC):
 
     def trace(self, ids: Ids) -> np.ndarray:
         """The hidden states of one text, `i32[T]` -> `f32[L + 2, T, D]`: the scaled embedding,
-        what each layer gives, and what the last norm makes of it. For finding the layer in which
-        two engines part; see `gemma_multi.comparison`."""
-        return self._trace(self.session()._checked(ids, NOTHING))
+        what each layer gives, and what the last norm makes of it, at the model's own scale even if
+        the residual stream is carried at another. For finding the layer in which two engines part;
+        see `gemma_multi.comparison`."""
+        *stream, normed = self._trace(self.session()._checked(ids, NOTHING))
+        return np.stack([*(x / np.float32(self.config.residual_scale) for x in stream), normed])
 
     @abstractmethod
     def weight(self, name: str, rows: slice = slice(None)) -> np.ndarray:

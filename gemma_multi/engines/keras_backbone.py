@@ -112,12 +112,40 @@ def build_backbone(config: ModelConfig, dtype: str) -> Any:
         )
         attention.rope_layer.scaling_factor = 1.0 if sliding else config.rope_scaling_factor
         attention.head_dim = config.query_pre_attn_scalar  # once built, only scales the queries
-        for norm in (
-            layer.pre_attention_norm, layer.post_attention_norm, layer.pre_ffw_norm,
-            layer.post_ffw_norm, attention.query_norm, attention.key_norm,
-        ):  # fmt: skip
-            norm.epsilon = config.rms_norm_eps
+        for module, norm in _norms(layer).items():
+            norm.epsilon = config.norm_eps(module)
+            _set_gain(norm, config.norm_gain(module))
+    backbone.layer_norm.epsilon = config.norm_eps("model.norm")
     return backbone
+
+
+def _norms(layer: Any) -> dict[str, Any]:
+    """A layer's norms by the names of Hugging Face."""
+    return {
+        "input_layernorm": layer.pre_attention_norm,
+        "self_attn.q_norm": layer.attention.query_norm,
+        "self_attn.k_norm": layer.attention.key_norm,
+        "post_attention_layernorm": layer.post_attention_norm,
+        "pre_feedforward_layernorm": layer.pre_ffw_norm,
+        "post_feedforward_layernorm": layer.post_ffw_norm,
+    }
+
+
+def _set_gain(norm: Any, gain: float) -> None:
+    """Multiplies what `norm` gives by `gain`, before it is rounded to the type of activations."""
+    if gain == 1:
+        return
+    from keras import ops
+
+    class Scaled(type(norm)):  # type: ignore[misc]
+        def call(self, x: Any) -> Any:
+            x = ops.cast(x, "float32")
+            power = ops.mean(ops.square(x), axis=-1, keepdims=True)
+            normed = x * ops.reciprocal(ops.sqrt(power + self.epsilon))
+            weight = ops.cast(self.scale, "float32")
+            return ops.cast(normed * ((1 + weight) * gain), self.compute_dtype)
+
+    norm.__class__ = Scaled
 
 
 Arrange = Callable[[Any], Any]  # works on NumPy's and JAX's arrays
@@ -166,19 +194,14 @@ def weight_slots(backbone: Any, config: ModelConfig) -> dict[str, WeightSlot]:
     for i, layer in enumerate(backbone.transformer_layers):
         a = layer.attention
         for name, slot in {
-            "input_layernorm": as_is(layer.pre_attention_norm.scale),
             "self_attn.q_proj": split_in(a.query_dense.kernel, heads),
             "self_attn.k_proj": split_in(a.key_dense.kernel, kv_heads),
             "self_attn.v_proj": split_in(a.value_dense.kernel, kv_heads),
             "self_attn.o_proj": split_out(a.output_dense.kernel),
-            "self_attn.q_norm": as_is(a.query_norm.scale),
-            "self_attn.k_norm": as_is(a.key_norm.scale),
-            "post_attention_layernorm": as_is(layer.post_attention_norm.scale),
-            "pre_feedforward_layernorm": as_is(layer.pre_ffw_norm.scale),
             "mlp.gate_proj": transposed(layer.gating_ffw.kernel),
             "mlp.up_proj": transposed(layer.gating_ffw_2.kernel),
             "mlp.down_proj": transposed(layer.ffw_linear.kernel),
-            "post_feedforward_layernorm": as_is(layer.post_ffw_norm.scale),
+            **{name: as_is(norm.scale) for name, norm in _norms(layer).items()},
         }.items():
             slots[f"model.layers.{i}.{name}.weight"] = slot
     return slots

@@ -38,7 +38,7 @@ def run_layers(
     from keras import ops
 
     x = backbone.token_embedding(ids)
-    x = x * ops.cast(config.embedding_scale, x.dtype)
+    x = x * ops.cast(config.stream_scale, x.dtype)
     states, written = [x], []
     for i, (layer, cache) in enumerate(zip(backbone.transformer_layers, caches, strict=True)):
         window = config.sliding_window if config.is_sliding(i) else None

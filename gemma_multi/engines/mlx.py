@@ -7,6 +7,8 @@ Design choices:
   kernels are twenty times slower than BLAS, a layer that is given many rows unpacks itself.
 - On a GPU activations are bfloat16. On a CPU they are float32, which MLX computes faster there.
 - Sliding layers keep their window and `SPARE` positions in a ring of our own (`mlx_cache`).
+- mlx-lm's norms are given the config's eps and gain, by which the residual stream is carried at
+  another scale.
 """
 
 from __future__ import annotations
@@ -202,7 +204,27 @@ def build_model(config: ModelConfig) -> Any:
     )
     model = architecture.Model(arguments)
     model.sanitize({})  # ties the head to the embedding
+    if config.residual_scale != 1:
+        _carry_at_scale(model, config)
     return model
+
+
+def _carry_at_scale(model: Any, config: ModelConfig) -> None:
+    import mlx.core as mx
+
+    class Scaled(type(model.model.norm)):  # type: ignore[misc]
+        def __call__(self, x: Any) -> Any:
+            # in float32: a gain may be beyond what float16 holds, before it is made smaller
+            gain = (1.0 + self.weight.astype(mx.float32)) * self.gain
+            return mx.fast.rms_norm(x, gain.astype(x.dtype), self.eps)
+
+    for name, shape in config.tensor_shapes().items():
+        if len(shape) == 1:
+            norm, gain = _module(model, name), config.norm_gain(name)
+            norm.eps = config.norm_eps(name)
+            if gain != 1:
+                norm.__class__ = Scaled
+                norm.gain = gain
 
 
 class MlxSession(Session):
@@ -213,7 +235,7 @@ class MlxSession(Session):
         self._caches = self._new_caches()
         # mlx-lm rounds the embedding scale to bfloat16 whatever the checkpoint was
         theirs = round_scale(engine.config.hidden_size**0.5, "bfloat16")
-        self._rescale = engine.config.embedding_scale / theirs
+        self._rescale = engine.config.stream_scale / theirs
 
     def _new_caches(self) -> list[Any]:
         config, mx = self.config, self.engine.mx

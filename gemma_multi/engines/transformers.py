@@ -2,7 +2,8 @@
 
 The reference: an engine like the others, so that someone else's code can be compared with ours,
 and never chosen by `auto`. Eager attention, and the embedding scale of the checkpoint
-(transformers rounds it only when it computes in bfloat16).
+(transformers rounds it only when it computes in bfloat16). The residual stream is carried as it is,
+which in float32 gives the same numbers as at any power of two.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class TransformersEngine(Engine):
     device = "cpu"
 
     def __init__(self, torch: Any, transformers: Any, checkpoint: Checkpoint) -> None:
-        super().__init__(checkpoint.config)
+        super().__init__(checkpoint.config.replace(residual_scale=1.0))
         self.torch, self.transformers = torch, transformers
         fields = {k: v for k, v in checkpoint.config.to_dict().items() if k != "architectures"}
         if fields["rope_scaling"] is None:

@@ -188,7 +188,7 @@ class KerasTrainer(Trainer):
     def _hidden(self, weights: Any, embedded: Any, segments: Any) -> Any:
         """`[B, T, D]` embedded tokens through the layers and the last norm."""
         jnp, config, backbone = self._jax.numpy, self._job.config, self._backbone
-        x = embedded * jnp.asarray(config.embedding_scale, embedded.dtype)
+        x = embedded * jnp.asarray(config.stream_scale, embedded.dtype)
         for i, layer in enumerate(backbone.transformer_layers):
             prefix = f"model.layers.{i}."
             own = {n: w for n, w in weights.items() if n.startswith(prefix)}

@@ -156,7 +156,7 @@ class MlxTrainer(Trainer):
         behind = positions[:, None] - positions[None, :]
         causal = (behind >= 0) & (segments[:, None, :, None] == segments[:, None, None, :])
         sliding = causal & (behind < config.sliding_window)
-        x = cast[EMBEDDING][ids] * mx.array(config.embedding_scale, self._compute)
+        x = cast[EMBEDDING][ids] * mx.array(config.stream_scale, self._compute)
         for i, layer in enumerate(model.layers):
             run = layer
             if self._job.options.gradient_checkpointing:

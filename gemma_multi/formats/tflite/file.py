@@ -191,7 +191,7 @@ class TfliteFile:
         return found
 
     def gain(self, name: str) -> np.ndarray:
-        """The factors of a norm, 1 + w, as the graph multiplies by them: `f32`."""
+        """The factors of a norm, 1 + w, from what the graph multiplies by: `f32`."""
         layer, attention, part = name.rpartition(".self_attn.")
         norm = f"{layer}.{QUERY_KEY_NORM}.weight" if attention else name
         if gain_name(norm) not in self._gains:
@@ -202,7 +202,7 @@ class TfliteFile:
         rows = self._gains[gain_name(norm)].reshape(-1, self.config.tensor_shapes()[name][0])
         if part == "q_norm.weight":
             return rows[0] / np.float32(self.config.query_scale)
-        return rows[-1]
+        return rows[-1] / np.float32(self.config.norm_gain(name))
 
     @cached_property
     def _gains(self) -> dict[str, np.ndarray]:
