@@ -56,6 +56,7 @@ def measure_range(checkpoint: Checkpoint) -> Range:
     """Reads a short text: some two seconds for Gemma 3 270M. Raises CheckpointError."""
     tokenizer, config = checkpoint.tokenizer, checkpoint.config
     ids = np.array([tokenizer.bos_id, *tokenizer.encode(_TEXT)][:_TOKENS])
+    ids = ids[ids < config.vocab_size]  # some tokenizers have more pieces than there are rows
     decoder = Decoder(config, Weights(checkpoint))
     stream, inside = [], [0.0]
     with np.errstate(all="ignore"):  # what is not finite is refused

@@ -137,7 +137,7 @@ def _set_gain(norm: Any, gain: float) -> None:
         return
     from keras import ops
 
-    class Scaled(type(norm)):  # type: ignore[misc]
+    class GainedRMSNormalization(type(norm)):  # type: ignore[misc]
         def call(self, x: Any) -> Any:
             x = ops.cast(x, "float32")
             power = ops.mean(ops.square(x), axis=-1, keepdims=True)
@@ -145,7 +145,7 @@ def _set_gain(norm: Any, gain: float) -> None:
             weight = ops.cast(self.scale, "float32")
             return ops.cast(normed * ((1 + weight) * gain), self.compute_dtype)
 
-    norm.__class__ = Scaled
+    norm.__class__ = GainedRMSNormalization
 
 
 Arrange = Callable[[Any], Any]  # works on NumPy's and JAX's arrays

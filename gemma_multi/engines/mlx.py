@@ -212,7 +212,7 @@ def build_model(config: ModelConfig) -> Any:
 def _carry_at_scale(model: Any, config: ModelConfig) -> None:
     import mlx.core as mx
 
-    class Scaled(type(model.model.norm)):  # type: ignore[misc]
+    class GainedRMSNorm(type(model.model.norm)):  # type: ignore[misc]
         def __call__(self, x: Any) -> Any:
             # in float32: a gain may be beyond what float16 holds, before it is made smaller
             gain = (1.0 + self.weight.astype(mx.float32)) * self.gain
@@ -223,7 +223,7 @@ def _carry_at_scale(model: Any, config: ModelConfig) -> None:
             norm, gain = _module(model, name), config.norm_gain(name)
             norm.eps = config.norm_eps(name)
             if gain != 1:
-                norm.__class__ = Scaled
+                norm.__class__ = GainedRMSNorm
                 norm.gain = gain
 
 
