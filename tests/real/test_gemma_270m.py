@@ -12,6 +12,7 @@ from other_peoples_files import brown_documents, gemma_270m, gemma_tokenizer
 from varied_text import samples
 
 import gemma_multi
+from gemma_multi.calibration.range import rescaled
 from gemma_multi.checkpoint import Checkpoint
 from gemma_multi.demo import in_litert_lm
 from gemma_multi.engines.base import ALL
@@ -84,6 +85,20 @@ def test_float32_logits_are_transformers(
     model = gemma_multi.load(checkpoint, backend=backend, precision="float32", context_length=1024)
     ours = model.engine.session().read(text[:count], ALL)
     np.testing.assert_allclose(ours, expected[:count], rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_residual_scale_changes_no_bit(
+    checkpoint: Checkpoint, text: np.ndarray, backend: str
+) -> None:
+    scaled = rescaled(checkpoint)
+    assert scaled.config.residual_scale == 2.0**-4  # of a stream that reaches 104,000
+    plain, other = (
+        gemma_multi.load(one, backend=backend, precision="float32", context_length=128)
+        .engine.session().read(text[:64], ALL)
+        for one in (checkpoint, scaled)
+    )  # fmt: skip
+    np.testing.assert_array_equal(np.asarray(other), np.asarray(plain))
 
 
 @pytest.mark.parametrize("backend", ["keras", "litert"])
