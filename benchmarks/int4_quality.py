@@ -4,7 +4,7 @@
 
 The texts are every 25th document of the Brown corpus, the first 1,024 tokens of each, and the
 first 64 tokens of the prompts that parity asks (23 languages, code, numbers). Weights of our own
-and of mlx-lm are run by the same code in float32 (`gemma_multi.calibration.decoder`, which the
+and of mlx-lm are run by the same code in float32 (`gemma_multi.decoder`, which the
 tests hold against Keras), so that what differs is the rounding; "int8 inputs" are inputs rounded
 as phones do. llama.cpp's files are run by llama.cpp (`llama_cpp_quality`). A ratio is to the
 unquantised model in the same engine. Ways that `--only` leaves out keep their line in the file.
@@ -31,10 +31,10 @@ from rich.table import Table
 from threadpoolctl import threadpool_limits
 
 import gemma_multi
-from gemma_multi.calibration.decoder import Decoder, Weights
 from gemma_multi.calibration.measure import hidden_states, measure
 from gemma_multi.checkpoint import Checkpoint
 from gemma_multi.comparison.prompts import shipped_prompts
+from gemma_multi.decoder import Decoder, Weights
 from gemma_multi.exporters import save as save_checkpoint
 from gemma_multi.quantization.tensor import QuantizedTensor
 from gemma_multi.training.recovery import Recoverer

@@ -42,7 +42,7 @@ _VISION_TEXT_DEFAULTS = {
     "max_position_embeddings": 131072,
 }
 # norms that read the residual stream, and norms whose result is added to it
-_READ_STREAM = ("input_layernorm", "pre_feedforward_layernorm", "model.norm")
+READ_STREAM = ("input_layernorm", "pre_feedforward_layernorm", "model.norm")
 _ADD_TO_STREAM = ("post_attention_layernorm", "post_feedforward_layernorm")
 # field -> the only values the engines compute
 _ONLY = {
@@ -104,7 +104,7 @@ class ModelConfig:
 
     def norm_eps(self, name: str) -> float:
         """What the norm of the tensor `name` adds to its input's power."""
-        scale = self.residual_scale if _module(name) in _READ_STREAM else 1.0
+        scale = self.residual_scale if _module(name) in READ_STREAM else 1.0
         return self.rms_norm_eps * scale**2
 
     @property

@@ -9,14 +9,13 @@ from typing import Any
 
 from gemma_multi.calibration import SELF, check_source
 from gemma_multi.calibration import calibrate as round_by_use
-from gemma_multi.calibration.range import rescaled
 from gemma_multi.errors import OptionError
 from gemma_multi.exporters import save
 from gemma_multi.files import check_output
 from gemma_multi.progress import Progress, reporting
 from gemma_multi.sources import Source, open_checkpoint
 from gemma_multi.training.recovery import Recoverer
-from gemma_multi.transforms import QuantizationReport, quantize_checkpoint
+from gemma_multi.transforms import QuantizationReport, quantize_checkpoint, rescaled
 
 
 def quantize(
@@ -80,10 +79,11 @@ def quantize(
     else:
         with reporting(progress, "quantising") as report:
             quantized, found = quantize_checkpoint(checkpoint, bits, embedding_bits, report)
+        quantized = rescaled(quantized)
     recovery = None
     if recoverer is not None:
         quantized, recovery = recoverer.recover(quantized, progress)
-    save(rescaled(quantized), output)
+    save(quantized, output)
     if recoverer is not None:
         shutil.rmtree(recoverer.work)
     return replace(found, path=output, nbytes=quantized.nbytes, recovery=recovery)

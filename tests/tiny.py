@@ -62,6 +62,15 @@ def tiny_checkpoint(seed: int = 0, **changes: Any) -> Checkpoint:
     return random_checkpoint(tiny_config(**changes), seed)
 
 
+LOUD = "model.layers.3.post_feedforward_layernorm.weight"
+
+
+def loud_checkpoint(by: float = 20_000.0, vocab_size: int = 4096) -> Checkpoint:
+    """One whose fourth layer adds large numbers to the stream, as the real ones do."""
+    quiet = tiny_checkpoint(vocab_size=vocab_size)
+    return quiet.with_tensors({LOUD: quiet.weight(LOUD) + np.float32(by)})
+
+
 def noisy_storyteller() -> Checkpoint:
     """The storyteller as it may have been before it was put on its grid, in float32."""
     dense = to_precision(open_checkpoint("storyteller"), "float32")

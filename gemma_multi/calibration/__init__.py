@@ -17,13 +17,13 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from gemma_multi.calibration.arranging import arrange
-from gemma_multi.calibration.decoder import Decoder, Weights
 from gemma_multi.calibration.measure import measure
 from gemma_multi.calibration.smoothing import sample_inputs, smooth
 from gemma_multi.calibration.texts import SELF, check_source, collect, is_self
 from gemma_multi.calibration.walk import Walk
 from gemma_multi.checkpoint import Checkpoint, Tensor
 from gemma_multi.config import EMBEDDING, ModelConfig
+from gemma_multi.decoder import Decoder, Weights
 from gemma_multi.errors import OptionError
 from gemma_multi.machine import available_cores, physical_memory
 from gemma_multi.progress import Report, silent
@@ -35,6 +35,7 @@ from gemma_multi.transforms import (
     QuantizationReport,
     original,
     quantize_checkpoint,
+    rescaled,
     tensor_error,
 )
 
@@ -50,7 +51,7 @@ def calibrate(
     checkpoint: Checkpoint, text: str | Data = SELF, embedding_bits: int = 4,
     progress: Report = silent,
 ) -> tuple[Checkpoint, QuantizationReport]:  # fmt: skip
-    """(the checkpoint in int4, what that did to it).
+    """(the checkpoint in int4, with a residual scale that float16 holds; what that did to it).
 
     text: rows as `finetune` takes them, or "self" for what the model writes.
 
@@ -95,7 +96,7 @@ def calibrate(
             _, simple = measure(decoder, Decoder(config, Weights(plain)), texts.held_out, pool)
     progress(_TOTAL, _TOTAL)
     worth = Calibration(texts.source, texts.tokens, perplexity, simple, fitted)
-    return result, QuantizationReport(errors, calibration=worth)
+    return rescaled(result), QuantizationReport(errors, calibration=worth)
 
 
 def _result(

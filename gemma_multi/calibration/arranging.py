@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from gemma_multi.calibration.decoder import (
+from gemma_multi.config import EMBEDDING
+from gemma_multi.decoder import (
     ATTENTION,
     FEEDFORWARD,
     INPUTS,
@@ -25,7 +26,6 @@ from gemma_multi.calibration.decoder import (
     Decoder,
     weight_name,
 )
-from gemma_multi.config import EMBEDDING
 
 _HIDDEN_NORMS = ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm",
                  "post_feedforward_layernorm")  # fmt: skip

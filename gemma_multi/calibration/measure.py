@@ -9,7 +9,7 @@ from itertools import repeat
 
 import numpy as np
 
-from gemma_multi.calibration.decoder import Decoder
+from gemma_multi.decoder import Decoder
 from gemma_multi.transforms import Closeness
 
 

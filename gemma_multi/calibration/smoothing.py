@@ -29,7 +29,7 @@ from concurrent.futures import Executor
 
 import numpy as np
 
-from gemma_multi.calibration.decoder import (
+from gemma_multi.decoder import (
     ATTENDED,
     ATTENTION,
     FEEDFORWARD,

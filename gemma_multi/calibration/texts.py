@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from gemma_multi.calibration.decoder import Decoder
 from gemma_multi.calibration.writing import write_texts
 from gemma_multi.chat_template import encode_answered
 from gemma_multi.config import ModelConfig
+from gemma_multi.decoder import Decoder
 from gemma_multi.errors import DataError, OptionError
 from gemma_multi.progress import Report
 from gemma_multi.rows import Data, Row, data_name, read_rows

@@ -15,7 +15,9 @@ from concurrent.futures import Executor
 
 import numpy as np
 
-from gemma_multi.calibration.decoder import (
+from gemma_multi.calibration.rounding import HEAD_DAMPING, Moments, round_matrix, toward
+from gemma_multi.config import EMBEDDING
+from gemma_multi.decoder import (
     ATTENDED,
     ATTENTION,
     FEEDFORWARD,
@@ -25,8 +27,6 @@ from gemma_multi.calibration.decoder import (
     Decoder,
     weight_name,
 )
-from gemma_multi.calibration.rounding import HEAD_DAMPING, Moments, round_matrix, toward
-from gemma_multi.config import EMBEDDING
 from gemma_multi.progress import Report, silent
 from gemma_multi.quantization.tensor import QuantizedTensor
 

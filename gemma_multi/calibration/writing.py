@@ -12,9 +12,9 @@ from concurrent.futures import Executor
 
 import numpy as np
 
-from gemma_multi.calibration.decoder import ATTENTION, INPUTS, Decoder, rotate, softmax
 from gemma_multi.chat_template import close_turn, encode_prompt, open_turn
 from gemma_multi.config import EMBEDDING
+from gemma_multi.decoder import ATTENTION, INPUTS, Decoder, rotate, softmax
 from gemma_multi.progress import Report, silent
 from gemma_multi.sampling.options import GenerationOptions
 from gemma_multi.sampling.sampler import choose

@@ -105,6 +105,13 @@ class Checkpoint:
         tensor = self.tensors[name]
         return tensor.dequantize() if isinstance(tensor, QuantizedTensor) else tensor
 
+    def rows(self, name: str, rows: np.ndarray) -> np.ndarray:
+        """Some rows of a tensor, likewise."""
+        tensor = self.tensors[name]
+        if isinstance(tensor, QuantizedTensor):
+            return tensor.rows(rows).dequantize()
+        return tensor[rows]
+
     def replace(self, **changes: Any) -> Checkpoint:
         """A copy with other fields."""
         return replace(self, **changes)

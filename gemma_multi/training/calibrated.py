@@ -21,7 +21,7 @@ from gemma_multi.errors import GemmaError
 from gemma_multi.exporters import save
 from gemma_multi.progress import Progress, reporting
 
-_RECIPE = 1  # counts up where calibration changes what it gives
+_RECIPE = 2  # counts up where calibration changes what it gives
 
 
 def calibrated(base: Checkpoint, progress: Progress) -> Checkpoint:
@@ -59,5 +59,6 @@ def _read(base: Checkpoint, kept: Path) -> Checkpoint | None:
         shutil.rmtree(kept, ignore_errors=True)
         return None
     made = base.with_tensors(found.tensors, found.provenance.modifications[-1])
+    config = base.config.replace(residual_scale=found.config.residual_scale)
     provenance = replace(made.provenance, channels=found.provenance.channels)
-    return made.replace(provenance=provenance)
+    return made.replace(config=config, provenance=provenance)

@@ -18,9 +18,9 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from gemma_multi.calibration import check_source, is_self
-from gemma_multi.calibration.decoder import Decoder, Weights
 from gemma_multi.calibration.writing import write_texts
 from gemma_multi.checkpoint import Checkpoint
+from gemma_multi.decoder import Decoder, Weights
 from gemma_multi.errors import OptionError, TrainingStopped
 from gemma_multi.machine import available_cores
 from gemma_multi.progress import Progress, reporting

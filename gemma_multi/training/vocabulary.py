@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from gemma_multi.calibration.decoder import Decoder, Weights, softmax
 from gemma_multi.calibration.measure import hidden_states
 from gemma_multi.checkpoint import Checkpoint
+from gemma_multi.decoder import Decoder, Weights, softmax
 from gemma_multi.machine import available_cores
 from gemma_multi.training.examples import Examples
 

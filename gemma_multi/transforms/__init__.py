@@ -1,7 +1,10 @@
-"""Transforms: a Checkpoint in, another one out. To a precision, and with an adapter merged."""
+"""Transforms: a Checkpoint in, another one out. To a precision, with an adapter merged, and with
+its residual stream at a scale that float16 holds."""
 
 from gemma_multi.transforms.merge import cast_to_stored, merge
 from gemma_multi.transforms.precision import (
+    DENSE,
+    GRIDS,
     original,
     quantize_checkpoint,
     tensor_error,
@@ -14,17 +17,22 @@ from gemma_multi.transforms.report import (
     Recovery,
     TensorError,
 )
+from gemma_multi.transforms.rescale import fit_float16, rescaled
 
 __all__ = [
+    "DENSE",
+    "GRIDS",
     "Calibration",
     "Closeness",
     "QuantizationReport",
     "Recovery",
     "TensorError",
     "cast_to_stored",
+    "fit_float16",
     "merge",
     "original",
     "quantize_checkpoint",
+    "rescaled",
     "tensor_error",
     "to_precision",
 ]

@@ -16,7 +16,6 @@ import gemma_multi
 from gemma_multi import CheckpointError, DataError, OptionError
 from gemma_multi.calibration import calibrate, rounding
 from gemma_multi.calibration.arranging import arrange
-from gemma_multi.calibration.decoder import Decoder, Weights, weight_name
 from gemma_multi.calibration.measure import hidden_states, measure
 from gemma_multi.calibration.rounding import Moments, round_matrix, toward
 from gemma_multi.calibration.smoothing import sample_inputs, smooth
@@ -24,6 +23,7 @@ from gemma_multi.calibration.texts import collect
 from gemma_multi.calibration.writing import _Batch, write_texts
 from gemma_multi.checkpoint import Checkpoint
 from gemma_multi.config import EMBEDDING
+from gemma_multi.decoder import Decoder, Weights, weight_name
 from gemma_multi.engines import create_engine
 from gemma_multi.engines.base import ALL
 from gemma_multi.quantization import int4

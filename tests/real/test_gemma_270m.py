@@ -12,13 +12,13 @@ from other_peoples_files import brown_documents, gemma_270m, gemma_tokenizer
 from varied_text import samples
 
 import gemma_multi
-from gemma_multi.calibration.range import rescaled
 from gemma_multi.checkpoint import Checkpoint
 from gemma_multi.demo import in_litert_lm
 from gemma_multi.engines.base import ALL
 from gemma_multi.exporters import save
 from gemma_multi.formats.gguf.layout import stored_name
 from gemma_multi.transforms import original
+from gemma_multi.transforms.rescale import rescaled
 
 pytestmark = pytest.mark.real
 BACKENDS = ("keras", "litert", "mlx")

@@ -1,4 +1,4 @@
-"""How large a model's activations get, and the scale of the residual stream that float16 needs.
+"""The residual stream at a scale that float16 holds, chosen by what the model computes.
 
 float16 ends at 65,504, and Gemma 3's residual stream does not: 104,000 in the 270M, at the first
 token of any text, where a few channels are a thousand times the others. What a layer computes
@@ -8,12 +8,13 @@ inside stays small. `ModelConfig` says why the stream may be carried at another 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from gemma_multi.calibration.decoder import Decoder, Weights
 from gemma_multi.checkpoint import Checkpoint
+from gemma_multi.config import EMBEDDING, READ_STREAM
+from gemma_multi.decoder import Decoder, Weights
 from gemma_multi.errors import CheckpointError
 
 LARGEST = 65_504.0  # of float16
@@ -48,35 +49,69 @@ class Range:
 def rescaled(checkpoint: Checkpoint) -> Checkpoint:
     """The same model, and what it says in float32 to the last bit, with the residual stream at a
     scale that float16 holds. Raises CheckpointError for one that computes no numbers."""
-    scale = measure_range(checkpoint).residual_scale
-    return checkpoint.replace(config=checkpoint.config.replace(residual_scale=scale))
+    return _at(checkpoint, measure_range(checkpoint))
+
+
+def fit_float16(checkpoint: Checkpoint) -> Checkpoint:
+    """A model whose activations float16 holds: as it is, if its config has a residual scale, else
+    `rescaled`. Raises CheckpointError where that is not enough."""
+    if checkpoint.config.residual_scale != 1:
+        return checkpoint
+    found = measure_range(checkpoint)
+    if found.inside > LARGEST / _ROOM:
+        raise CheckpointError(
+            f"its activations reach {found.inside:,.0f} inside a layer, too near to float16's "
+            f"largest number, {LARGEST:,.0f}; use precision 'bfloat16' or 'float32'"
+        )
+    return _at(checkpoint, found)
 
 
 def measure_range(checkpoint: Checkpoint) -> Range:
-    """Reads a short text: some two seconds for Gemma 3 270M. Raises CheckpointError."""
+    """Reads a short text: a second or two for Gemma 3 270M. Raises CheckpointError."""
     tokenizer, config = checkpoint.tokenizer, checkpoint.config
     ids = np.array([tokenizer.bos_id, *tokenizer.encode(_TEXT)][:_TOKENS])
     ids = ids[ids < config.vocab_size]  # some tokenizers have more pieces than there are rows
-    decoder = Decoder(config, Weights(checkpoint))
-    stream, inside = [], [0.0]
+    stream: list[float] = []
+    inside: list[float] = []
     with np.errstate(all="ignore"):  # what is not finite is refused
-        x = decoder.embed(ids)
-        stream.append(_largest(x))
+        x = checkpoint.rows(EMBEDDING, ids).astype(np.float32) * np.float32(config.embedding_scale)
         for layer in range(config.num_hidden_layers):
-            attended = decoder.attended(layer, decoder.attention_input(layer, x))
-            inside.append(_largest(attended))
-            inside.append(_largest(decoder.linear(layer, "self_attn.o_proj", attended)))
-            x = decoder.after_attention(layer, x, attended)
-            stream.append(_largest(x))
-            gated = decoder.gated(layer, decoder.feedforward_input(layer, x))
-            inside.append(_largest(gated))
-            inside.append(_largest(decoder.linear(layer, "mlp.down_proj", gated)))
-            x = decoder.after_feedforward(layer, x, gated)
-            stream.append(_largest(x))
+            # weights of its own, so that those of one layer are there at a time
+            x = _Watched(config, Weights(checkpoint), False, stream, inside).layer(layer, x)
+        _Watched(config, Weights(checkpoint), False, stream, inside).last_norm(x)
     found = Range(float(np.max(stream)), float(np.max(inside)))  # a NaN stays one
     if not (math.isfinite(found.stream) and math.isfinite(found.inside)):
         raise CheckpointError("its activations are not finite; its weights are damaged")
     return found
+
+
+@dataclass(frozen=True)
+class _Watched(Decoder):
+    """Notes the largest of all that matrices and norms are given and give."""
+
+    stream: list[float] = field(default_factory=list)
+    inside: list[float] = field(default_factory=list)
+
+    def linear(self, layer: int, module: str, x: np.ndarray) -> np.ndarray:
+        self.inside.append(_largest(x))
+        y = super().linear(layer, module, x)
+        self.inside.append(_largest(y))
+        return y
+
+    def norm(self, layer: int, module: str, x: np.ndarray) -> np.ndarray:
+        if module in READ_STREAM:
+            self.stream.append(_largest(x))
+        return super().norm(layer, module, x)
+
+    def last_norm(self, x: np.ndarray) -> np.ndarray:
+        self.stream.append(_largest(x))
+        y = super().last_norm(x)
+        self.inside.append(_largest(y))
+        return y
+
+
+def _at(checkpoint: Checkpoint, found: Range) -> Checkpoint:
+    return checkpoint.replace(config=checkpoint.config.replace(residual_scale=found.residual_scale))
 
 
 def _largest(x: np.ndarray) -> float:

@@ -6,25 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import tiny_checkpoint
+from tiny import loud_checkpoint, tiny_checkpoint
 
 import gemma_multi
-from gemma_multi.calibration.range import LARGEST, Range, measure_range, rescaled
-from gemma_multi.checkpoint import Checkpoint
+from gemma_multi.comparison.subjects import check_same_model
 from gemma_multi.engines import create_engine
 from gemma_multi.errors import CheckpointError
-
-LOUD = "model.layers.3.post_feedforward_layernorm.weight"
-
-
-def loud(by: float = 20_000.0) -> Checkpoint:
-    """A model whose fourth layer adds large numbers to the stream, as the real ones do."""
-    quiet = tiny_checkpoint(vocab_size=4096)
-    return quiet.with_tensors({LOUD: quiet.weight(LOUD) + np.float32(by)})
+from gemma_multi.transforms.rescale import LARGEST, Range, measure_range, rescaled
 
 
 def test_the_largest_of_the_stream_is_what_an_engine_carries() -> None:
-    checkpoint = loud()
+    checkpoint = loud_checkpoint()
     found = measure_range(checkpoint)
     ids = [checkpoint.tokenizer.bos_id, *checkpoint.tokenizer.encode("Once upon a time")]
     carried = create_engine(checkpoint, "keras", "float32").trace(np.array(ids, np.int32))[:-1]
@@ -40,16 +32,16 @@ def test_the_power_of_two_nearest_to_one(stream: float, scale: float) -> None:
 
 
 def test_the_stream_then_fits() -> None:
-    checkpoint = rescaled(loud())
+    checkpoint = rescaled(loud_checkpoint())
     scale = checkpoint.config.residual_scale
     assert scale < 1
-    stream = measure_range(loud()).stream * scale
+    stream = measure_range(loud_checkpoint()).stream * scale
     assert LARGEST / 16 < stream <= LARGEST / 8
     assert rescaled(checkpoint).config.residual_scale == scale
 
 
 def test_quantize_writes_it_and_changes_nothing_else(tmp_path: Path) -> None:
-    checkpoint = loud()
+    checkpoint = loud_checkpoint()
     gemma_multi.quantize(checkpoint, tmp_path / "int4", calibrate=None)
     written = gemma_multi.open_checkpoint(tmp_path / "int4")
     assert written.config.residual_scale == rescaled(checkpoint).config.residual_scale
@@ -57,8 +49,13 @@ def test_quantize_writes_it_and_changes_nothing_else(tmp_path: Path) -> None:
     assert written.digest() == plain.digest()
 
 
+def test_parity_takes_it_for_the_same_model() -> None:
+    loud = loud_checkpoint()
+    check_same_model(rescaled(loud), loud)
+
+
 def test_what_computes_no_numbers_is_refused(tmp_path: Path) -> None:
-    broken = loud(float("inf"))
+    broken = loud_checkpoint(float("inf"))
     with pytest.raises(CheckpointError, match="not finite"):
         gemma_multi.quantize(broken, tmp_path / "int4", calibrate=None)
     assert not list(tmp_path.iterdir())
