@@ -55,7 +55,7 @@ options = TrainingOptions.checked({"learning_rate": 1e-4, "dtype": dtype, **extr
 def place():
     checkpoint = open_checkpoint(model)
     return KerasTrainer(Job(checkpoint.config, initial_tensors(checkpoint, options),
-                            frozen_weights(checkpoint, options), options))
+                            frozen_weights(checkpoint, options), options, dtype))
 trainer = place()
 batch = Batch(ids, labels, np.ones_like(ids), ())
 seconds, losses = [], []

@@ -160,7 +160,7 @@ def test_export_then_generate_from_the_file(kind: str, tmp_path: Path) -> None:
         (["generate", "hi", "--temperature", "nan"], "temperature is nan"),
         (["generate", "hi", "--colour"], "No such option"),
         (["generate", "hi", "-b", "torch"], "unknown backend 'torch'"),
-        (["generate", "hi", "--precision", "float16"], "overflow"),
+        (["generate", "hi", "-b", "litert", "--precision", "float16"], "not in float16"),
         (["generate", "hi", "--context-length", "5", "-b", "mlx"], "the context holds 5"),
         (["generate", "hi", "-m", "/no/such/dir"], "no such directory"),
         (["generate", "hi", "--raw", "--system", "x"], "takes no --system"),

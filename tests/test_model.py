@@ -116,7 +116,7 @@ class TestBadInput:
         ("given", "error", "message"),
         [
             ({"backend": "torch"}, BackendError, "unknown backend 'torch', expected auto, mlx"),
-            ({"precision": "float16"}, OptionError, "overflow"),
+            ({"precision": "float16", "backend": "litert"}, OptionError, "not in float16"),
             ({"precision": "int3"}, OptionError, "unknown precision 'int3'"),
             ({"context_length": 0}, OptionError, "context_length is 0, expected 1 to 2048"),
             ({"context_length": 4096}, OptionError, "expected 1 to 2048"),

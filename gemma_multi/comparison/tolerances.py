@@ -9,7 +9,7 @@ bundled model, from random weights in the true 270M shape and, with int8 activat
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gemma_multi.errors import OptionError
 
@@ -37,6 +37,11 @@ _BFLOAT16 = Tolerance(
     reason="bfloat16 keeps 8 bits of a number, and every layer rounds its activations anew. "
     "Weights are compared as bfloat16 rounds them.",
 )  # fmt: skip
+_FLOAT16 = Tolerance(
+    weight=1e-5, logit=math.inf, divergence=1e-3, top1=0.99, tie=0.1, hidden=0.02,
+    reason="float16 keeps 11 bits of a number, and every layer rounds its activations anew; below "
+    "6e-5 it keeps fewer, so the smallest weights move.",
+)  # fmt: skip
 _INT8 = Tolerance(
     weight=1e-6, logit=math.inf, divergence=0.01, top1=0.99, tie=1.0, hidden=0.1,
     reason="LiteRT rounds each row of activations to int8 in front of an int4 or int8 matrix, in "
@@ -49,8 +54,18 @@ TOLERANCES = {
     frozenset({"float32"}): _FLOAT32,
     frozenset({"bfloat16"}): _BFLOAT16,
     frozenset({"float32", "bfloat16"}): _BFLOAT16,
+    frozenset({"float16"}): _FLOAT16,
+    frozenset({"float32", "float16"}): _FLOAT16,
+    frozenset({"bfloat16", "float16"}): replace(
+        _BFLOAT16, weight=1e-5,
+        reason="bfloat16's rounding; and what float16 does to the smallest weights.",
+    ),
     frozenset({"int8"}): _INT8,
     frozenset({"float32", "int8"}): _INT8,
+    frozenset({"float16", "int8"}): replace(
+        _INT8, weight=1e-5, divergence=0.012, top1=0.985, tie=1.1,
+        reason="Both roundings at once: float16 on one side, int8 activations on the other.",
+    ),
     frozenset({"bfloat16", "int8"}): Tolerance(
         weight=0.0, logit=math.inf, divergence=0.03, top1=0.96, tie=1.2, hidden=0.2,
         reason="Both roundings at once: bfloat16 on one side, int8 activations on the other.",

@@ -56,7 +56,7 @@ def create_engine(
     `context_length` is the most that sessions will ask for, which only LiteRT fixes beforehand;
     `options` are the backend's own. Raises BackendError, CheckpointError or OptionError.
     """
-    chosen = choose_backend(backend, checkpoint)
+    chosen = choose_backend(backend, checkpoint, precision)
     settings: Any = checked(chosen.options, options or {}, f"backend {chosen.name!r}")
     check_precision(chosen, precision)
     chosen.check_installed()
@@ -80,10 +80,6 @@ def create_engine(
 
 def check_precision(backend: Backend, precision: str) -> None:
     """Raises OptionError for one that the backend does not compute."""
-    if precision == "float16":
-        raise OptionError(
-            "precision 'float16' is refused: Gemma 3's activations overflow it; use 'bfloat16'"
-        )
     if precision in ("auto", *backend.precisions):
         return
     known = {p: None for one in backends().values() for p in one.precisions}
@@ -96,24 +92,29 @@ def check_precision(backend: Backend, precision: str) -> None:
     )
 
 
-def choose_backend(name: str = "auto", checkpoint: Checkpoint | None = None) -> Backend:
-    """The backend as named; for `auto` the one that runs the checkpoint's own file as it is, else
-    the installed one that suits this machine best: MLX on Apple silicon, Keras beside an NVIDIA
-    GPU, and on other processors LiteRT for quantised weights, Keras for the rest."""
+def choose_backend(
+    name: str = "auto", checkpoint: Checkpoint | None = None, precision: str = "auto"
+) -> Backend:
+    """The backend as named; for `auto`, of those with the precision, the one that runs the
+    checkpoint's own file as it is, else the installed one that suits this machine best: MLX on
+    Apple silicon, Keras beside an NVIDIA GPU, and on other processors LiteRT for quantised weights,
+    Keras for the rest."""
     if name != "auto":
         named = find_record(__name__, name, "BACKEND", Backend)  # the others are not looked at
         if named is None:
             known_names = ", ".join(["auto", *backends()])
             raise BackendError(f"unknown backend {name!r}, expected {known_names}")
         return named
-    known = backends()
+    known = list(backends().values())
+    # where none has it, the precision is what will be named
+    known = [one for one in known if precision in ("auto", *one.precisions)] or known
     quantized = False
     if checkpoint is not None:
-        for one in known.values():
+        for one in known:
             if checkpoint.format in one.runs:
                 return one
         quantized = checkpoint.is_quantized
-    ranked = sorted(known.values(), key=lambda one: -one.suits(quantized))
+    ranked = sorted(known, key=lambda one: -one.suits(quantized))
     usable = [one for one in ranked if one.suits(quantized)]
     for one in usable:
         if not one.missing():

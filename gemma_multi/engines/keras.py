@@ -37,8 +37,8 @@ from gemma_multi.engines.base import (
 from gemma_multi.engines.keras_backbone import build_backbone, import_keras, weight_slots
 from gemma_multi.engines.keras_decoder import Cache, cache_positions, run_layers
 from gemma_multi.engines.keras_runtime import KerasRuntime
+from gemma_multi.engines.precision import Prepared, prepare
 from gemma_multi.quantization.tensor import QuantizedTensor
-from gemma_multi.transforms import to_precision
 
 _CHUNKS = {512: 257, 128: 33, 16: 2, 1: 1}  # tokens -> from how many on padding is worth it
 _CAPACITIES = (512, 2048, 8192)  # positions; past these, multiples of the last
@@ -47,22 +47,17 @@ _ROWS, _STATES = "rows", "states"  # what a program gives, beside the values of 
 
 
 def _create(checkpoint: Checkpoint, request: Request) -> Engine:
-    if request.precision in ("int4", "int8"):
-        checkpoint = to_precision(checkpoint, request.precision, request.progress)
-    return KerasEngine(checkpoint, request.precision)
+    runtime = KerasRuntime(import_keras())
+    return KerasEngine(runtime, prepare(checkpoint, request, runtime.fast))
 
 
 class KerasEngine(Engine):
     name = "keras"
 
-    def __init__(self, checkpoint: Checkpoint, precision: str) -> None:
+    def __init__(self, runtime: KerasRuntime, prepared: Prepared) -> None:
+        checkpoint, self.precision, self.compute = prepared
         super().__init__(checkpoint.config)
-        self.runtime = KerasRuntime(import_keras())
-        self.device = self.runtime.device
-        fast = "float32" if self.device == "cpu" else "bfloat16"
-        stored = checkpoint.precision if checkpoint.is_quantized else fast
-        self.precision = stored if precision == "auto" else precision
-        self.compute = self.precision if self.precision in ("float32", "bfloat16") else fast
+        self.runtime, self.device = runtime, runtime.device
         self.backbone = build_backbone(self.config, self.compute)
         self.slots = weight_slots(self.backbone, self.config)
         for name in self.slots:
@@ -271,7 +266,7 @@ BACKEND = Backend(
     modules=_modules,
     packages=("keras", "keras-hub", "jax", "tensorflow"),
     install=_install(),
-    precisions=("float32", "bfloat16", "int4", "int8"),
+    precisions=("float32", "bfloat16", "float16", "int4", "int8"),
     suits=_suits,
     trains=True,
     advice=_advice,

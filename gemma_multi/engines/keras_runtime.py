@@ -15,6 +15,8 @@ import numpy as np
 
 from gemma_multi.cache import COMPILED, writable_cache
 
+_BFLOAT16_SINCE = 8.0  # NVIDIA's compute capability
+
 
 class KerasRuntime:
     """The framework under Keras. Arrays it makes are its own."""
@@ -36,6 +38,23 @@ class KerasRuntime:
 
             self.tf = tensorflow
             self.device = "gpu" if tensorflow.config.list_physical_devices("GPU") else "cpu"
+
+    @property
+    def fast(self) -> str:
+        """The type of activations that the device is fast at."""
+        if self.device == "cpu":
+            return "float32"
+        return "bfloat16" if self._has_bfloat16() else "float16"
+
+    def _has_bfloat16(self) -> bool:
+        """NVIDIA's cards since the A100 do; the T4 and the V100 of free notebooks do not."""
+        if self.on_jax:
+            capability = getattr(self.jax.devices()[0], "compute_capability", "")
+            return not capability or float(capability) >= _BFLOAT16_SINCE
+        devices = self.tf.config.list_physical_devices("GPU")
+        details = self.tf.config.experimental.get_device_details(devices[0])
+        major, minor = details.get("compute_capability", (8, 0))
+        return major + minor / 10 >= _BFLOAT16_SINCE
 
     def array(self, array: np.ndarray, dtype: str) -> Any:
         """A framework array of this type. (TensorFlow's numbers take shape in NumPy first.)"""

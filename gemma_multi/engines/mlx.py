@@ -5,7 +5,8 @@ Design choices:
   architecture is wanted, so the two files that hold it are imported on their own.
 - Quantised weights stay packed and go to MLX as the checkpoint holds them. On a CPU, whose packed
   kernels are twenty times slower than BLAS, a layer that is given many rows unpacks itself.
-- On a GPU activations are bfloat16. On a CPU they are float32, which MLX computes faster there.
+- On a GPU activations are bfloat16, or float16 where the chip has no bfloat16. On a CPU they are
+  float32, which MLX computes faster there.
 - Sliding layers keep their window and `SPARE` positions in a ring of our own (`mlx_cache`).
 - mlx-lm's norms are given the config's eps and gain, by which the residual stream is carried at
   another scale.
@@ -28,37 +29,42 @@ from gemma_multi.config import ModelConfig, alternate, round_scale
 from gemma_multi.engines.backend import Backend, Request, on_apple_silicon
 from gemma_multi.engines.base import ALL, HIDDEN, NOTHING, Engine, Rows, Session, Wanted
 from gemma_multi.engines.mlx_cache import Ring
+from gemma_multi.engines.precision import Prepared, prepare
 from gemma_multi.errors import BackendError
 from gemma_multi.quantization.tensor import BFLOAT16, QuantizedTensor
-from gemma_multi.transforms import to_precision
+from gemma_multi.transforms import DENSE
 
 _PREFILL_CHUNK = 512  # tokens; bounds the memory of a long prompt's attention
 _MANY_ROWS = 8  # of activations, from which on unpacking a layer on a CPU pays
 _HEAD_ROWS = 1 << 14  # of the embedding, unpacked together
+_WITHOUT_BFLOAT16 = ("applegpu_g13", "applegpu_g14")  # M1 and M2: no instructions for it
 
 
 def _create(checkpoint: Checkpoint, request: Request) -> Engine:
     import mlx.core as mx
 
-    if request.precision in ("int4", "int8"):
-        checkpoint = to_precision(checkpoint, request.precision, request.progress)
-    return MlxEngine(mx, checkpoint, request.precision)
+    return MlxEngine(mx, prepare(checkpoint, request, fast_type(mx)))
+
+
+def fast_type(mx: ModuleType) -> str:
+    """Of activations, on this device."""
+    if mx.default_device() != mx.Device(mx.gpu):
+        return "float32"
+    chip = str(mx.device_info().get("architecture", ""))
+    return "float16" if chip.startswith(_WITHOUT_BFLOAT16) else "bfloat16"
 
 
 class MlxEngine(Engine):
     name = "mlx"
 
-    def __init__(self, mx: ModuleType, checkpoint: Checkpoint, precision: str) -> None:
+    def __init__(self, mx: ModuleType, prepared: Prepared) -> None:
+        checkpoint, self.precision, self.compute = prepared
         super().__init__(checkpoint.config)
         on_gpu = mx.default_device() == mx.Device(mx.gpu)
         self.mx = mx
         if not on_gpu:
             mx.disable_compile()  # on a CPU it runs a C++ compiler for seconds, to fuse one gelu
         self.device = "gpu" if on_gpu else "cpu"
-        fast = "bfloat16" if on_gpu else "float32"
-        stored = checkpoint.precision if checkpoint.is_quantized else fast
-        self.precision = stored if precision == "auto" else precision
-        self.compute = self.precision if self.precision in ("float32", "bfloat16") else fast
         self.model = self._build(checkpoint)
         self.whole_cache = _import_architecture().KVCache  # of a global layer
 
@@ -68,7 +74,7 @@ class MlxEngine(Engine):
         quantized = {
             name.removesuffix(".weight"): tensor
             for name, tensor in checkpoint.tensors.items()
-            if self.precision not in ("float32", "bfloat16") and isinstance(tensor, QuantizedTensor)
+            if self.precision not in DENSE and isinstance(tensor, QuantizedTensor)
         }
         for stem, tensor in quantized.items():
             if tensor.group_size not in (32, 64, 128):
@@ -103,25 +109,27 @@ class MlxEngine(Engine):
             assert isinstance(tensor, QuantizedTensor)
             module = _module(model, name)  # made for the grid it was loaded with
             module.group_size, module.bits = tensor.group_size, tensor.bits
+            # in bfloat16 compute MLX takes scales as they are stored and loses nothing; in float16,
+            # which holds all of our grid's, it would go on in float32
+            keep = self.compute == "bfloat16"
             weights = [
                 (name, self.mx.array(np.ascontiguousarray(tensor.packed))),
-                # in bfloat16 compute MLX takes scales as they are stored and loses nothing
-                (f"{stem}.scales", self._array(tensor.scales, widen_only=True)),
-                (f"{stem}.biases", self._array(tensor.biases, widen_only=True)),
+                (f"{stem}.scales", self._array(tensor.scales, as_stored=keep)),
+                (f"{stem}.biases", self._array(tensor.biases, as_stored=keep)),
             ]
         else:
             dense = tensor.dequantize() if isinstance(tensor, QuantizedTensor) else tensor
             weights = [(name, self._array(dense))]
         model.load_weights(weights, strict=False)
 
-    def _array(self, array: np.ndarray, widen_only: bool = False) -> Any:
-        """A float array in the type of the activations (or kept, where that would round it)."""
+    def _array(self, array: np.ndarray, as_stored: bool = False) -> Any:
+        """A float array in the type of the activations, unless it is to stay as it is."""
         mx = self.mx
         if array.dtype == BFLOAT16:
             as_mlx = mx.array(np.ascontiguousarray(array).view(np.uint16)).view(mx.bfloat16)
         else:
             as_mlx = mx.array(np.ascontiguousarray(array))
-        if self.compute == "float32" or not widen_only:
+        if not as_stored:
             as_mlx = as_mlx.astype(getattr(mx, self.compute))
         mx.eval(as_mlx)
         return as_mlx
@@ -385,7 +393,7 @@ BACKEND = Backend(
     modules=lambda: ("mlx.core", "mlx_lm"),
     packages=("mlx", "mlx-lm"),
     install="pip install 'gemma-multi[mlx]'",
-    precisions=("float32", "bfloat16", "int4", "int8"),
+    precisions=("float32", "bfloat16", "float16", "int4", "int8"),
     suits=lambda quantized: 9 if on_apple_silicon() else 1,
     trains=True,
     advice=lambda engine: "" if on_apple_silicon() else (

@@ -22,16 +22,23 @@ def attend(
     jnp, length = jax.numpy, q.shape[1]
     if window is None or length <= 2 * window:
         mask = _visible(jnp, segments, segments, 0, window)
-        return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], scale=scale)
+        return _attention(jax, q, k, v, mask, scale)
     q, k, v = (_blocks(jnp, x, window) for x in (q, k, v))
     # padding belongs to no example; so do the keys before the first block
     own = _blocks(jnp, segments + 1, window)
     k, v, theirs = (_with_block_before(jnp, x) for x in (k, v, own))
     mask = _visible(jnp, _merged(own), _merged(theirs), window, window)
-    out = jax.nn.dot_product_attention(
-        _merged(q), _merged(k), _merged(v), mask=mask[:, None], scale=scale
-    )
+    out = _attention(jax, _merged(q), _merged(k), _merged(v), mask, scale)
     return out.reshape(q.shape[0], -1, *out.shape[2:])[:, :length]
+
+
+def _attention(jax: Any, q: Array, k: Array, v: Array, mask: Array, scale: float) -> Array:
+    dtype = q.dtype
+    if dtype == "float16" and jax.default_backend() == "cpu":
+        # JAX asks for products of float16 summed in float32, and XLA has none on a CPU
+        q, k, v = (x.astype("float32") for x in (q, k, v))
+    out = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], scale=scale)
+    return out.astype(dtype)
 
 
 def _visible(jnp: Any, queries: Array, keys: Array, offset: int, window: int | None) -> Array:

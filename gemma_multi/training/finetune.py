@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -46,7 +47,7 @@ from gemma_multi.training.run import Run
 from gemma_multi.training.trainer import Job, Trainer
 from gemma_multi.training.vocabulary import likely_words
 from gemma_multi.training.weights import frozen_weights, initial_tensors
-from gemma_multi.transforms import original
+from gemma_multi.transforms import fit_float16, original
 
 LOCK_FILE = ".lock"  # held while a run goes on
 
@@ -88,8 +89,8 @@ def finetune(
         batch_size (rows), accumulate (batches a step), max_length (tokens a row), packing.
         loss_on: "answer" or "all" tokens. too_long: "refuse", "cut" or "skip" rows beyond
             max_length.
-        dtype: of activations, "float32" or "bfloat16"; "auto" for what the device is fast at.
-            Weights and optimiser are float32 always.
+        dtype: of activations, "float32", "bfloat16" or "float16"; "auto" for what the device is
+            fast at. Weights and optimiser are float32 always.
         gradient_checkpointing: compute layers twice rather than keep what they gave.
         evaluate_every: steps; after each epoch if None. save_every: seconds between states.
 
@@ -158,10 +159,15 @@ def train(
             if teacher and EMBEDDING not in trained:
                 with display.counting("asking for likely words") as count:
                     words = likely_words(teacher, rows[0], count)
+            dtype = (
+                options.dtype if options.dtype != "auto" else trainer_module(backend).fast_type()
+            )
+            if dtype == "float16":
+                base = fit_float16(base)
             frozen = frozen_weights(base, options)
-            job = Job(base.config, trained, frozen, options, teacher, devices, words)
-            trainer = create_trainer(backend, job)
-            place = {"device": trainer.device, "dtype": trainer.dtype}
+            job = Job(base.config, trained, frozen, options, dtype, teacher, devices, words)
+            trainer: Trainer = trainer_module(backend).create(job)
+            place = {"device": trainer.device, "dtype": dtype}
             if begun:
                 _check_same_run(output, place)
             writer = _tensorboard(output) if tensorboard and leader else None
@@ -287,9 +293,9 @@ def choose_trainer(backend: str) -> str:
     return backend
 
 
-def create_trainer(backend: str, job: Job) -> Trainer:
-    trainer: Trainer = import_module(f"gemma_multi.training.{backend}_trainer").create(job)
-    return trainer
+def trainer_module(backend: str) -> ModuleType:
+    """The module of a backend's trainer: `create`, and `fast_type` of activations."""
+    return import_module(f"gemma_multi.training.{backend}_trainer")
 
 
 def _check_options(

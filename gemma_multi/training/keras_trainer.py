@@ -31,6 +31,7 @@ from gemma_multi.errors import BackendError, OptionError
 from gemma_multi.training.attention import attend
 from gemma_multi.training.batches import IGNORE_INDEX, Batch
 from gemma_multi.training.head import chunk_loss
+from gemma_multi.training.loss_scale import LossScale
 from gemma_multi.training.trainer import BETAS, EPSILON, Job, StepResult, Trainer
 from gemma_multi.training.vocabulary import compared
 from gemma_multi.training.weights import (
@@ -52,6 +53,12 @@ def create(job: Job) -> Trainer:
     return KerasTrainer(job)
 
 
+def fast_type() -> str:
+    """Of activations, on this device."""
+    _ask_for_the_same_sums()
+    return KerasRuntime(import_keras()).fast
+
+
 class KerasTrainer(Trainer):
     def __init__(self, job: Job) -> None:
         _ask_for_the_same_sums()
@@ -62,8 +69,8 @@ class KerasTrainer(Trainer):
         self._jax, self._job = runtime.jax, job
         self._scope = keras.src.backend.common.stateless_scope.StatelessScope
         self.device = runtime.device
-        fast = "float32" if self.device == "cpu" else "bfloat16"
-        self.dtype = fast if job.options.dtype == "auto" else job.options.dtype
+        self.dtype = job.dtype
+        self._loss_scale = LossScale(needed=job.dtype == "float16")
         self._distribution = _distribution(keras, job)
         self._build_layers()
         self._evaluated: dict[str, Any] | None = None  # effective weights that validation has made
@@ -78,6 +85,7 @@ class KerasTrainer(Trainer):
         self._add = jax.jit(partial(jax.tree.map, jax.numpy.add), donate_argnums=0)
         self._update = jax.jit(self._updated, donate_argnums=(0, 1))
         self._loss_only = jax.jit(self._over_devices(self._loss))
+        self._norm = jax.jit(_norm)
 
     def _build_layers(self) -> None:
         config = self._job.config
@@ -129,7 +137,7 @@ class KerasTrainer(Trainer):
         trained = dict(zip(self._names, values, strict=True))
         by_name = trained_gradients(gradients, trained, job.scale, frozen)
         found = [by_name[name] for name in self._names]
-        norm = jnp.sqrt(sum(jnp.sum(g**2) for g in found)) / count
+        norm = _norm(found) / count
         factor = jnp.minimum(1.0, job.options.clip / (norm + 1e-6)) / count
         if decay := job.options.weight_decay:  # apart from Adam's own step, and not of norms
             values = [v * (1 - rate * decay) if v.ndim == 2 else v for v in values]
@@ -152,9 +160,10 @@ class KerasTrainer(Trainer):
         return jax.lax.map(partial(on_grid, jax.numpy), parts).reshape(weight.shape)
 
     def _loss_and_gradients(
-        self, weights: Any, frozen: Any, teacher: Any, micro: Any
+        self, weights: Any, frozen: Any, teacher: Any, micro: Any, scale: Any
     ) -> tuple[Any, dict[str, Any]]:
-        """Of one micro-batch: the summed loss, and its gradient by each effective weight."""
+        """Of one micro-batch: the summed loss, and its gradient by each effective weight. `scale`
+        is a `LossScale`'s."""
         jax = self._jax
         ids, labels, segments = micro
         cast = {n: w.astype(self.dtype) for n, w in {**frozen, **weights}.items()}
@@ -171,10 +180,13 @@ class KerasTrainer(Trainer):
         loss, d_hidden, d_embedding = self._head(
             hidden, labels, *over, gradient=True, learned=learned
         )
-        gradients, d_embedded = back(d_hidden)
-        gradients = {name: g.astype("float32") for name, g in gradients.items()}
+        if self._loss_scale.needed:
+            d_hidden = d_hidden * scale.astype(d_hidden.dtype)
+        gradients, d_embedded = jax.tree.map(lambda g: g.astype("float32"), back(d_hidden))
+        if self._loss_scale.needed:
+            gradients, d_embedded = jax.tree.map(lambda g: g / scale, (gradients, d_embedded))
         if learned:
-            gradients[EMBEDDING] = d_embedding.at[ids].add(d_embedded.astype("float32"))
+            gradients[EMBEDDING] = d_embedding.at[ids].add(d_embedded)
         return loss, gradients
 
     def _loss(self, weights: Any, frozen: Any, teacher: Any, micro: Any) -> Any:
@@ -283,20 +295,23 @@ class KerasTrainer(Trainer):
     # Devices ------------------------------------------------------------------------------------
 
     def _over_devices(self, function: Any) -> Any:
-        """`function(weights, frozen, teacher, micro)` on each device's rows, its results summed."""
+        """`function(weights, frozen, teacher, micro, *more)` on each device's rows, its results
+        summed."""
         if self._distribution is None:
             return function
         from jax.sharding import PartitionSpec
 
         whole, rows = PartitionSpec(), PartitionSpec("batch")
 
-        def local(weights: Any, frozen: Any, teacher: Any, micro: Any) -> Any:
-            return self._jax.lax.psum(function(weights, frozen, teacher, micro), "batch")
+        def over(*given: Any) -> Any:
+            specs = (whole, whole, whole, rows, *[whole] * (len(given) - 4))
+            return self._jax.shard_map(
+                lambda *given: self._jax.lax.psum(function(*given), "batch"),
+                mesh=self._distribution.device_mesh.backend_mesh,
+                in_specs=specs, out_specs=whole, check_vma=False,
+            )(*given)  # fmt: skip
 
-        return self._jax.shard_map(
-            local, mesh=self._distribution.device_mesh.backend_mesh,
-            in_specs=(whole, whole, whole, rows), out_specs=whole, check_vma=False,
-        )  # fmt: skip
+        return over
 
     def _replicated(self, array: Any) -> Any:
         if self._distribution is None:
@@ -309,20 +324,29 @@ class KerasTrainer(Trainer):
     # What the run asks for ----------------------------------------------------------------------
 
     def step(self, batch: Batch, learning_rate: float) -> StepResult:
-        weights, loss, gradients = self._evaluated or self._effective(), None, None
+        weights = self._evaluated or self._effective()
         self._evaluated = None
-        for micro in self._micro_batches(batch):
-            found = self._gradients(weights, self._frozen, self._teacher, micro)
-            if self._distribution and self.device == "cpu":
-                # programs that wait for each other share a CPU's few threads: one at a time
-                self._jax.block_until_ready(found)
-            loss, gradients = found if loss is None else self._add((loss, gradients), found)
-        del weights
+        loss, gradients = self._loss_scale.apply(
+            lambda scale: self._summed(weights, batch, np.float32(scale)),
+            lambda found: bool(np.isfinite(self._norm(found[1]))),
+        )
+        weights = {}
         self._values, self._state, norm = self._update(
             self._values, self._state, gradients, self._frozen, np.float32(learning_rate),
             np.float32(max(1, batch.loss_tokens)),
         )  # fmt: skip
         return StepResult(loss, norm)
+
+    def _summed(self, weights: Any, batch: Batch, scale: np.float32) -> tuple[Any, dict[str, Any]]:
+        """(loss, gradients by the effective weights) over a batch's micro-batches."""
+        total: Any = None
+        for micro in self._micro_batches(batch):
+            found = self._gradients(weights, self._frozen, self._teacher, micro, scale)
+            if self._distribution and self.device == "cpu":
+                # programs that wait for each other share a CPU's few threads: one at a time
+                self._jax.block_until_ready(found)
+            total = found if total is None else self._add(total, found)
+        return total
 
     def evaluate(self, batch: Batch) -> float:
         if self._evaluated is None:
@@ -346,7 +370,8 @@ class KerasTrainer(Trainer):
 
     def optimizer_state(self) -> dict[str, np.ndarray]:
         paths = [v.path for v in self._optimizer.variables]
-        return {p: np.asarray(v) for p, v in zip(paths, self._state, strict=True)}
+        arrays = {p: np.asarray(v) for p, v in zip(paths, self._state, strict=True)}
+        return arrays | self._loss_scale.state()
 
     def restore(
         self, tensors: Mapping[str, np.ndarray], optimizer: Mapping[str, np.ndarray]
@@ -357,6 +382,7 @@ class KerasTrainer(Trainer):
             place(tensors[n], v) for n, v in zip(self._names, self._values, strict=True)
         ]
         self._state = [place(optimizer[p], v) for p, v in zip(paths, self._state, strict=True)]
+        self._loss_scale.restore(optimizer)
 
 
 def _ask_for_the_same_sums() -> None:
@@ -365,6 +391,13 @@ def _ask_for_the_same_sums() -> None:
     flag = "--xla_gpu_deterministic_ops=true"
     if "jax" not in sys.modules and flag not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
+
+
+def _norm(gradients: Any) -> Any:
+    """Of all of them together."""
+    import jax
+
+    return jax.numpy.sqrt(sum(jax.numpy.sum(g**2) for g in jax.tree.leaves(gradients)))
 
 
 def _recomputed(jax: Any, layer: Any) -> Any:

@@ -19,9 +19,11 @@ import numpy as np
 
 from gemma_multi.config import EMBEDDING
 from gemma_multi.engines.mlx import build_model
+from gemma_multi.engines.mlx import fast_type as fast_type_of
 from gemma_multi.errors import OptionError
 from gemma_multi.training.batches import IGNORE_INDEX, Batch
 from gemma_multi.training.head import chunk_loss
+from gemma_multi.training.loss_scale import LossScale
 from gemma_multi.training.trainer import BETAS, EPSILON, Job, StepResult, Trainer
 from gemma_multi.training.vocabulary import Vocabulary, compared
 from gemma_multi.training.weights import (
@@ -40,6 +42,13 @@ def create(job: Job) -> Trainer:
     return MlxTrainer(job)
 
 
+def fast_type() -> str:
+    """Of activations, on this device."""
+    import mlx.core as mx
+
+    return fast_type_of(mx)
+
+
 class MlxTrainer(Trainer):
     def __init__(self, job: Job) -> None:
         import mlx.core as mx
@@ -52,9 +61,8 @@ class MlxTrainer(Trainer):
             mx.disable_compile()  # on a CPU it runs a C++ compiler, see engines/mlx.py
         self._mx, self._job = mx, job
         self.device = "gpu" if on_gpu else "cpu"
-        fast = "bfloat16" if on_gpu else "float32"
-        self.dtype = fast if job.options.dtype == "auto" else job.options.dtype
-        self._compute = getattr(mx, self.dtype)
+        self._compute = getattr(mx, job.dtype)
+        self._loss_scale = LossScale(needed=job.dtype == "float16")
         self._group = mx.distributed.init()
         self.rank = self._group.rank()
         self._evaluated: dict[str, Any] | None = None  # effective weights that validation has made
@@ -74,10 +82,33 @@ class MlxTrainer(Trainer):
 
     def step(self, batch: Batch, learning_rate: float) -> StepResult:
         mx, options = self._mx, self._job.options
-        weights, loss, gradients = self._evaluated or self._effective(), mx.array(0.0), None
+        weights = self._evaluated or self._effective()
         self._evaluated = None
+        loss, gradients = self._loss_scale.apply(
+            lambda scale: self._summed(weights, batch, scale),
+            lambda found: bool(mx.isfinite(_norm(mx, found[1])).item()),
+        )
+        count = max(1, batch.loss_tokens)
+        by_name = trained_gradients(gradients, self._trained, self._job.scale, self._frozen)
+        norm = _norm(mx, by_name) / count
+        factor = mx.minimum(1.0, options.clip / (norm + 1e-6)) / count
+        if decay := options.weight_decay:  # apart from Adam's own step, and not of norms
+            shrunk = 1 - learning_rate * decay
+            self._trained = {n: w * shrunk if w.ndim == 2 else w for n, w in self._trained.items()}
+        self._optimizer.learning_rate = learning_rate
+        scaled = {n: g * factor for n, g in by_name.items()}
+        self._trained = self._optimizer.apply_gradients(scaled, self._trained)
+        mx.eval(self._trained, self._optimizer.state, loss, norm)
+        return StepResult(loss.item(), norm.item())
+
+    def _summed(
+        self, weights: dict[str, Any], batch: Batch, scale: float
+    ) -> tuple[Any, dict[str, Any]]:
+        """(loss, gradients by the effective weights) over a batch's micro-batches, and over the
+        processes."""
+        mx, loss, gradients = self._mx, self._mx.array(0.0), None
         for micro in self._micro_batches(batch):
-            found, by_weight = self._loss_and_gradients(weights, *micro)
+            found, by_weight = self._loss_and_gradients(weights, *micro, scale)
             loss = loss + found
             if gradients is None:
                 gradients = by_weight
@@ -88,18 +119,7 @@ class MlxTrainer(Trainer):
         if self._group.size() > 1:
             loss = mx.distributed.all_sum(loss)
             gradients = {n: mx.distributed.all_sum(g) for n, g in gradients.items()}
-        count = max(1, batch.loss_tokens)
-        by_name = trained_gradients(gradients, self._trained, self._job.scale, self._frozen)
-        norm = mx.sqrt(sum(mx.sum(g * g) for g in by_name.values())) / count
-        factor = mx.minimum(1.0, options.clip / (norm + 1e-6)) / count
-        if decay := options.weight_decay:  # apart from Adam's own step, and not of norms
-            shrunk = 1 - learning_rate * decay
-            self._trained = {n: w * shrunk if w.ndim == 2 else w for n, w in self._trained.items()}
-        self._optimizer.learning_rate = learning_rate
-        scaled = {n: g * factor for n, g in by_name.items()}
-        self._trained = self._optimizer.apply_gradients(scaled, self._trained)
-        mx.eval(self._trained, self._optimizer.state, loss, norm)
-        return StepResult(loss.item(), norm.item())
+        return loss, gradients
 
     def evaluate(self, batch: Batch) -> float:
         mx, total = self._mx, self._mx.array(0.0)
@@ -127,9 +147,10 @@ class MlxTrainer(Trainer):
         return weights
 
     def _loss_and_gradients(
-        self, weights: dict[str, Any], ids: Any, labels: Any, segments: Any
+        self, weights: dict[str, Any], ids: Any, labels: Any, segments: Any, scale: float
     ) -> tuple[Any, dict[str, Any]]:
-        """The summed loss, and its gradient by each effective weight."""
+        """The summed loss, and its gradient by each effective weight. `scale` is a
+        `LossScale`'s."""
         mx = self._mx
         target = self._teacher_hidden(ids, segments)
 
@@ -142,9 +163,11 @@ class MlxTrainer(Trainer):
             value = mx.sum(hidden.astype(mx.float32) * d_hidden)
             if learned:
                 value = value + mx.sum(weights[EMBEDDING] * d_embedding)
-            return value, loss
+            return scale * value, loss
 
         (_, loss), gradients = mx.value_and_grad(stand_in)(weights)
+        if self._loss_scale.needed:
+            gradients = {name: g / scale for name, g in gradients.items()}
         return loss, gradients
 
     def _hidden(self, weights: dict[str, Any], ids: Any, segments: Any) -> tuple[Any, Any]:
@@ -212,7 +235,8 @@ class MlxTrainer(Trainer):
     def optimizer_state(self) -> dict[str, np.ndarray]:
         from mlx.utils import tree_flatten
 
-        return {n: np.array(v) for n, v in tree_flatten(self._optimizer.state)}
+        arrays = {n: np.array(v) for n, v in tree_flatten(self._optimizer.state)}
+        return arrays | self._loss_scale.state()
 
     def restore(
         self, tensors: Mapping[str, np.ndarray], optimizer: Mapping[str, np.ndarray]
@@ -223,7 +247,13 @@ class MlxTrainer(Trainer):
         self._optimizer.state = tree_map_with_path(
             lambda path, old: self._mx.array(optimizer[path], old.dtype), self._optimizer.state
         )
+        self._loss_scale.restore(optimizer)
         self._evaluated = None
+
+
+def _norm(mx: Any, gradients: Mapping[str, Any]) -> Any:
+    """Of all of them together."""
+    return mx.sqrt(sum(mx.sum(g * g) for g in gradients.values()))
 
 
 def _placed(mx: Any, weight: np.ndarray | Int4) -> Any:

@@ -13,7 +13,7 @@ from gemma_multi.training.examples import LOSS_ON, SHORTEST, TOO_LONG
 
 METHODS = ("full", "lora", "scales")
 SCHEDULES = ("constant", "cosine")
-DTYPES = ("auto", "float32", "bfloat16")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 LEARNING_RATES = {"full": 5e-5, "lora": 2e-4, "scales": 1e-3}  # where none is given
 
 
@@ -47,7 +47,7 @@ class TrainingOptions:
     rank: int = option(8, "Of the adapter.")
     alpha: float = option(16.0, "Of the adapter, which is scaled by alpha / rank.")
     targets: tuple[str, ...] = option(LINEAR_LAYERS, "Layers to adapt, separated by commas.")
-    dtype: str = option("auto", "Of activations: float32, bfloat16, or auto.")
+    dtype: str = option("auto", "Of activations: float32, bfloat16, float16 or auto.")
     gradient_checkpointing: bool = option(
         True, "Compute layers twice rather than keep what they gave."
     )

@@ -28,6 +28,7 @@ class Job:
     trained: dict[str, np.ndarray]
     frozen: dict[str, np.ndarray | Int4]
     options: TrainingOptions
+    dtype: str  # of the activations
     teacher: Checkpoint | None = None  # whose probabilities are the target
     devices: Any = None
     # in a step, over which a teacher is followed; all words if None, or the embedding is trained
@@ -57,7 +58,6 @@ class Trainer(ABC):
     """Trained tensors and an optimiser in a framework's memory."""
 
     device: str
-    dtype: str  # of the activations
     rank = 0  # of this process, where several train together
 
     def any_of(self, flag: bool) -> bool:

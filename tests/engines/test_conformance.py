@@ -17,9 +17,9 @@ from gemma_multi.errors import BackendError, ContextError, OptionError
 
 # Largest difference between two ways of reading the same tokens; logits are of size 5. The sums
 # are the same up to their order, so the bound is the rounding of the activations.
-TOLERANCE = {"float32": 3e-5, "bfloat16": 0.15, "int8": 0.15}
+TOLERANCE = {"float32": 3e-5, "bfloat16": 0.15, "float16": 0.02, "int8": 0.15}
 # Rows of the head are multiplied by activations as they are, which LiteRT rounds in front of all
-ROWS_TOLERANCE = {"float32": 3e-5, "bfloat16": 0.15, "int8": 0.2}
+ROWS_TOLERANCE = {"float32": 3e-5, "bfloat16": 0.15, "float16": 0.02, "int8": 0.2}
 
 
 def tokens(length: int, seed: int = 0) -> np.ndarray:

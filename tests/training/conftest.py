@@ -14,7 +14,7 @@ from tiny import random_checkpoint, tiny_config
 from gemma_multi.checkpoint import Checkpoint
 from gemma_multi.engines import ALL, Engine
 from gemma_multi.training.batches import Batch
-from gemma_multi.training.finetune import create_trainer
+from gemma_multi.training.finetune import trainer_module
 from gemma_multi.training.history import read_history
 from gemma_multi.training.options import TrainingOptions
 from gemma_multi.training.trainer import Job, Trainer
@@ -37,10 +37,12 @@ def make_trainer(
     config = tiny_config()
     checkpoint = checkpoint or random_checkpoint(config)
     chosen = TrainingOptions.checked({"qat": False, **options}, 256)
+    dtype = "float32" if chosen.dtype == "auto" else chosen.dtype
     job = Job(checkpoint.config, initial_tensors(checkpoint, chosen),
-              frozen_weights(checkpoint, chosen), chosen, teacher, devices,
+              frozen_weights(checkpoint, chosen), chosen, dtype, teacher, devices,
               vocabulary)  # fmt: skip
-    return create_trainer(backend, job)
+    made: Trainer = trainer_module(backend).create(job)
+    return made
 
 
 def make_batch(ids: np.ndarray, labels: np.ndarray, segments: np.ndarray | None = None) -> Batch:

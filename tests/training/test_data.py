@@ -154,7 +154,7 @@ def test_a_file_that_is_no_data(tmp_path: Path, name: str, content: bytes, messa
         ({"batch_size": -1}, "batch_size is -1"),
         ({"schedule": "linear"}, "schedule is 'linear'"),
         ({"validation": 1.0}, "validation is 1.0"),
-        ({"dtype": "float16"}, "dtype is 'float16'"),
+        ({"dtype": "int8"}, "dtype is 'int8'"),
         ({"lr": 1e-4}, "unknown option 'lr'"),
         ({"qat": 1}, "qat is 1, expected True or False"),
         ({"backend": "litert"}, "cannot train"),

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 from goldens.make_training import CLIP, DECAY, FILE, RATE, batches
+from tiny import loud_checkpoint, random_checkpoint, tiny_config
 
 from gemma_multi.training.batches import Batch
+from gemma_multi.transforms import fit_float16
 from training.conftest import all_logits, make_batch, make_trainer
 
 
@@ -90,6 +92,52 @@ def test_packed_examples_do_not_see_each_other(trainer_backend: str) -> None:
 def test_bfloat16_is_close(trainer_backend: str) -> None:
     losses, _, _ = train(trainer_backend, golden_batches()[:2], dtype="bfloat16")
     np.testing.assert_allclose(losses, np.load(FILE)["losses"][:2], rtol=0.02)
+
+
+def test_float16_is_closer(trainer_backend: str) -> None:
+    expected = np.load(FILE)
+    losses, norms, _ = train(trainer_backend, golden_batches(), dtype="float16")
+    np.testing.assert_allclose(losses, expected["losses"], rtol=0, atol=2e-3)
+    np.testing.assert_allclose(norms, expected["norms"], rtol=5e-3)
+
+
+def test_float16_follows_float32_where_the_stream_alone_would_overflow(
+    trainer_backend: str,
+) -> None:
+    """Twenty steps, that learn, of a model whose residual stream passes 65,504."""
+    checkpoint = fit_float16(loud_checkpoint(60_000.0, vocab_size=320))
+    assert checkpoint.config.residual_scale < 1
+    made = golden_batches()
+    made = [made[i % len(made)] for i in range(20)]
+    found = [
+        train(trainer_backend, made, checkpoint=checkpoint, dtype=dtype)[0]
+        for dtype in ("float32", "float16")
+    ]
+    assert found[0][-1] < found[0][0] - 0.1
+    np.testing.assert_allclose(found[1], found[0], rtol=0, atol=1e-2)
+
+
+def test_gradients_fit_into_float16(trainer_backend: str) -> None:
+    """The smallest are kept, and where the largest overflow the batch is computed again."""
+    batch, before = golden_batches()[0], random_checkpoint(tiny_config()).tensors
+    scaled: Any = make_trainer(trainer_backend, dtype="float16")
+    start, optimizer = scaled.tensors(), scaled.optimizer_state()
+    first = scaled.step(batch, RATE)
+    exact = make_trainer(trainer_backend)
+    exact.step(batch, RATE)
+    moved = [
+        np.mean(np.sign(one - before[name]) == np.sign(exact.tensors()[name] - before[name]))
+        for name, one in scaled.tensors().items()
+    ]
+    assert min(moved) > 0.9  # Adam's first step is a sign
+
+    scaled.restore(start, {**optimizer, "loss_scale": np.array([2.0**40, 0.0])})
+    again = scaled.step(batch, RATE)
+    value, clean = scaled.optimizer_state()["loss_scale"]
+    assert (1 < value < 2.0**40, clean) == (True, 1)  # halved until they did not
+    np.testing.assert_allclose(float(again.loss), float(first.loss), rtol=1e-5)
+    norms = float(again.gradient_norm), float(first.gradient_norm)
+    np.testing.assert_allclose(*norms, rtol=1e-3)
 
 
 def test_the_loss_in_chunks_is_the_loss_at_once(
