@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import gguf
@@ -12,13 +13,15 @@ from other_peoples_files import brown_documents, gemma_270m, gemma_tokenizer
 from varied_text import samples
 
 import gemma_multi
+from gemma_multi.calibration.measure import measure
 from gemma_multi.checkpoint import Checkpoint
+from gemma_multi.decoder import Decoder, Weights
 from gemma_multi.demo import in_litert_lm
 from gemma_multi.engines.base import ALL
 from gemma_multi.exporters import save
 from gemma_multi.formats.gguf.layout import stored_name
-from gemma_multi.transforms import original
-from gemma_multi.transforms.rescale import rescaled
+from gemma_multi.training.calibrated import calibrated
+from gemma_multi.transforms import original, quantize_checkpoint, rescaled
 
 pytestmark = pytest.mark.real
 BACKENDS = ("keras", "litert", "mlx")
@@ -101,6 +104,18 @@ def test_the_residual_scale_changes_no_bit(
     np.testing.assert_array_equal(np.asarray(other), np.asarray(plain))
 
 
+@pytest.mark.parametrize("backend", ["keras", "mlx"])
+def test_float16_is_nearly_float32(
+    checkpoint: Checkpoint, text: np.ndarray, expected: np.ndarray, backend: str
+) -> None:
+    """At that scale; at its own size the first token alone overflows."""
+    model = gemma_multi.load(checkpoint, backend=backend, precision="float16", context_length=128)
+    assert model.engine.config.residual_scale == 2.0**-4
+    ours = np.asarray(model.engine.session().read(text[:64], ALL), np.float64)
+    p, q = (x - np.logaddexp.reduce(x, axis=-1, keepdims=True) for x in (expected[:64], ours))
+    assert (np.exp(p) * (p - q)).sum(-1).mean() < 2e-4
+
+
 @pytest.mark.parametrize("backend", ["keras", "litert"])
 def test_it_writes_sense(checkpoint: Checkpoint, backend: str) -> None:
     model = gemma_multi.load(checkpoint, backend=backend, context_length=1024)
@@ -109,21 +124,37 @@ def test_it_writes_sense(checkpoint: Checkpoint, backend: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def calibrated(path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """int4 by one command, from nothing but the model."""
+def int4(checkpoint: Checkpoint) -> Checkpoint:
+    """What `quantize` makes of nothing but the model, and specialists begin with: kept."""
+    return calibrated(original(checkpoint), progress=False)
+
+
+@pytest.fixture(scope="module")
+def directory(int4: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("real") / "int4"
-    report = gemma_multi.quantize(path, output)
-    assert report.calibration is not None
-    worth = report.calibration
-    assert worth.calibrated.divergence < 0.5 * worth.plain.divergence
-    assert worth.calibrated.perplexity < worth.plain.perplexity
+    save(int4, output)
     return output
 
 
-def test_int8_activations_cost_little(calibrated: Path, text: np.ndarray) -> None:
+def test_calibration_halves_what_rounding_loses(
+    checkpoint: Checkpoint, int4: Checkpoint, text: np.ndarray
+) -> None:
+    """On text that it was not fitted to."""
+    reference, *others = (
+        Decoder(one.config, Weights(one))
+        for one in (checkpoint, quantize_checkpoint(checkpoint)[0], int4)
+    )
+    with ThreadPoolExecutor(2) as pool:
+        plain, fitted = (measure(reference, one, [text[:512]], pool)[1] for one in others)
+    assert fitted.divergence < 0.5 * plain.divergence
+    assert fitted.perplexity < plain.perplexity
+    assert int4.config.residual_scale == 2.0**-4
+
+
+def test_int8_activations_cost_little(directory: Path, text: np.ndarray) -> None:
     """LiteRT, which rounds them, against Keras, which does not, on the same int4 weights."""
     logits = [
-        gemma_multi.load(calibrated, backend=backend, context_length=1024)
+        gemma_multi.load(directory, backend=backend, context_length=1024)
         .engine.session().read(text, ALL).astype(np.float64)
         for backend in ("keras", "litert")
     ]  # fmt: skip
@@ -133,10 +164,10 @@ def test_int8_activations_cost_little(calibrated: Path, text: np.ndarray) -> Non
     assert (p.argmax(-1) == q.argmax(-1)).mean() > 0.94
 
 
-def test_litert_lm_says_what_we_say(calibrated: Path, tmp_path: Path) -> None:
+def test_litert_lm_says_what_we_say(directory: Path, tmp_path: Path) -> None:
     """Google's own runtime for phones, on the exported file: it asks in turns, which the base model
     has not learnt, and answers as our engine does over the same file."""
-    exported = gemma_multi.export(calibrated, tmp_path / "model.litertlm", context_length=128)
+    exported = gemma_multi.export(directory, tmp_path / "model.litertlm", context_length=128)
     model = gemma_multi.load(exported.path, backend="litert")
     ours = model.generate("The capital of France is", temperature=0, max_tokens=8).text
     with in_litert_lm(Path(exported.path), max_tokens=8) as ask:
