@@ -21,7 +21,7 @@ real: .venv/test
 	$(BIN)/pip install --quiet 'torch==2.13.0' 'transformers>=4.56' 'scikit-learn>=1.5'
 	$(BIN)/pip install --quiet 'vadersentiment==3.3.2'
 	$(RUN) $(BIN)/python -m pytest -m real tests/real
-	$(BIN)/python benchmarks/int4_quality.py --documents 4 --only "calibrated on itself, embedding int8"
+	$(BIN)/python benchmarks/int4_quality.py --documents 4 --kept --only "calibrated on itself, embedding int4"
 	$(BIN)/python benchmarks/specialists.py --task "film reviews" --rows 200 --ways other int4
 	$(BIN)/python benchmarks/long_text.py
 

@@ -37,6 +37,7 @@ from gemma_multi.comparison.prompts import shipped_prompts
 from gemma_multi.decoder import Decoder, Weights
 from gemma_multi.exporters import save as save_checkpoint
 from gemma_multi.quantization.tensor import QuantizedTensor
+from gemma_multi.training.calibrated import calibrated as kept_calibration
 from gemma_multi.training.recovery import Recoverer
 from gemma_multi.transforms import original, quantize_checkpoint
 
@@ -69,6 +70,8 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=20, help="of 20 to measure on")
     parser.add_argument("--json", type=Path, help="write the figures here as well")
     parser.add_argument("--only", default="", help="ways whose name holds this")
+    parser.add_argument("--kept", action="store_true",
+                        help="take what specialists begin with, from the cache")  # fmt: skip
     options = parser.parse_args()
 
     keep([], options)  # or it is refused before anything is measured
@@ -77,7 +80,9 @@ def main() -> None:
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as work, ThreadPoolExecutor(2) as pool:
         chosen = [
-            (name, make) for name, make in ways(base, documents, Path(work)) if options.only in name
+            (name, make)
+            for name, make in ways(base, documents, Path(work), options.kept)
+            if options.only in name
         ]
         if chosen:
             with threadpool_limits(1):
@@ -136,10 +141,10 @@ def megabytes(checkpoint: Checkpoint) -> float:
 
 
 def ways(
-    base: Checkpoint, documents: list[str], work: Path
+    base: Checkpoint, documents: list[str], work: Path, kept: bool
 ) -> Iterator[tuple[str, Callable[[], tuple[Checkpoint, float]]]]:
     """(name, a function that rounds and says how long it took). Documents that are measured
-    calibrate nothing."""
+    calibrate nothing. `kept`: int4 calibrated on itself is not made anew."""
     rows, more = (
         [{"text": text} for text in _other_texts(base, documents, count)]
         for count in (_CALIBRATION_DOCUMENTS, _RECOVERY_DOCUMENTS)
@@ -150,6 +155,8 @@ def ways(
         target, source = work / f"calibrated-{bits}-{on_rows}", rows if on_rows else "self"
 
         def make() -> Checkpoint:
+            if kept and (bits, on_rows) == (4, False):
+                return kept_calibration(base, progress=True)
             gemma_multi.quantize(base, target, embedding_bits=bits, calibrate=source)
             return gemma_multi.open_checkpoint(target)
 
