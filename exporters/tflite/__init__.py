@@ -31,9 +31,10 @@ from gemma_multi.formats.tflite.layout import (
 from gemma_multi.options import option
 from gemma_multi.progress import Report, silent
 from gemma_multi.sentencepiece_model import with_spoken_steering_pieces
-from gemma_multi.transforms import TensorError
+from gemma_multi.transforms import TensorError, fit_float16
 
 PRECISIONS = ("int4", "int8", "float32")
+TARGETS = ("cpu", "gpu")
 PREFILL = (16, 128)  # tokens; the large one for speed, the small one for short turns
 _INT8_CACHES_FROM = 8193  # positions; at 32,768 float32 caches would take 217 MB
 _ALIGNMENT = 16
@@ -53,6 +54,9 @@ class TfliteOptions:
         "auto", "Type of the global layers' caches: float32, int8, or auto: int8 from 8,193 "
         "positions on if weights are quantised."
     )  # fmt: skip
+    target: str = option(
+        "cpu", "gpu: what LiteRT's GPU delegate takes, and CPUs too; int4 weights become int8 rows."
+    )
 
 
 def _write(
@@ -93,6 +97,8 @@ def build(
     `trace` adds the signatures with which parity reports look for a fault.
     """
     info = _choose(checkpoint, options)
+    if options.target == "gpu":
+        checkpoint = fit_float16(checkpoint)
     try:
         from gemma_multi.exporters.tflite.decoder import Shape, add_signatures
         from gemma_multi.exporters.tflite.flatbuffer import ModelWriter
@@ -101,7 +107,9 @@ def build(
         raise BackendError(
             f"exporting needs ai-edge-litert ({error}): pip install 'gemma-multi[litert]'"
         ) from error
-    checkpoint, refitted = prepare(checkpoint, info.precision, progress)
+    checkpoint, refitted = prepare(
+        checkpoint, info.precision, progress, for_gpu=options.target == "gpu"
+    )
     config = checkpoint.config
     model = ModelWriter(f"Gemma 3, {info.precision}, context {info.context_length}")
     shape = Shape(info.context_length, info.prefill, info.cache == "int8", trace)
@@ -134,6 +142,15 @@ def _choose(checkpoint: Checkpoint, options: TfliteOptions) -> ExportInfo:
     length = check_context_length(options.context_length, checkpoint.config.max_position_embeddings)
     if precision == "auto":  # float32 holds whatever is stored, mixtures too
         precision = checkpoint.precision if checkpoint.precision in PRECISIONS else "float32"
+    if options.target not in TARGETS:
+        raise OptionError(f"target is {options.target!r}, expected {' or '.join(TARGETS)}")
+    if options.target == "gpu" and precision == "int4":
+        if options.precision == "int4":
+            raise OptionError(
+                "precision 'int4' is not for target 'gpu': LiteRT's GPU delegate ends the process "
+                "on int4 in blocks; leave it out, and the weights are written as int8 rows"
+            )
+        precision = "int8"
     if precision not in PRECISIONS:
         raise OptionError(
             f"precision is {precision!r}, expected one of auto, {', '.join(PRECISIONS)}"

@@ -7,6 +7,8 @@ Design choices:
   values, and writes at the end.
 - A sliding layer's cache is a ring: position p lies in slot p % R. What a slot holds is worked
   out from the position alone (`_ring_ages`): there is nothing to clear and no mask to pass in.
+- What differs by row comes from the positions that go in, never from a constant of one column: the
+  GPU delegate takes such a constant's first row for all.
 - Masks are arithmetic, `min((distance - 0.5) * 1e30, 0)`, because the CPU delegate has no
   comparisons; ones and zeros that select are multiplied for the same reason.
 - Rows of padding come last. They see real tokens only, so they stay finite; no real token sees
@@ -110,8 +112,8 @@ class _Decoder:
         self.start = graph.slice(self.positions, 0, 0, 1)  # i32[1]
         self.offsets = np.arange(tokens, dtype=np.float32)[:, None]  # of each row from the start
         start = graph.reshape(graph.cast(self.start, np.float32), (1, 1))
-        self.global_mask, self.local_mask = self._masks(start)
-        position = graph.add(start, self.offsets)  # f32[T, 1]
+        position = graph.reshape(graph.cast(self.positions, np.float32), (tokens, 1))
+        self.global_mask, self.local_mask = self._masks(start, position)
         self.rotations = {  # by whether the layer is a sliding one
             False: self._rotation(position, config.rope_theta, config.rope_scaling_factor),
             True: self._rotation(position, config.rope_local_theta, 1.0),
@@ -220,7 +222,7 @@ class _Decoder:
         mixed = graph.transpose(graph.reshape(mixed, (heads, t, width)), by_head)
         return graph.reshape(mixed, (t, heads * width))
 
-    def _masks(self, start: Value) -> tuple[Value, Value]:
+    def _masks(self, start: Value, position: Value) -> tuple[Value, Value]:
         """What is added to scores: global `[T, C (+ T)]` and local `[T, R (+ T)]`.
 
         The columns are the cache's slots and, unless it was written first, this call's tokens.
@@ -232,8 +234,9 @@ class _Decoder:
         # a slot of age a holds position known - 1 - a
         ages = self._ring_ages()
         filled = self._steps_below(graph.subtract(known, ages))
-        behind = self.offsets if self.writes_first else self.offsets + 1  # of a query, at age 0
-        reached = self._steps_below(graph.subtract(self.window - behind, ages))
+        behind = graph.subtract(position, start)  # of a query, at age 0 or, if not written, at -1
+        reach = graph.subtract(self.window - (0 if self.writes_first else 1), behind)
+        reached = self._steps_below(graph.subtract(reach, ages))
         local = graph.minimum(filled, reached)
         if self.writes_first:
             return written, local

@@ -25,24 +25,29 @@ from gemma_multi.transforms import TensorError, to_precision
 
 
 def prepare(
-    checkpoint: Checkpoint, precision: str, progress: Report = silent
+    checkpoint: Checkpoint, precision: str, progress: Report = silent, *, for_gpu: bool = False
 ) -> tuple[Checkpoint, tuple[TensorError, ...]]:
-    """The checkpoint with every tensor in a form LiteRT holds, and what was refitted to get there.
+    """The checkpoint with every tensor in a form LiteRT holds, and what was refitted to get there:
+    with `for_gpu` also what is int4, which becomes int8.
 
     Raises CheckpointError where the stored form cannot become `precision`.
     """
     if precision == "float32":  # any tensor is written so, one at a time
         return checkpoint, ()
-    checkpoint = to_precision(checkpoint, precision, progress)
+    if not (for_gpu and checkpoint.is_int4):
+        checkpoint = to_precision(checkpoint, precision, progress)
     refitted: dict[str, Tensor] = {}
     errors = []
     for name, tensor in checkpoint.tensors.items():
-        if isinstance(tensor, QuantizedTensor) and not _fits(tensor):
-            refitted[name], error = quantize_tensor(tensor.dequantize(), tensor.bits)
-            errors.append(TensorError(name, tensor.shape, tensor.bits, error))
+        if not isinstance(tensor, QuantizedTensor):
+            continue
+        bits = 8 if precision == "int8" else tensor.bits
+        if bits != tensor.bits or not _fits(tensor):
+            refitted[name], error = quantize_tensor(tensor.dequantize(), bits)
+            errors.append(TensorError(name, tensor.shape, bits, error))
     if not errors:
         return checkpoint, ()
-    how = f"{len(errors)} tensors refitted to positive scales for LiteRT"
+    how = f"{len(errors)} tensors refitted to scales that LiteRT holds, as {precision}"
     return checkpoint.with_tensors(refitted, how), tuple(errors)
 
 

@@ -1,4 +1,4 @@
-"""LiteRT engine: the file that ships to phones, run here, for CPUs.
+"""LiteRT engine: the file that ships to phones, run here, on CPUs and by its GPU delegate.
 
 Design choices:
 - What runs is an exported file: one that was given, or one exported from a checkpoint into the
@@ -35,8 +35,8 @@ from gemma_multi.engines.base import (
     ring_reaches,
 )
 from gemma_multi.engines.litert_files import passing_file, ready_file
-from gemma_multi.engines.litert_runtime import LitertRuntime
-from gemma_multi.errors import OptionError
+from gemma_multi.engines.litert_runtime import LitertRuntime, Place
+from gemma_multi.errors import BackendError, OptionError
 from gemma_multi.exporters import tflite
 from gemma_multi.formats.tflite.file import TfliteFile
 from gemma_multi.formats.tflite.layout import (
@@ -59,6 +59,7 @@ from gemma_multi.formats.tflite.layout import HIDDEN as HIDDEN_SIGNATURE
 from gemma_multi.machine import available_cores
 from gemma_multi.options import option
 from gemma_multi.quantization.tensor import QuantizedTensor
+from gemma_multi.transforms import fit_float16
 
 _MOST_THREADS = 1024
 _MOST_SPARE = 4  # conversations whose caches are kept when they end
@@ -68,34 +69,64 @@ _HEAD_BYTES = 1 << 26  # of the rows of the head that are kept for sets of token
 @dataclass(frozen=True)
 class LitertOptions:
     threads: int | None = option(None, "Processor cores to use; all there are if unset.")
+    device: str = option("cpu", "cpu, or gpu: LiteRT's GPU delegate.")
+    enforce_f32: bool = option(False, "Compute in float32 on a GPU that has float16.")
 
     def __post_init__(self) -> None:
+        if self.device not in tflite.TARGETS:
+            raise OptionError(f"device is {self.device!r}, expected {' or '.join(tflite.TARGETS)}")
+        if self.enforce_f32 and self.device == "cpu":
+            raise OptionError("enforce_f32 is for device 'gpu'; CPUs compute in float32")
         threads = self.threads
         if threads is not None and (type(threads) is not int or not 1 <= threads <= _MOST_THREADS):
             raise OptionError(f"threads is {threads!r}, expected 1 to {_MOST_THREADS}")
 
 
 def _create(checkpoint: Checkpoint, request: Request) -> Engine:
+    options = request.options
     file = ready_file(checkpoint, request)
-    return LitertEngine(file, request.options.threads or available_cores())
+    place = Place(
+        options.threads or available_cores(), options.device == "gpu", options.enforce_f32
+    )
+    if place.gpu:
+        _check_gpu(checkpoint, file, place)
+    return LitertEngine(file, place)
+
+
+def _check_gpu(checkpoint: Checkpoint, file: TfliteFile, place: Place) -> None:
+    """Raises BackendError for a file that a GPU would not run, or not right."""
+    again = "export the model again with target='gpu'"
+    if file.info.precision == "int4":
+        raise BackendError(
+            f"{file.path} holds int4 in blocks, on which LiteRT's GPU delegate ends the process; "
+            f"{again}"
+        )
+    scale = fit_float16(checkpoint).config.residual_scale
+    if not place.enforce_f32 and file.config.residual_scale > scale:
+        raise BackendError(
+            f"{file.path} carries activations at a size that float16 does not hold; {again}, or "
+            "load it with enforce_f32=True"
+        )
 
 
 class LitertEngine(Engine):
     name = "litert"
-    device = "cpu"
     fixed_weights = True
 
-    def __init__(self, file: TfliteFile, threads: int, passing: bool = False) -> None:
+    def __init__(self, file: TfliteFile, place: Place, passing: bool = False) -> None:
         """`passing`: the file will not be run again, so what is packed for it is not kept."""
         super().__init__(file.config)
-        self.threads = threads
+        self.place = place
+        self.device = "gpu" if place.gpu else "cpu"
         self.file = file
         self.precision = file.info.precision
         # XNNPACK rounds each row of activations to int8 in front of an int4 or int8 matrix
         self.compute = "float32" if self.precision == "float32" else "int8"
+        if place.gpu:
+            self.compute = "float32" if place.enforce_f32 else "float16"
         self.context_length = file.info.context_length
         digest = "" if passing else file.digest
-        self.runtime = LitertRuntime(file.path, digest, threads, (DECODE, TOKENS))
+        self.runtime = LitertRuntime(file.path, digest, place, (DECODE, TOKENS))
         self._spare: list[_Caches] = []
         # the rows of the head for a set of token ids, as they would be multiplied
         self._heads: dict[bytes, np.ndarray] = {}
@@ -147,7 +178,7 @@ class LitertEngine(Engine):
         )
         built = tflite.build(self.file.checkpoint("tflite"), options, trace=True)
         file = passing_file(f"{self.file.digest[:32]}.trace", built.write)
-        return LitertEngine(file, self.threads, passing=True)
+        return LitertEngine(file, self.place, passing=True)
 
 
 def _dense(tensor: Tensor) -> np.ndarray:

@@ -62,7 +62,9 @@ def ready_file(checkpoint: Checkpoint, request: Request) -> TfliteFile:
     length = min(DEFAULT_CONTEXT, longest) if context_length is None else context_length
     # a few sizes, so that a cache full of exports that differ by little is not built up
     length = min(1 << (max(length, _SMALLEST) - 1).bit_length(), longest)
-    options = tflite.TfliteOptions(context_length=length, precision=request.precision)
+    options = tflite.TfliteOptions(
+        context_length=length, precision=request.precision, target=request.options.device
+    )
 
     def write(target: Path) -> None:
         _log.warning("exporting for LiteRT, once, to %s", target)

@@ -21,6 +21,7 @@ import os
 import platform
 import secrets
 import shutil
+from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -37,25 +38,42 @@ _MADV_DONTNEED = 4
 _ROOM = 3  # times the model's size: packed weights, and something to spare
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a model is run."""
+
+    threads: int = 1  # of the CPU
+    gpu: bool = False
+    enforce_f32: bool = False  # on a GPU that has float16
+
+
 class LitertRuntime:
     """A model file, compiled. `model` is LiteRT's CompiledModel."""
 
-    def __init__(self, path: Path, digest: str, threads: int, probe: tuple[str, str]) -> None:
+    def __init__(self, path: Path, digest: str, place: Place, probe: tuple[str, str]) -> None:
         """`digest` names the packed weights ("" keeps none); `probe` is a signature and its input
         of one `i32`.
 
         Raises BackendError with what the runtime said.
         """
         from ai_edge_litert.compiled_model import CompiledModel
+        from ai_edge_litert.hardware_accelerator import HardwareAccelerator
         from ai_edge_litert.options import Options
 
+        self._on_gpu = place.gpu
         options = Options.create()
-        options.cpu_options.num_threads = threads
+        if place.gpu:
+            options.hardware_accelerators = HardwareAccelerator.GPU
+            options.gpu_options.enforce_f32 = place.enforce_f32
+            digest = ""  # nothing is packed for a processor
+        else:
+            options.cpu_options.num_threads = place.threads
         packed = _PackedWeights(path, digest)
         if packed.path is not None:
             options.cpu_options.xnnpack_weight_cache_path = str(packed.path)
         problem = ""
-        with packed, native_log.caught() as said:
+        output = native_log.standard_output_caught() if place.gpu else contextlib.nullcontext()
+        with packed, output, native_log.caught() as said:
             try:
                 self.model = CompiledModel.from_file(
                     str(path), environment=_environment(), options=options
@@ -64,22 +82,46 @@ class LitertRuntime:
                 first.write(np.zeros(1, np.int32))  # starts a second environment, as loudly
                 packed.keep()
             except RuntimeError as error:
-                problems = [line for line in said() if line.startswith("ERROR")]
+                lines = said()
+                problems = [line for line in lines if line.startswith("ERROR")]
                 problem = "; ".join(problems[-2:]) or str(error).splitlines()[0][:200]
                 del error
                 gc.collect()  # what was half made logs its end, too
+        if problem and place.gpu and _no_gpu(lines):
+            raise BackendError(f"LiteRT finds no GPU here ({_no_gpu(lines)}); use device='cpu'")
         if problem:
             raise BackendError(f"{path}: the LiteRT runtime refuses it: {problem}")
+        self.whole_on_gpu = place.gpu and bool(self.model.is_fully_accelerated())
         _give_back(path)
 
     def run(self, signature: str, inputs: dict[str, Any], outputs: dict[str, Any]) -> None:
-        """Runs a signature on TensorBuffers by name."""
-        self.model.run_by_name(signature, inputs, outputs)
+        """Runs a signature on TensorBuffers by name. Raises BackendError where a GPU does not go
+        on."""
+        try:
+            self.model.run_by_name(signature, inputs, outputs)
+        except RuntimeError as error:
+            if not self._on_gpu:
+                raise
+            what = str(error).splitlines()[0][:200]
+            raise BackendError(
+                f"the GPU stopped in the middle of an answer ({what}); load the model again, or "
+                "with device='cpu'"
+            ) from error
 
     def __del__(self) -> None:
         if getattr(self, "model", None) is not None:
             with native_log.caught():
                 self.model = None
+
+
+def _no_gpu(said: list[str]) -> str:
+    """Why there is none, if that is what was said."""
+    reasons = ("Couldn't load Vulkan", "No adapters found", "Failed to initialize WebGPU")
+    for reason in reasons:
+        for line in said:
+            if reason in line:
+                return line[line.index(reason) :].strip().rstrip(".")[:160]
+    return ""
 
 
 @cache

@@ -23,7 +23,11 @@ from typing import Any
 
 _VARIABLES = ("stderr", "__stderrp")  # glibc's and macOS's name for it
 # "INFO: [environment.cc:36] ...", "INFO: Created TensorFlow Lite XNNPACK delegate", what follows it
-_THEIRS = re.compile(rb"(VERBOSE|INFO|WARNING|ERROR): |\xe2\x94\x94 ")
+_THEIRS = re.compile(
+    rb"(VERBOSE|INFO|WARNING|ERROR): |\xe2\x94\x94 "
+    # the GPU delegate's: "I0000 00:00:17 delegate_webgpu.cc:751] ...", and where it was
+    rb"|[IWEF]\d{4} \d|=== Source Location Trace|third_party/|Warning: |    at |$"
+)
 
 
 class _Stream:
@@ -92,15 +96,31 @@ def caught() -> Iterator[Callable[[], list[str]]]:
             stream.variable.value = before
             stream.depth -= 1
             if not stream.depth:
-                _pass_on(stream.text())
+                _pass_on(stream.text(), 2)
                 stream.clear()
 
 
-def _pass_on(text: bytes) -> None:
+@contextmanager
+def standard_output_caught() -> Iterator[None]:
+    """Keeps off standard output what the GPU delegate says there as it starts, by C++'s `cout`,
+    which has no variable: the descriptor itself points elsewhere for that time."""
+    sys.stdout.flush()
+    with tempfile.TemporaryFile() as kept:
+        before = os.dup(1)
+        os.dup2(kept.fileno(), 1)
+        try:
+            yield
+        finally:
+            os.dup2(before, 1)
+            os.close(before)
+            _pass_on(os.pread(kept.fileno(), os.fstat(kept.fileno()).st_size, 0), 1)
+
+
+def _pass_on(text: bytes, descriptor: int) -> None:
     others = [line for line in text.splitlines(keepends=True) if not _THEIRS.match(line)]
     if others:
         with contextlib.suppress(OSError):
-            os.write(2, b"".join(others))
+            os.write(descriptor, b"".join(others))
 
 
 @atexit.register

@@ -10,6 +10,8 @@ from tiny import tiny_checkpoint
 
 from gemma_multi.engines import Engine, create_engine
 
+# the GPU delegate passes it in a process of its own, too (`test_litert_gpu.py`)
+ON_GPU = bool(os.environ.get("GEMMA_MULTI_TEST_GPU"))
 # transformers, the reference, passes the suite in `make reference`, where torch is
 BACKENDS = (
     ("transformers",) if os.environ.get("GEMMA_MULTI_REFERENCE") else ("mlx", "keras", "litert")
@@ -20,6 +22,8 @@ ENGINES = [
     *(("litert", precision) for precision in ("float32", "int4", "int8")),
     ("transformers", "float32"),
 ]  # fmt: skip
+if ON_GPU:
+    BACKENDS, ENGINES = ("litert",), [("litert", "float32"), ("litert", "int8")]
 
 
 @pytest.fixture(scope="session", params=BACKENDS)
@@ -29,4 +33,5 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session", params=[e for e in ENGINES if e[0] in BACKENDS], ids="-".join)
 def engine(request: pytest.FixtureRequest) -> Engine:
-    return create_engine(tiny_checkpoint(), *request.param)
+    options = {"device": "gpu", "enforce_f32": True} if ON_GPU else {}
+    return create_engine(tiny_checkpoint(), *request.param, options=options)

@@ -1,0 +1,129 @@
+"""LiteRT's GPU delegate, on a Vulkan in software: what Chromium brings, where there is no GPU.
+
+A delegate that fails may end the process, so everything runs in one of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import loud_checkpoint
+
+import gemma_multi
+from gemma_multi.errors import BackendError, OptionError
+
+SOFTWARE = Path("/usr/lib/chromium/vk_swiftshader_icd.json")  # Debian's
+PROMPT = "Tell me a bedtime story.\nHero: Pip the hedgehog\nSetting: an old lighthouse by the sea"
+_TELL = """
+import json, sys, gemma_multi
+told = []
+for source in sys.argv[2:]:
+    model = gemma_multi.load(source, backend="litert", device="gpu", context_length=None)
+    chat = model.chat()
+    texts = (sys.argv[1], "And then?")
+    said = [chat.send(text, temperature=0, max_tokens=24).text for text in texts]
+    told.append([model.engine.device, model.engine.runtime.whole_on_gpu, *said])
+print(json.dumps(told))
+"""
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    if not SOFTWARE.exists():
+        if os.environ.get("CI"):
+            pytest.fail("no Vulkan in software: install chromium")
+        pytest.skip(f"{SOFTWARE} is missing: apt-get install chromium brings it")
+    return {
+        **os.environ,
+        "VK_DRIVER_FILES": str(SOFTWARE),
+        "LD_LIBRARY_PATH": str(SOFTWARE.parent),  # a loader, where the system has none
+        "XDG_RUNTIME_DIR": str(tmp_path_factory.mktemp("runtime")),
+    }
+
+
+def python(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=900
+    )
+
+
+def test_it_says_what_keras_says(environment: dict[str, str], tmp_path: Path) -> None:
+    """In two turns, so that what prefill wrote is read; from a checkpoint and from its file, and
+    nothing of the delegate's talk on the terminal."""
+    file = tmp_path / "story.tflite"
+    gemma_multi.export("storyteller", file, target="gpu", context_length=256)
+    done = python(environment, "-c", _TELL, PROMPT, "storyteller", str(file))
+    assert done.returncode == 0, done.stderr[-2000:]
+    told = json.loads(done.stdout)
+    chat = gemma_multi.load("storyteller", backend="keras").chat()
+    expected = [chat.send(t, temperature=0, max_tokens=24).text for t in (PROMPT, "And then?")]
+    assert told == [["gpu", True, *expected]] * 2
+    assert "delegate" not in done.stderr
+    assert "Dawn" not in done.stderr
+
+
+@pytest.mark.slow
+def test_the_suite_passes_on_the_gpu(environment: dict[str, str]) -> None:
+    here = Path(__file__).parent
+    done = python(
+        {**environment, "GEMMA_MULTI_TEST_GPU": "1"}, "-m", "pytest", "-p", "no:xdist",
+        "-k", "litert-float32", str(here / "test_conformance.py"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout
+
+
+def test_without_a_gpu_it_says_so(environment: dict[str, str]) -> None:
+    hidden = {**environment, "VK_DRIVER_FILES": "/nowhere.json"}
+    command = ["-m", "gemma_multi", "generate", "hi", "-b", "litert", "--device", "gpu"]
+    done = python(hidden, *command)
+    assert done.returncode == 2
+    assert "LiteRT finds no GPU here" in done.stderr
+    assert "use device='cpu'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_what_would_end_the_process_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "int4.tflite"
+    gemma_multi.export("storyteller", file, context_length=256)
+    with pytest.raises(BackendError, match=r"int4 in blocks.*export the model again with target"):
+        gemma_multi.load(file, backend="litert", device="gpu")
+    with pytest.raises(OptionError, match="'int4' is not for target 'gpu'"):
+        gemma_multi.export("storyteller", tmp_path / "x.tflite", target="gpu", precision="int4")
+
+
+def test_a_stream_beyond_float16_is_refused_or_scaled(tmp_path: Path) -> None:
+    loud = loud_checkpoint()
+    gemma_multi.export(loud, tmp_path / "cpu.tflite", precision="int8", context_length=64)
+    gemma_multi.export(loud, tmp_path / "gpu.tflite", precision="int8", context_length=64,
+                       target="gpu")  # fmt: skip
+    with pytest.raises(BackendError, match=r"does not hold; export .* or load it with enforce_f32"):
+        gemma_multi.load(tmp_path / "cpu.tflite", backend="litert", device="gpu")
+    assert gemma_multi.open_checkpoint(tmp_path / "gpu.tflite").config.residual_scale < 1
+
+
+def test_int4_becomes_int8_rows_for_gpus(tmp_path: Path) -> None:
+    report = gemma_multi.export(
+        "storyteller", tmp_path / "x.tflite", target="gpu", context_length=256
+    )
+    assert report.precision == "int8"
+    assert {error.bits for error in report.refitted} == {8}
+    assert 0 < max(error.error for error in report.refitted) < 0.02
+    assert gemma_multi.load(tmp_path / "x.tflite", backend="litert").generate(PROMPT).text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": "npu"}, "device is 'npu', expected cpu or gpu"),
+        ({"enforce_f32": True}, "enforce_f32 is for device 'gpu'"),
+    ],
+)
+def test_options(options: dict, message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        gemma_multi.load("storyteller", backend="litert", **options)
