@@ -43,6 +43,7 @@ BACKEND = """
 from dataclasses import dataclass
 from gemma_multi.engines import mlx
 from gemma_multi.engines.backend import Backend
+from gemma_multi.engines.precision import prepare
 from gemma_multi.options import option
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Engine(mlx.MlxEngine):
 
 def create(checkpoint, request):
     import mlx.core as mx
-    engine = Engine(mx, checkpoint, request.precision)
+    engine = Engine(mx, prepare(checkpoint, request, "float32"))
     engine.device = request.options.colour
     return engine
 
