@@ -23,6 +23,7 @@ from rich.table import Table
 
 import gemma_multi
 from gemma_multi.checkpoint import Checkpoint
+from gemma_multi.decoder import log_softmax
 from gemma_multi.engines import ALL, Engine, create_engine
 from gemma_multi.engines.precision import Prepared
 from gemma_multi.transforms import original
@@ -99,13 +100,6 @@ def engines_of(backend: str, base: Checkpoint) -> list[Engine]:
 
 def read(engine: Engine, session: object, ids: np.ndarray) -> np.ndarray:
     return np.array(engine.numpy(session.read(ids, ALL)), np.float32)  # type: ignore[attr-defined]
-
-
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Over the last axis, in place."""
-    logits -= logits.max(-1, keepdims=True)
-    logits -= np.log(np.exp(logits).sum(-1, keepdims=True))
-    return logits
 
 
 def show(rows: list[Row]) -> None:

@@ -1,4 +1,4 @@
-"""Gemma 3's decoder in NumPy, a layer at a time: what calibration looks inside of.
+"""Gemma 3's decoder in NumPy, a layer at a time: the model to look inside of.
 
 Engines hide what goes into each matrix, and calibration is about nothing else: it asks for the
 input of one matrix, changes the matrix, and goes on with what it then gives. NumPy is there on
@@ -178,6 +178,13 @@ def softmax(x: np.ndarray) -> np.ndarray:
     x -= x.max(axis=-1, keepdims=True)
     np.exp(x, out=x)
     x /= x.sum(axis=-1, keepdims=True)
+    return x
+
+
+def log_softmax(x: np.ndarray) -> np.ndarray:
+    """Over the last axis, in place."""
+    x -= x.max(-1, keepdims=True)
+    x -= np.log(np.exp(x).sum(-1, keepdims=True))
     return x
 
 

@@ -8,7 +8,7 @@ Design choices:
 - A sliding layer's cache is a ring: position p lies in slot p % R. What a slot holds is worked
   out from the position alone (`_ring_ages`): there is nothing to clear and no mask to pass in.
 - What differs by row comes from the positions that go in, never from a constant of one column: the
-  GPU delegate takes such a constant's first row for all.
+  GPU delegate takes such a constant's first row for all. (One of equal rows is fine.)
 - Masks are arithmetic, `min((distance - 0.5) * 1e30, 0)`, because the CPU delegate has no
   comparisons; ones and zeros that select are multiplied for the same reason.
 - Rows of padding come last. They see real tokens only, so they stay finite; no real token sees
@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -234,8 +235,9 @@ class _Decoder:
         # a slot of age a holds position known - 1 - a
         ages = self._ring_ages()
         filled = self._steps_below(graph.subtract(known, ages))
-        behind = graph.subtract(position, start)  # of a query, at age 0 or, if not written, at -1
-        reach = graph.subtract(self.window - (0 if self.writes_first else 1), behind)
+        reach: Any = np.float32(self.window)  # of a query, in ages
+        if not self.writes_first:
+            reach = graph.subtract(self.window - 1, graph.subtract(position, start))
         reached = self._steps_below(graph.subtract(reach, ages))
         local = graph.minimum(filled, reached)
         if self.writes_first:

@@ -9,7 +9,7 @@ from itertools import repeat
 
 import numpy as np
 
-from gemma_multi.decoder import Decoder
+from gemma_multi.decoder import Decoder, log_softmax
 from gemma_multi.transforms import Closeness
 
 
@@ -48,17 +48,10 @@ def _of_text(
     for (part, p), (_, q) in zip(*heads, strict=True):
         came = ids[1:][part]
         rows = np.arange(len(came))
-        log_p, log_q = _log_softmax(p), _log_softmax(q)
+        log_p, log_q = log_softmax(p), log_softmax(q)
         found[0] -= log_p[rows, came].sum(dtype=np.float64)
         found[1] -= log_q[rows, came].sum(dtype=np.float64)
         found[3] += np.count_nonzero(log_p.argmax(-1) == log_q.argmax(-1))
         log_q -= log_p
         found[2] -= np.einsum("tv,tv->", np.exp(log_p), log_q, dtype=np.float64)
     return found
-
-
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Over the last axis, in place."""
-    logits -= logits.max(-1, keepdims=True)
-    logits -= np.log(np.exp(logits).sum(-1, keepdims=True))
-    return logits

@@ -65,7 +65,7 @@ def compare_weights(reference: Subject, other: Subject, allowed: Tolerance) -> W
         for start in range(0, shape[0], rows):
             part = slice(start, start + rows) if len(shape) == 2 else slice(None)
             held = [subject.model.engine.weight(name, part) for subject in (reference, other)]
-            held = [values.astype(dtype).astype(np.float32) for values in held]
+            held = [v.astype(dtype, copy=False).astype(np.float32, copy=False) for v in held]
             mine, theirs = (values + np.float32(0) for values in held)  # -0 is 0
             for sha, values in zip(hashes, (mine, theirs), strict=True):
                 sha.update(np.ascontiguousarray(values).data)

@@ -84,25 +84,27 @@ class LitertOptions:
 
 def _create(checkpoint: Checkpoint, request: Request) -> Engine:
     options = request.options
-    file = ready_file(checkpoint, request)
     place = Place(
         options.threads or available_cores(), options.device == "gpu", options.enforce_f32
     )
+    if place.gpu and not place.enforce_f32:
+        checkpoint = fit_float16(checkpoint)
+    file = ready_file(checkpoint, request)
     if place.gpu:
-        _check_gpu(checkpoint, file, place)
+        _check_gpu(file, checkpoint.config.residual_scale)
     return LitertEngine(file, place)
 
 
-def _check_gpu(checkpoint: Checkpoint, file: TfliteFile, place: Place) -> None:
-    """Raises BackendError for a file that a GPU would not run, or not right."""
+def _check_gpu(file: TfliteFile, scale: float) -> None:
+    """Raises BackendError for a file that a GPU would not run, or not right: one whose residual
+    stream is carried at more than `scale`."""
     again = "export the model again with target='gpu'"
     if file.info.precision == "int4":
         raise BackendError(
             f"{file.path} holds int4 in blocks, on which LiteRT's GPU delegate ends the process; "
             f"{again}"
         )
-    scale = fit_float16(checkpoint).config.residual_scale
-    if not place.enforce_f32 and file.config.residual_scale > scale:
+    if file.config.residual_scale > scale:
         raise BackendError(
             f"{file.path} carries activations at a size that float16 does not hold; {again}, or "
             "load it with enforce_f32=True"

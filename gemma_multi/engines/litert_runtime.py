@@ -71,7 +71,7 @@ class LitertRuntime:
         packed = _PackedWeights(path, digest)
         if packed.path is not None:
             options.cpu_options.xnnpack_weight_cache_path = str(packed.path)
-        problem = ""
+        problem = no_gpu = ""
         output = native_log.standard_output_caught() if place.gpu else contextlib.nullcontext()
         with packed, output, native_log.caught() as said:
             try:
@@ -85,10 +85,11 @@ class LitertRuntime:
                 lines = said()
                 problems = [line for line in lines if line.startswith("ERROR")]
                 problem = "; ".join(problems[-2:]) or str(error).splitlines()[0][:200]
+                no_gpu = _no_gpu(lines)
                 del error
                 gc.collect()  # what was half made logs its end, too
-        if problem and place.gpu and _no_gpu(lines):
-            raise BackendError(f"LiteRT finds no GPU here ({_no_gpu(lines)}); use device='cpu'")
+        if no_gpu:
+            raise BackendError(f"LiteRT finds no GPU here ({no_gpu}); use device='cpu'")
         if problem:
             raise BackendError(f"{path}: the LiteRT runtime refuses it: {problem}")
         self.whole_on_gpu = place.gpu and bool(self.model.is_fully_accelerated())

@@ -26,7 +26,9 @@ _VARIABLES = ("stderr", "__stderrp")  # glibc's and macOS's name for it
 _THEIRS = re.compile(
     rb"(VERBOSE|INFO|WARNING|ERROR): |\xe2\x94\x94 "
     # the GPU delegate's: "I0000 00:00:17 delegate_webgpu.cc:751] ...", and where it was
-    rb"|[IWEF]\d{4} \d|=== Source Location Trace|third_party/|Warning: |    at |$"
+    rb"|[IWEF]\d{4} [^\]]*\b(delegate_\w+|environment)\.cc:"
+    rb"|=== Source Location Trace|third_party/odml/"
+    rb"|Warning: Couldn't load Vulkan|    at .*third_party/dawn|$"
 )
 
 

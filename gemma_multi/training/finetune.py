@@ -159,14 +159,13 @@ def train(
             if teacher and EMBEDDING not in trained:
                 with display.counting("asking for likely words") as count:
                     words = likely_words(teacher, rows[0], count)
-            dtype = (
-                options.dtype if options.dtype != "auto" else trainer_module(backend).fast_type()
-            )
+            module = trainer_module(backend)
+            dtype = module.fast_type() if options.dtype == "auto" else options.dtype
             if dtype == "float16":
                 base = fit_float16(base)
             frozen = frozen_weights(base, options)
             job = Job(base.config, trained, frozen, options, dtype, teacher, devices, words)
-            trainer: Trainer = trainer_module(backend).create(job)
+            trainer: Trainer = module.create(job)
             place = {"device": trainer.device, "dtype": dtype}
             if begun:
                 _check_same_run(output, place)

@@ -330,7 +330,7 @@ class KerasTrainer(Trainer):
             lambda scale: self._summed(weights, batch, np.float32(scale)),
             lambda found: bool(np.isfinite(self._norm(found[1]))),
         )
-        weights = {}
+        weights = {}  # room for the update
         self._values, self._state, norm = self._update(
             self._values, self._state, gradients, self._frozen, np.float32(learning_rate),
             np.float32(max(1, batch.loss_tokens)),

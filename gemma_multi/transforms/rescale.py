@@ -8,7 +8,7 @@ inside stays small. `ModelConfig` says why the stream may be carried at another 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -71,15 +71,14 @@ def measure_range(checkpoint: Checkpoint) -> Range:
     tokenizer, config = checkpoint.tokenizer, checkpoint.config
     ids = np.array([tokenizer.bos_id, *tokenizer.encode(_TEXT)][:_TOKENS])
     ids = ids[ids < config.vocab_size]  # some tokenizers have more pieces than there are rows
-    stream: list[float] = []
-    inside: list[float] = []
+    seen = _Watched(config, Weights(checkpoint))
     with np.errstate(all="ignore"):  # what is not finite is refused
         x = checkpoint.rows(EMBEDDING, ids).astype(np.float32) * np.float32(config.embedding_scale)
         for layer in range(config.num_hidden_layers):
             # weights of its own, so that those of one layer are there at a time
-            x = _Watched(config, Weights(checkpoint), False, stream, inside).layer(layer, x)
-        _Watched(config, Weights(checkpoint), False, stream, inside).last_norm(x)
-    found = Range(float(np.max(stream)), float(np.max(inside)))  # a NaN stays one
+            x = replace(seen, weights=Weights(checkpoint)).layer(layer, x)
+        seen.last_norm(x)
+    found = Range(float(np.max(seen.stream)), float(np.max(seen.inside)))  # a NaN stays one
     if not (math.isfinite(found.stream) and math.isfinite(found.inside)):
         raise CheckpointError("its activations are not finite; its weights are damaged")
     return found
