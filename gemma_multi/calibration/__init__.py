@@ -1,9 +1,9 @@
 """Calibration: an int4 model that says what the original says, made by looking at what it computes.
 
-`texts` collects text, the caller's or what the model writes itself (`writing`); `smoothing` evens
-channels out and `arranging` puts them in order; `walk` goes through the layers and rounds
-(`rounding`) each matrix on the inputs that it will have; `measure` says what was won. All of it is
-NumPy (`decoder`), so it needs no backend.
+`texts` collects text, the caller's or what the model writes itself (`writing`); `rotating` mixes
+value channels, `smoothing` evens all channels out and `arranging` puts them in order; `walk` goes
+through the layers and rounds (`rounding`) each matrix on the inputs that it will have; `measure`
+says what was won. All of it is NumPy (`decoder`), so it needs no backend.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from threadpoolctl import threadpool_limits
 
 from gemma_multi.calibration.arranging import arrange
 from gemma_multi.calibration.measure import measure
+from gemma_multi.calibration.rotating import SEED, rotate
 from gemma_multi.calibration.smoothing import sample_inputs, smooth
 from gemma_multi.calibration.texts import SELF, check_source, collect, is_self
 from gemma_multi.calibration.walk import Walk
@@ -70,11 +71,13 @@ def calibrate(
         # a thread for each core, each with products of its own: many small ones are done sooner
         # so than one after another by all cores
         with threadpool_limits(1):
-            evened = smooth(decoder, sample_inputs(decoder, texts.fitted, pool), pool)
-            in_order = Decoder(config, decoder.weights.branch(evened))
-            evened |= arrange(in_order, hidden_channels=embedding_bits == 8)
-            del in_order
-            # the same function from here on: nothing holds the weights as they were
+            # three changes, one upon the other, and after each the same function; in the end
+            # nothing holds the weights as they were
+            evened = rotate(decoder)
+            decoder = Decoder(config, decoder.weights.branch(evened))
+            evened |= smooth(decoder, sample_inputs(decoder, texts.fitted, pool), pool)
+            decoder = Decoder(config, decoder.weights.branch(evened))
+            evened |= arrange(decoder, hidden_channels=embedding_bits == 8)
             decoder = Decoder(config, decoder.weights.branch(evened))
             walk = Walk(decoder, texts.fitted, pool)
             walk.layers(steps.part(_WALKING))
@@ -112,16 +115,18 @@ def _result(
             norms[name] = weight.astype(BFLOAT16)
     how = (
         f"quantised to int4 in groups of {GROUP_SIZE}, embedding int{embedding_bits}, channels "
-        f"evened out and rearranged, calibrated on {source}"
+        f"rotated, evened out and rearranged, calibrated on {source}"
     )
     result = checkpoint.with_tensors({**norms, **rounded}, how)
     return result.replace(provenance=replace(result.provenance, channels=_order_of(evened)))
 
 
 def _order_of(evened: Mapping[str, np.ndarray]) -> str:
-    """A name for how channels were evened out and arranged: the norms show both."""
+    """A name for how channels were rotated, evened out and arranged: the norms show the last two."""
     norms = (weight for _, weight in sorted(evened.items()) if weight.ndim == 1)
-    return hashlib.sha256(b"".join(map(np.ndarray.tobytes, norms))).hexdigest()[:16]
+    digest = hashlib.sha256(f"rotated {SEED}".encode())
+    digest.update(b"".join(map(np.ndarray.tobytes, norms)))
+    return digest.hexdigest()[:16]
 
 
 class _Steps:

@@ -21,7 +21,7 @@ from gemma_multi.errors import GemmaError
 from gemma_multi.exporters import save
 from gemma_multi.progress import Progress, reporting
 
-_RECIPE = 2  # counts up where calibration changes what it gives
+_RECIPE = 3  # counts up where calibration changes what it gives
 
 
 def calibrated(base: Checkpoint, progress: Progress) -> Checkpoint:

@@ -18,6 +18,7 @@ from gemma_multi.calibration import calibrate, rounding
 from gemma_multi.calibration.arranging import arrange
 from gemma_multi.calibration.measure import hidden_states, measure
 from gemma_multi.calibration.rounding import Moments, round_matrix, toward
+from gemma_multi.calibration.rotating import rotate
 from gemma_multi.calibration.smoothing import sample_inputs, smooth
 from gemma_multi.calibration.texts import collect
 from gemma_multi.calibration.writing import _Batch, write_texts
@@ -53,6 +54,22 @@ def decoder_of(checkpoint: Checkpoint, **options: Any) -> Decoder:
 
 def logits_of(decoder: Decoder, ids: np.ndarray) -> np.ndarray:
     return np.concatenate([block for _, block in decoder.head(hidden_states(decoder, ids))])
+
+
+@pytest.mark.parametrize(("kv_heads", "head_dim"), [(1, 32), (2, 48)])
+def test_rotated_value_channels_compute_the_same(kv_heads: int, head_dim: int) -> None:
+    checkpoint = tiny_checkpoint(num_key_value_heads=kv_heads, head_dim=head_dim)
+    decoder = decoder_of(checkpoint)
+    changes = rotate(decoder)
+    rotated = Decoder(checkpoint.config, decoder.weights.branch(changes))
+    ids = RNG.integers(4, 320, 40)
+    np.testing.assert_allclose(logits_of(rotated, ids), logits_of(decoder, ids), atol=1e-5)
+    name = weight_name(0, "self_attn.v_proj")
+    assert np.abs(changes[name] - decoder.weights[name]).max() > 0.01
+    outlier = decoder.weights.branch()
+    outlier.change(name, np.eye(*decoder.weights[name].shape, dtype=np.float32))
+    spread = rotate(Decoder(checkpoint.config, outlier))[name]
+    assert np.abs(spread).max() <= 16**-0.5 + 1e-6  # of what was 1 in one channel of 16 or more
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2])
