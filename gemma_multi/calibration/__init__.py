@@ -122,7 +122,7 @@ def _result(
 
 
 def _order_of(evened: Mapping[str, np.ndarray]) -> str:
-    """A name for how channels were rotated, evened out and arranged: the norms show the last two."""
+    """A name for how channels were rotated, evened out and arranged; norms show the last two."""
     norms = (weight for _, weight in sorted(evened.items()) if weight.ndim == 1)
     digest = hashlib.sha256(f"rotated {SEED}".encode())
     digest.update(b"".join(map(np.ndarray.tobytes, norms)))

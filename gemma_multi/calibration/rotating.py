@@ -1,11 +1,11 @@
 """Value channels mixed at random before they are rounded: the model stays the same function.
 
 A random rotation spreads what is large over all channels, so that no weight of a group stands out
-and no channel of a row (QuIP: Chee et al., 2023; QuaRot: Ashkboos et al., 2024). It needs a
-place where one linear map meets the next, and Gemma 3 has one in each layer: what v writes into a
-value head, attention only averages over positions, and o reads it. v's rows are rotated, o's columns
-back. (Elsewhere norms with gains and the gate stand between.) The rotation is a Hadamard matrix with
-random signs, which mixes all channels evenly; a seed fixes it.
+and no channel of a row (QuIP: Chee et al., 2023; QuaRot: Ashkboos et al., 2024). It needs a place
+where one linear map meets the next, and Gemma 3 has one in each layer: what v writes into a value
+head, attention only averages over positions, and o reads it. v's rows are rotated, o's columns
+back. (Elsewhere norms with gains and the gate stand between.) The rotation is a Hadamard matrix
+with random signs, which mixes all channels evenly; a seed fixes it.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def rotate(decoder: Decoder) -> dict[str, np.ndarray]:
 
 
 def _hadamard(width: int) -> np.ndarray:
-    """An orthogonal `f32[width, width]` whose entries are all of one size; where `width` is no power
-    of two, in blocks of the largest one that divides it."""
+    """An orthogonal `f32[width, width]` whose entries are all of one size; where `width` is no
+    power of two, in blocks of the largest one that divides it."""
     block = width & -width
     matrix = np.ones((1, 1), np.float32)
     while len(matrix) < block:

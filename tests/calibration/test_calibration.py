@@ -17,8 +17,8 @@ from gemma_multi import CheckpointError, DataError, OptionError
 from gemma_multi.calibration import calibrate, rounding
 from gemma_multi.calibration.arranging import arrange
 from gemma_multi.calibration.measure import hidden_states, measure
-from gemma_multi.calibration.rounding import Moments, round_matrix, toward
 from gemma_multi.calibration.rotating import rotate
+from gemma_multi.calibration.rounding import Moments, round_matrix, toward
 from gemma_multi.calibration.smoothing import sample_inputs, smooth
 from gemma_multi.calibration.texts import collect
 from gemma_multi.calibration.writing import _Batch, write_texts
