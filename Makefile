@@ -23,7 +23,7 @@ real: .venv/test
 	$(RUN) $(BIN)/python -m pytest -m real tests/real
 	$(BIN)/python benchmarks/int4_quality.py --documents 4 --kept --only "calibrated on itself, embedding int4"
 	$(BIN)/python benchmarks/specialists.py --task "film reviews" --rows 200 --ways other int4
-	$(BIN)/python benchmarks/long_text.py
+	$(BIN)/python benchmarks/long_text.py --tokens 4000
 
 lint: .venv/test
 	$(BIN)/ruff check .

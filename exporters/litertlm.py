@@ -7,6 +7,9 @@ Design choices:
   turn markers spelled out for engines that read them from the file. It adds `<bos>` itself.
 - Sampling defaults are the checkpoint's. The engine has no greedy sampler; top-p over one word is
   the same thing.
+- The bundle says what it can stand. One for CPUs says so, and the engine refuses it on a GPU, where
+  int4 in blocks gives nonsense and float32 ends the process. One for GPUs asks for float32
+  activations; the engine takes float16 if nobody does.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from gemma_multi.checkpoint import Checkpoint
-from gemma_multi.errors import BackendError
+from gemma_multi.errors import BackendError, OptionError
 from gemma_multi.exporters.base import Exporter, ExportReport
 from gemma_multi.exporters.tflite import TfliteOptions, build
 from gemma_multi.files import renamed_when_whole
@@ -26,6 +29,7 @@ from gemma_multi.sampling.options import GenerationOptions
 from gemma_multi.sentencepiece_model import with_spoken_steering_pieces
 
 _TOP_P = 2  # SamplerParameters.Type
+_ACTIVATIONS = "fp32"  # on a GPU; CPUs have their own way
 # The engine reads what a turn adds to the text before it. The line break between turns is at the
 # beginning of the later one, because after an answer it has read `<end_of_turn>` and no more; with
 # its built-in template the break is lost from the second turn on.
@@ -65,8 +69,14 @@ def _write(
         raise BackendError(
             "writing a .litertlm needs litert-lm-builder: pip install 'gemma-multi[litert]'"
         ) from None
+    for_gpu = options.target == "gpu"
     sentencepiece = with_spoken_steering_pieces(checkpoint.tokenizer.model)
     built = build(checkpoint, options, tokenizer=sentencepiece, progress=progress)
+    if for_gpu and built.info.precision == "float32":
+        raise OptionError(
+            "a .litertlm for target 'gpu' would hold float32, on which LiteRT-LM ends the process "
+            "there; give precision='int8', or write a .tflite"
+        )
     output.parent.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as work,
@@ -91,8 +101,14 @@ def _write(
             builder.add_system_metadata(litertlm_builder.Metadata(key, value, text))
         builder.add_llm_metadata(str(facts))
         builder.add_sentencepiece_tokenizer(str(tokenizer))
-        kind = litertlm_builder.TfLiteModelType.PREFILL_DECODE
-        builder.add_tflite_model(str(model), kind)
+        builder.add_tflite_model(
+            str(model), litertlm_builder.TfLiteModelType.PREFILL_DECODE,
+            backend_constraint=None if for_gpu else "cpu",
+            # its own argument for this says so on the terminal
+            additional_metadata=[
+                litertlm_builder.Metadata("prefer_activation_type", _ACTIVATIONS, text)
+            ],
+        )  # fmt: skip
         builder.add_generic_binary_data(str(notice))
         with target.open("wb") as file:
             builder.build(file, validate_metadata=True)

@@ -31,6 +31,12 @@ for source in sys.argv[2:]:
 print(json.dumps(told))
 """
 
+_IN_LITERT_LM = """
+import sys, litert_lm
+litert_lm.set_min_log_severity(litert_lm.LogSeverity.ERROR)
+litert_lm.Engine(sys.argv[1], litert_lm.Backend.GPU())
+"""
+
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
@@ -65,6 +71,25 @@ def test_it_says_what_keras_says(environment: dict[str, str], tmp_path: Path) ->
     assert told == [["gpu", True, *expected]] * 2
     assert "delegate" not in done.stderr
     assert "Dawn" not in done.stderr
+
+
+@pytest.mark.parametrize("precision", ["int4", "float32"])
+def test_a_bundle_for_cpus_is_refused_on_a_gpu(
+    environment: dict[str, str], tmp_path: Path, precision: str
+) -> None:
+    """By LiteRT-LM, which would answer with nonsense (int4) or end the process (float32)."""
+    file = tmp_path / "story.litertlm"
+    gemma_multi.export("storyteller", file, precision=precision, context_length=256)
+    done = python(environment, "-c", _IN_LITERT_LM, str(file))
+    assert done.returncode == 1
+    assert "Model requires one of [cpu] but Main backend is GPU" in done.stderr
+
+
+def test_a_bundle_for_gpus_holds_no_float32(tmp_path: Path) -> None:
+    file = tmp_path / "story.litertlm"
+    with pytest.raises(OptionError, match="would hold float32, on which LiteRT-LM ends"):
+        gemma_multi.export("storyteller", file, target="gpu", precision="float32")
+    assert not file.exists()
 
 
 @pytest.mark.slow

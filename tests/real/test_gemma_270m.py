@@ -111,8 +111,9 @@ def test_float16_is_nearly_float32(
     """At that scale; at its own size the first token alone overflows."""
     model = gemma_multi.load(checkpoint, backend=backend, precision="float16", context_length=128)
     assert model.engine.config.residual_scale == 2.0**-4
-    ours = np.asarray(model.engine.session().read(text[:64], ALL), np.float64)
-    p, q = (x - np.logaddexp.reduce(x, axis=-1, keepdims=True) for x in (expected[:64], ours))
+    ours = model.engine.session().read(text[:64], ALL)
+    p, q = (x - np.logaddexp.reduce(x, axis=-1, keepdims=True)
+            for x in (expected[:64].astype(np.float64), np.asarray(ours, np.float64)))  # fmt: skip
     assert (np.exp(p) * (p - q)).sum(-1).mean() < 2e-4
 
 
