@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 
 import pytest
 from tiny import tiny_checkpoint
@@ -31,7 +32,19 @@ def backend(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+@cache
+def _engine(backend: str, precision: str) -> Engine:
+    options = {"device": "gpu", "enforce_f32": True} if ON_GPU else {}
+    return create_engine(tiny_checkpoint(), backend, precision, options=options)
+
+
 @pytest.fixture(scope="session", params=[e for e in ENGINES if e[0] in BACKENDS], ids="-".join)
 def engine(request: pytest.FixtureRequest) -> Engine:
-    options = {"device": "gpu", "enforce_f32": True} if ON_GPU else {}
-    return create_engine(tiny_checkpoint(), *request.param, options=options)
+    """Every backend at every precision."""
+    return _engine(*request.param)
+
+
+@pytest.fixture(scope="session", params=BACKENDS, ids="{}-float32".format)
+def exact_engine(request: pytest.FixtureRequest) -> Engine:
+    """Each backend, where nothing is rounded."""
+    return _engine(request.param, "float32")

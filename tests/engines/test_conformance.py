@@ -1,4 +1,8 @@
-"""What every engine must do. An engine is done when it passes this."""
+"""What every engine must do. An engine is done when it passes this.
+
+What depends on arithmetic is asked of `engine`, every backend at every precision; what a session
+keeps count of, of `exact_engine`, each backend in float32.
+"""
 
 from __future__ import annotations
 
@@ -133,9 +137,9 @@ def test_sessions_of_unequal_lengths_read_together(engine: Engine) -> None:
         assert_close(engine, session.read([11]), alone.read([11]))
 
 
-def test_a_refused_row_leaves_all_sessions_as_they_were(engine: Engine) -> None:
-    one, other = engine.session(), engine.session(context_length=4)
-    engine.read([one, other], [[5, 6], [7]], NOTHING)
+def test_a_refused_row_leaves_all_sessions_as_they_were(exact_engine: Engine) -> None:
+    one, other = exact_engine.session(), exact_engine.session(context_length=4)
+    exact_engine.read([one, other], [[5, 6], [7]], NOTHING)
     for rows, message in (
         ([[5], [1, 2, 3, 4]], "do not fit a context of 4"),
         ([[5], [320]], "vocabulary has 320"),
@@ -143,24 +147,24 @@ def test_a_refused_row_leaves_all_sessions_as_they_were(engine: Engine) -> None:
         ([[5]], "expected as many of each"),
     ):
         with pytest.raises(OptionError, match=message):
-            engine.read([one, other], rows)
+            exact_engine.read([one, other], rows)
     with pytest.raises(OptionError, match="there twice"):
-        engine.read([one, one], [[5], [6]])
+        exact_engine.read([one, one], [[5], [6]])
     with pytest.raises(OptionError, match="rows run from 2 to 320"):
         one.read([5], Rows(np.array([2, 320])))
     assert (one.length, other.length) == (2, 1)
-    alone = engine.session()
-    assert_close(engine, one.read([9]), alone.read([5, 6, 9]))
+    alone = exact_engine.session()
+    assert_close(exact_engine, one.read([9]), alone.read([5, 6, 9]))
 
 
-def test_sessions_in_threads_do_not_disturb_each_other(engine: Engine) -> None:
+def test_sessions_in_threads_do_not_disturb_each_other(exact_engine: Engine) -> None:
     rows = [tokens(60, seed=i) for i in range(4)]
-    expected = [engine.session().read(row) for row in rows]
+    expected = [exact_engine.session().read(row) for row in rows]
     found: list[np.ndarray | None] = [None] * len(rows)
     lock = threading.Lock()  # engines may count on one call at a time; sessions need not
 
     def run(i: int) -> None:
-        session = engine.session()
+        session = exact_engine.session()
         for start in range(0, 60, 7):
             with lock:
                 found[i] = session.read(rows[i][start : start + 7])
@@ -172,24 +176,24 @@ def test_sessions_in_threads_do_not_disturb_each_other(engine: Engine) -> None:
         thread.join()
     for mine, theirs in zip(found, expected, strict=True):
         assert mine is not None
-        assert_close(engine, mine, theirs)
+        assert_close(exact_engine, mine, theirs)
 
 
-def test_a_conversation_may_go_on_in_another_thread(engine: Engine) -> None:
+def test_a_conversation_may_go_on_in_another_thread(exact_engine: Engine) -> None:
     """Whatever was wanted of what was read before, and forks too."""
     ids = tokens(60)
-    expected = engine.session().read(ids)
+    expected = exact_engine.session().read(ids)
 
     def elsewhere(work: Callable[[], Any]) -> Any:
         with ThreadPoolExecutor(1) as pool:
             return pool.submit(work).result()
 
     for want in (LAST, ALL, NOTHING, HIDDEN, Rows(np.array([5, 6]))):
-        session = engine.session()
+        session = exact_engine.session()
         elsewhere(lambda s=session, w=want: s.read(ids[:40], w))
         fork = session.fork()
-        assert_close(engine, session.read(ids[40:]), expected)
-        assert_close(engine, elsewhere(lambda s=fork: s.read(ids[40:])), expected)
+        assert_close(exact_engine, session.read(ids[40:]), expected)
+        assert_close(exact_engine, elsewhere(lambda s=fork: s.read(ids[40:])), expected)
 
 
 # going back, and apart
@@ -210,11 +214,11 @@ def test_truncate_then_read_on(engine: Engine, length: int) -> None:
 @pytest.mark.parametrize("back", [1, SPARE - 1, SPARE])
 @pytest.mark.parametrize("one_by_one", [False, True])
 def test_a_few_positions_are_taken_back_without_reading_again(
-    engine: Engine, back: int, one_by_one: bool, monkeypatch: pytest.MonkeyPatch
+    exact_engine: Engine, back: int, one_by_one: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However far past the window, and whether rings were filled by a chunk or step by step."""
     ids, other = tokens(120), tokens(120, seed=1)
-    session = engine.session()
+    session = exact_engine.session()
     for part in np.split(ids[:100], 100) if one_by_one else [ids[:100]]:
         session.read(part)
     reread = []
@@ -227,24 +231,24 @@ def test_a_few_positions_are_taken_back_without_reading_again(
     joined = np.concatenate([ids[: 100 - back], other[:30]])
     for i in range(30):
         logits = session.read(other[i : i + 1])
-    assert_close(engine, logits, engine.session().read(joined))
+    assert_close(exact_engine, logits, exact_engine.session().read(joined))
 
 
 @pytest.mark.parametrize("cuts", [(88, 76), (60, 30, 5), (99, 98, 70), (90, 84)])
-def test_truncate_again_and_again(engine: Engine, cuts: tuple[int, ...]) -> None:
+def test_truncate_again_and_again(exact_engine: Engine, cuts: tuple[int, ...]) -> None:
     """What a ring has lost it has lost, however the length changed since; forks inherit that."""
     ids = tokens(120)
-    session = engine.session()
+    session = exact_engine.session()
     session.read(ids[:100])
     for cut in cuts:
         session.truncate(cut)
         session = session.fork()
-    expected = engine.session().read(ids[: cut + 1])
-    assert_close(engine, session.read(ids[cut : cut + 1]), expected)
+    expected = exact_engine.session().read(ids[: cut + 1])
+    assert_close(exact_engine, session.read(ids[cut : cut + 1]), expected)
 
 
-def test_truncate_to_more_than_was_read_is_refused(engine: Engine) -> None:
-    session = engine.session()
+def test_truncate_to_more_than_was_read_is_refused(exact_engine: Engine) -> None:
+    session = exact_engine.session()
     session.read([5, 6, 7])
     with pytest.raises(OptionError, match="cannot truncate 3 tokens to 4"):
         session.truncate(4)
@@ -282,14 +286,14 @@ def test_a_session_is_new_whatever_the_one_before_it_read(engine: Engine) -> Non
 # limits and bad input
 
 
-def test_a_context_that_is_full_refuses_and_stays_usable(engine: Engine) -> None:
+def test_a_context_that_is_full_refuses_and_stays_usable(exact_engine: Engine) -> None:
     ids = tokens(40)
-    session = engine.session(context_length=20)
+    session = exact_engine.session(context_length=20)
     session.read(ids[:18])
     with pytest.raises(ContextError, match="18 tokens read and 3 more do not fit a context of 20"):
         session.read(ids[18:21])
     assert session.length == 18
-    assert_close(engine, session.read(ids[18:20]), engine.session().read(ids[:20]))
+    assert_close(exact_engine, session.read(ids[18:20]), exact_engine.session().read(ids[:20]))
     with pytest.raises(ContextError):
         session.read([5])
 
@@ -315,35 +319,35 @@ def test_the_whole_context_can_be_used(engine: Engine) -> None:
         ([1.5], "whole numbers"),
     ],
 )
-def test_bad_ids_are_refused(engine: Engine, ids: list, message: str) -> None:
-    session = engine.session()
+def test_bad_ids_are_refused(exact_engine: Engine, ids: list, message: str) -> None:
+    session = exact_engine.session()
     with pytest.raises(OptionError, match=message):
         session.read(ids)
     assert session.length == 0
 
 
-def test_what_is_no_want_and_whose_session_it_is_not(engine: Engine) -> None:
-    session = engine.session()
+def test_what_is_no_want_and_whose_session_it_is_not(exact_engine: Engine) -> None:
+    session = exact_engine.session()
     session.read([5, 6])
     for want in (None, "last", 3):
         with pytest.raises(OptionError, match="expected a Want or Rows"):
             session.read([7], want)
-    other = create_engine(tiny_checkpoint(), engine.name, "float32")
+    other = create_engine(tiny_checkpoint(), exact_engine.name, "float32")
     with pytest.raises(OptionError, match="session of another engine"):
         other.read([session], [[7]])
     with pytest.raises(OptionError, match=r"cannot truncate 2 tokens to 1\.0"):
         session.truncate(1.0)  # type: ignore[arg-type]
     assert session.length == 2
-    assert_close(engine, session.read([7]), engine.session().read([5, 6, 7]))
+    assert_close(exact_engine, session.read([7]), exact_engine.session().read([5, 6, 7]))
 
 
 @pytest.mark.parametrize("at", ["_forward", "_append", "numpy"])
 def test_an_interrupted_read_leaves_an_empty_session(
-    engine: Engine, at: str, monkeypatch: pytest.MonkeyPatch
+    exact_engine: Engine, at: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    session = engine.session()
+    session = exact_engine.session()
     session.read(tokens(40))
-    owner = engine if at == "numpy" else session
+    owner = exact_engine if at == "numpy" else session
     original = getattr(owner, at)
 
     def interrupted(*given: Any) -> None:
@@ -355,7 +359,7 @@ def test_an_interrupted_read_leaves_an_empty_session(
         session.read([7, 8])
     monkeypatch.undo()
     assert session.length == 0
-    assert_close(engine, session.read([5, 6]), engine.session().read([5, 6]))
+    assert_close(exact_engine, session.read([5, 6]), exact_engine.session().read([5, 6]))
 
 
 def test_single_tensors_can_be_replaced(backend: str) -> None:
@@ -376,9 +380,9 @@ def test_single_tensors_can_be_replaced(backend: str) -> None:
 
 
 @pytest.mark.parametrize("length", [0, -1, 257])
-def test_a_context_outside_the_model_is_refused(engine: Engine, length: int) -> None:
+def test_a_context_outside_the_model_is_refused(exact_engine: Engine, length: int) -> None:
     with pytest.raises(OptionError, match="expected 1 to 256"):
-        engine.session(context_length=length)
+        exact_engine.session(context_length=length)
 
 
 @pytest.mark.parametrize("rows", [[], [[1]], [1.5], "ab"])
