@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from functools import cache
 
 import pytest
@@ -32,19 +33,25 @@ def backend(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@cache
-def _engine(backend: str, precision: str) -> Engine:
-    options = {"device": "gpu", "enforce_f32": True} if ON_GPU else {}
-    return create_engine(tiny_checkpoint(), backend, precision, options=options)
+@pytest.fixture(scope="session")
+def engine_of() -> Callable[[str, str], Engine]:
+    """(backend, precision) -> its engine, made once."""
+
+    @cache
+    def make(backend: str, precision: str) -> Engine:
+        options = {"device": "gpu", "enforce_f32": True} if ON_GPU else {}
+        return create_engine(tiny_checkpoint(), backend, precision, options=options)
+
+    return make
 
 
 @pytest.fixture(scope="session", params=[e for e in ENGINES if e[0] in BACKENDS], ids="-".join)
-def engine(request: pytest.FixtureRequest) -> Engine:
+def engine(request: pytest.FixtureRequest, engine_of: Callable[[str, str], Engine]) -> Engine:
     """Every backend at every precision."""
-    return _engine(*request.param)
+    return engine_of(*request.param)
 
 
 @pytest.fixture(scope="session", params=BACKENDS, ids="{}-float32".format)
-def exact_engine(request: pytest.FixtureRequest) -> Engine:
+def exact_engine(request: pytest.FixtureRequest, engine_of: Callable[[str, str], Engine]) -> Engine:
     """Each backend, where nothing is rounded."""
-    return _engine(request.param, "float32")
+    return engine_of(request.param, "float32")
