@@ -1,13 +1,33 @@
-"""What works on this machine: each backend is tried on the bundled model, not guessed at."""
+"""What works on this machine: each backend is tried on the bundled model, not guessed at.
+
+So are GPUs that a backend takes only when it is told to. A driver that is not up to it may end the
+process, so that is tried in another one.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import subprocess
+import sys
+from dataclasses import dataclass, field, fields
 from importlib import metadata
 
 from gemma_multi.engines import Backend, backends
 from gemma_multi.errors import GemmaError
 from gemma_multi.loading import load
+
+_ON_GPU = """
+import sys, gemma_multi
+from gemma_multi.errors import GemmaError
+try:
+    model = gemma_multi.load(
+        "storyteller", backend=sys.argv[1], device="gpu", context_length=64, progress=False
+    )
+except GemmaError as error:
+    sys.exit(str(error))
+print(model.engine.gpu)
+"""
+_PATIENCE = 120  # seconds
+_NONE = "none"
 
 
 @dataclass(frozen=True)
@@ -17,6 +37,7 @@ class Diagnosis:
     backend: str
     works: bool
     device: str = "-"
+    gpu: str = ""  # the one it sees; "none", and why; "" where it does not work
     advice: str = ""
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -44,5 +65,24 @@ def _diagnose(backend: Backend) -> Diagnosis:
     except Exception as error:  # a broken installation can fail in any way
         advice = f"fails with {type(error).__name__}: {error}"
         return Diagnosis(backend.name, False, advice=advice, versions=versions)
-    advice = backend.advice(model.engine)
-    return Diagnosis(backend.name, True, model.engine.device, advice, versions)
+    engine = model.engine
+    gpu = engine.gpu
+    if not gpu and engine.device == "cpu":
+        chosen = any(option.name == "device" for option in fields(backend.options))
+        gpu = _gpu_of(backend.name) if chosen else _NONE
+    advice = backend.advice(engine)
+    return Diagnosis(backend.name, True, engine.device, gpu, advice, versions)
+
+
+def _gpu_of(backend: str) -> str:
+    command = [sys.executable, "-c", _ON_GPU, backend]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE)
+    except subprocess.TimeoutExpired:
+        return f"{_NONE} that answers within {_PATIENCE} seconds"
+    if done.returncode == 0:
+        return done.stdout.strip()
+    if done.returncode < 0:
+        return f"{_NONE}: its driver ended the process with signal {-done.returncode}"
+    lines = done.stderr.strip().splitlines() or ["unknown error"]
+    return f"{_NONE}: {lines[-1]}"

@@ -116,6 +116,7 @@ def test_doctor_tries_each_backend() -> None:
     assert found["keras"]["works"]
     assert found["litert"]["works"]
     assert found["keras"]["versions"]["keras-hub"]
+    assert found["keras"]["gpu"] == "none" or found["keras"]["device"] == "gpu"
     table = run("doctor").stdout
     assert "pip install" in table
     assert all(len(line) <= 80 for line in table.splitlines())

@@ -19,13 +19,15 @@ def doctor(as_json: bool) -> None:
 
     found = diagnose()
     if as_json:
-        print_json({d.backend: {"works": d.works, "device": d.device, "versions": d.versions,
-                                 "advice": d.advice} for d in found})  # fmt: skip
+        print_json({d.backend: {"works": d.works, "device": d.device, "gpu": d.gpu,
+                                 "versions": d.versions, "advice": d.advice}
+                     for d in found})  # fmt: skip
     else:
         for d in found:
             click.echo(f"{d.backend:<8} {'works on ' + d.device if d.works else 'does not work'}")
             versions = ", ".join(f"{name} {version}" for name, version in d.versions.items())
-            for line in filter(None, (versions, d.advice)):
+            gpu = d.gpu and f"GPU: {d.gpu}"
+            for line in filter(None, (versions, gpu, d.advice)):
                 click.echo(textwrap.indent(textwrap.fill(line, 70), " " * 9))
     if not any(d.works for d in found):
         raise click.exceptions.Exit(2)

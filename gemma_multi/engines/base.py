@@ -80,7 +80,8 @@ class Engine(ABC):
     name: str  # of its backend
     precision: str  # of the weights: "float32", "bfloat16", "int4", "int8"
     compute: str  # of the activations: "float32", "bfloat16", "int8"
-    device: str  # for people: "cpu", "gpu (Apple M3)"
+    device: str  # "cpu" or "gpu"
+    gpu: str = ""  # its name and what it lacks, for people
     fixed_weights = False  # whether other weights need another engine
 
     def __init__(self, config: ModelConfig) -> None:

@@ -57,7 +57,7 @@ class KerasEngine(Engine):
     def __init__(self, runtime: KerasRuntime, prepared: Prepared) -> None:
         checkpoint, self.precision, self.compute = prepared
         super().__init__(checkpoint.config)
-        self.runtime, self.device = runtime, runtime.device
+        self.runtime, self.device, self.gpu = runtime, runtime.device, runtime.gpu
         self.backbone = build_backbone(self.config, self.compute)
         self.slots = weight_slots(self.backbone, self.config)
         for name in self.slots:

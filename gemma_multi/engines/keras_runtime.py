@@ -46,6 +46,20 @@ class KerasRuntime:
             return "float32"
         return "bfloat16" if self._has_bfloat16() else "float16"
 
+    @property
+    def gpu(self) -> str:
+        """The cards by name, and what they lack; "" without one."""
+        if self.device == "cpu":
+            return ""
+        if self.on_jax:
+            names = {device.device_kind for device in self.jax.devices()}
+        else:
+            devices = self.tf.config.list_physical_devices("GPU")
+            details = self.tf.config.experimental.get_device_details
+            names = {details(device).get("device_name", "a GPU") for device in devices}
+        lack = "" if self._has_bfloat16() else ", which has no bfloat16: float16 is used"
+        return ", ".join(sorted(names)) + lack
+
     def _has_bfloat16(self) -> bool:
         """NVIDIA's cards since the A100 do; the T4 and the V100 of free notebooks do not."""
         if self.on_jax:

@@ -129,6 +129,7 @@ class LitertEngine(Engine):
         self.context_length = file.info.context_length
         digest = "" if passing else file.digest
         self.runtime = LitertRuntime(file.path, digest, place, (DECODE, TOKENS))
+        self.gpu = self.runtime.gpu
         self._spare: list[_Caches] = []
         # the rows of the head for a set of token ids, as they would be multiplied
         self._heads: dict[bytes, np.ndarray] = {}

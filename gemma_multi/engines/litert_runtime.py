@@ -19,6 +19,7 @@ import gc
 import hashlib
 import os
 import platform
+import re
 import secrets
 import shutil
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ from gemma_multi.errors import BackendError
 from gemma_multi.files import write_atomically
 
 _MADV_DONTNEED = 4
+# what the delegate's log says of the adapter that it takes
+_SELECTED = re.compile(r"Selected adapter: (.*), arch=.*, backend=(\w+), adapterType=(.*)")
 _ROOM = 3  # times the model's size: packed weights, and something to spare
 
 
@@ -81,6 +84,7 @@ class LitertRuntime:
                 first = self.model.create_input_buffer_by_name(*probe)
                 first.write(np.zeros(1, np.int32))  # starts a second environment, as loudly
                 packed.keep()
+                self.gpu = _adapter(said()) if place.gpu else ""
             except RuntimeError as error:
                 lines = said()
                 problems = [line for line in lines if line.startswith("ERROR")]
@@ -113,6 +117,15 @@ class LitertRuntime:
         if getattr(self, "model", None) is not None:
             with native_log.caught():
                 self.model = None
+
+
+def _adapter(said: list[str]) -> str:
+    """The GPU's name, and what it is reached by."""
+    for line in said:
+        if found := _SELECTED.search(line):
+            name, api, kind = found.groups()
+            return f"{name}, {api}" + ", in software" * ("Software" in kind)
+    return "a GPU without a name"
 
 
 def _no_gpu(said: list[str]) -> str:

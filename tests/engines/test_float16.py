@@ -117,11 +117,13 @@ def test_mac_chips(chip: str, expected: str) -> None:
 )
 def test_nvidia_cards(capability: str, expected: str) -> None:
     runtime = KerasRuntime(import_keras())
-    assert runtime.fast == "float32"
+    assert (runtime.fast, runtime.gpu) == ("float32", "")
     runtime.device = "gpu"
-    card = SimpleNamespace(compute_capability=capability)
+    card = SimpleNamespace(compute_capability=capability, device_kind="Tesla")
     runtime.jax = SimpleNamespace(devices=lambda: [card])
     assert runtime.fast == expected
+    lack = ", which has no bfloat16: float16 is used" * (expected == "float16")
+    assert runtime.gpu == f"Tesla{lack}"  # as `doctor` says it
 
 
 def test_parity_has_a_row_for_it() -> None:

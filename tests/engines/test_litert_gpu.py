@@ -103,6 +103,17 @@ def test_the_suite_passes_on_the_gpu(environment: dict[str, str]) -> None:
     assert " passed" in done.stdout
 
 
+def test_doctor_names_it(environment: dict[str, str]) -> None:
+    hidden = {**environment, "VK_DRIVER_FILES": "/nowhere.json"}
+    with_one, without = (
+        json.loads(python(e, "-m", "gemma_multi", "doctor", "--json").stdout)["litert"]["gpu"]
+        for e in (environment, hidden)
+    )
+    assert "SwiftShader" in with_one
+    assert with_one.endswith("Vulkan, in software")
+    assert without.startswith("none: LiteRT finds no GPU here")
+
+
 def test_without_a_gpu_it_says_so(environment: dict[str, str]) -> None:
     hidden = {**environment, "VK_DRIVER_FILES": "/nowhere.json"}
     command = ["-m", "gemma_multi", "generate", "hi", "-b", "litert", "--device", "gpu"]
