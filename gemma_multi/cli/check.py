@@ -36,8 +36,8 @@ def doctor(as_json: bool) -> None:
 @click.command()
 @click.argument("model", default="storyteller")
 @click.option("-b", "--backends", default="auto", show_default=True, metavar="NAMES",
-              help="Separated by commas, alone or as keras:bfloat16; the first is what the others "
-              "are compared with.")  # fmt: skip
+              help="Separated by commas, alone or as keras:bfloat16 or litert:gpu; the first is "
+              "what the others are compared with.")  # fmt: skip
 @click.option("--against", metavar="REFERENCE",
               help="Compare with transformers, an exported file or a directory.")  # fmt: skip
 @click.option("--prompts", type=click.Path(path_type=Path),

@@ -42,8 +42,9 @@ def parity(
     """Compares one model's answers on several backends.
 
     model, revision, local_files_only: what to compare; see `open_checkpoint`.
-    backends: names, each alone or with a precision (`"keras:bfloat16"`); the first is what the
-        others are compared with. `"auto"` takes all that are installed and reports the rest.
+    backends: names, each alone or with a precision (`"keras:bfloat16"`) or a device
+        (`"litert:gpu"`, `"litert:gpu:float32"`); the first is what the others are compared
+        with. `"auto"` takes all that are installed and reports the rest.
     against: what to compare with instead: `"transformers"`, an exported file, another directory
         or id.
     prompts: None for the shipped set; a `.jsonl` or `.txt` file, or a list of texts or messages.

@@ -1,7 +1,7 @@
 """Who is compared: a model on a backend, an exported file, or Hugging Face transformers.
 
 Design choices:
-- A subject is named as it was asked for: `keras`, `keras:bfloat16`, `phone.litertlm`,
+- A subject is named as it was asked for: `keras`, `keras:bfloat16`, `litert:gpu`, `phone.litertlm`,
   `transformers`. All of them are a `Model`, so a comparison knows nothing of frameworks.
 - Subjects must be the same model: one config, one vocabulary. What differs is named before any
   engine is started. Their weights are for the comparison to judge.
@@ -10,14 +10,16 @@ Design choices:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
+from typing import Any
 
 from gemma_multi.checkpoint import Checkpoint
 from gemma_multi.comparison.their_tokenizer import TheirTokenizer
 from gemma_multi.config import ModelConfig
 from gemma_multi.engines import backends as known_backends
 from gemma_multi.engines import check_precision, choose_backend, create_engine
+from gemma_multi.engines.backend import Backend
 from gemma_multi.errors import OptionError
 from gemma_multi.loading import load
 from gemma_multi.model import Model
@@ -25,6 +27,7 @@ from gemma_multi.sources import Source, open_checkpoint
 from gemma_multi.tokenizer import Tokenizer
 
 REFERENCE = "transformers"  # as `against`; a directory is `./transformers`
+GPU = "gpu"  # behind a backend's name: on a device that it takes only when told to
 # the residual scale changes no answer: an int4 model may have one, and its original none
 _MAY_DIFFER = (
     "dtype", "eos_token_ids", "pad_token_id", "max_position_embeddings", "residual_scale",
@@ -51,11 +54,26 @@ class Subject:
 
 
 @dataclass(frozen=True)
+class Side:
+    """A backend that takes part, as it was asked for."""
+
+    name: str
+    backend: str
+    precision: str
+    options: dict[str, Any] = field(default_factory=dict)  # the backend's own
+
+    def is_same(self, other: Side) -> bool:
+        return (self.backend, self.precision, self.options) == (
+            other.backend, other.precision, other.options
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
 class Lineup:
     """What will be compared, checked but not started."""
 
     checkpoint: Checkpoint
-    backends: tuple[tuple[str, str, str], ...]  # name, backend, precision
+    sides: tuple[Side, ...]
     skipped: tuple[str, ...]  # backends that `auto` skipped
     against: str | Checkpoint | None  # REFERENCE, another checkpoint, or None: the first backend
 
@@ -68,15 +86,16 @@ class Lineup:
     def start(self, context_length: int) -> list[Subject]:
         """The subjects, the reference first."""
         subjects = [
-            Subject(name, load(self.checkpoint, backend=backend, precision=precision,
-                               context_length=context_length, progress=False))
-            for name, backend, precision in self.backends
+            Subject(side.name, load(self.checkpoint, backend=side.backend,
+                                    precision=side.precision, context_length=context_length,
+                                    progress=False, **side.options))
+            for side in self.sides
         ]  # fmt: skip
         if self.against is None:
             return subjects
         if isinstance(self.against, str):
             return [Subject(REFERENCE, _load_reference(self.checkpoint)), *subjects]
-        _, backend, precision = self.backends[0]
+        backend, precision = self.sides[0].backend, self.sides[0].precision
         own = choose_backend("auto", self.against)
         if self.against.format in own.runs:  # an exported file is run as it is
             backend, precision = own.name, "auto"
@@ -118,20 +137,14 @@ def line_up(
         names = list(backends)
     else:
         raise OptionError(f"backends is {backends!r}, expected 'auto' or a list of names")
-    chosen: list[tuple[str, str, str]] = []
+    chosen: list[Side] = []
     for name in names:
-        backend, colon, own = name.partition(":")
-        if backend == "auto":
-            raise OptionError("backends is 'auto', or a list of names without it")
-        record = choose_backend(backend)
-        if colon:
-            check_precision(record, own)
-        record.check_installed()
-        if (backend, own or precision) in [entry[1:] for entry in chosen]:
+        side = _side(name, precision, checkpoint)
+        if any(map(side.is_same, chosen)):
             raise OptionError(f"backend {name!r} is named twice")
-        chosen.append((name, backend, own or precision))
+        chosen.append(side)
     if len(chosen) + (against is not None) < 2:
-        what = chosen[0][0] if chosen else "nothing"
+        what = chosen[0].name if chosen else "nothing"
         raise OptionError(
             f"{what} alone has nothing to be compared with; name two backends, or something to "
             "compare against"
@@ -146,14 +159,41 @@ def line_up(
     return Lineup(checkpoint, tuple(chosen), skipped, None)
 
 
+def _side(name: str, precision: str, checkpoint: Checkpoint) -> Side:
+    """`name` with its colons taken apart, and what it asks for checked."""
+    backend, *wishes = name.split(":")
+    if backend == "auto":
+        raise OptionError("backends is 'auto', or a list of names without it")
+    record = choose_backend(backend)
+    options: dict[str, Any] = {}
+    for wish in wishes:
+        if wish == GPU and _takes_a_device(record):
+            options = {"device": GPU}
+        else:
+            check_precision(record, wish)
+            precision = wish
+    held = checkpoint.precision if precision == "auto" else precision
+    if options and held == "int4":
+        raise OptionError(
+            f"{name} holds int4 weights as int8 rows, which are others; compare the model at "
+            f"another precision, such as {backend}:{GPU}:float32"
+        )
+    record.check_installed()
+    return Side(name, backend, precision, options)
+
+
+def _takes_a_device(backend: Backend) -> bool:
+    return any(option.name == "device" for option in fields(backend.options))
+
+
 def check_same_model(one: Checkpoint, other: Checkpoint) -> None:
     """Raises OptionError naming the first thing in which two models are not of a kind."""
     names = [str(c.path or c.provenance.source) for c in (one, other)]
-    for field in fields(ModelConfig):
-        mine, theirs = (getattr(c.config, field.name) for c in (one, other))
-        if mine != theirs and field.name not in _MAY_DIFFER:
+    for entry in fields(ModelConfig):
+        mine, theirs = (getattr(c.config, entry.name) for c in (one, other))
+        if mine != theirs and entry.name not in _MAY_DIFFER:
             raise OptionError(
-                f"{names[0]} and {names[1]} are different models: {field.name} is {mine} in one "
+                f"{names[0]} and {names[1]} are different models: {entry.name} is {mine} in one "
                 f"and {theirs} in the other"
             )
     stops = [sorted(c.stop_ids) for c in (one, other)]

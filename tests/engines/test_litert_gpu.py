@@ -103,6 +103,24 @@ def test_the_suite_passes_on_the_gpu(environment: dict[str, str]) -> None:
     assert " passed" in done.stdout
 
 
+def test_parity_with_it(environment: dict[str, str], tmp_path: Path) -> None:
+    """Past the window. A GPU may compute in float16, so that is the row of the tolerances."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("Once upon a time. " * 20 + "\nThe end\n")
+    done = python(
+        environment, "-m", "gemma_multi", "parity", "--backends", "keras,litert:gpu",
+        "--precision", "float32", "--prompts", str(prompts), "--max-tokens", "16", "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    report = json.loads(done.stdout)
+    assert report["passed"]
+
+
+def test_parity_on_it_needs_weights_that_it_holds() -> None:
+    with pytest.raises(OptionError, match=r"holds int4 weights as int8 rows.*litert:gpu:float32"):
+        gemma_multi.parity("storyteller", ["keras", "litert:gpu"], progress=False)
+
+
 def test_doctor_names_it(environment: dict[str, str]) -> None:
     hidden = {**environment, "VK_DRIVER_FILES": "/nowhere.json"}
     with_one, without = (
