@@ -22,7 +22,7 @@ from typing import Any
 from gemma_multi.checkpoint import Checkpoint
 from gemma_multi.errors import BackendError, OptionError
 from gemma_multi.exporters.base import Exporter, ExportReport
-from gemma_multi.exporters.tflite import TfliteOptions, build
+from gemma_multi.exporters.tflite import TfliteOptions, build, choose
 from gemma_multi.files import renamed_when_whole
 from gemma_multi.progress import Report
 from gemma_multi.sampling.options import GenerationOptions
@@ -70,13 +70,13 @@ def _write(
             "writing a .litertlm needs litert-lm-builder: pip install 'gemma-multi[litert]'"
         ) from None
     for_gpu = options.target == "gpu"
-    sentencepiece = with_spoken_steering_pieces(checkpoint.tokenizer.model)
-    built = build(checkpoint, options, tokenizer=sentencepiece, progress=progress)
-    if for_gpu and built.info.precision == "float32":
+    if for_gpu and choose(checkpoint, options).precision == "float32":
         raise OptionError(
             "a .litertlm for target 'gpu' would hold float32, on which LiteRT-LM ends the process "
             "there; give precision='int8', or write a .tflite"
         )
+    sentencepiece = with_spoken_steering_pieces(checkpoint.tokenizer.model)
+    built = build(checkpoint, options, tokenizer=sentencepiece, progress=progress)
     output.parent.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as work,

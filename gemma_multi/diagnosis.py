@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from importlib import metadata
 
 from gemma_multi.engines import Backend, backends
@@ -68,8 +68,7 @@ def _diagnose(backend: Backend) -> Diagnosis:
     engine = model.engine
     gpu = engine.gpu
     if not gpu and engine.device == "cpu":
-        chosen = any(option.name == "device" for option in fields(backend.options))
-        gpu = _gpu_of(backend.name) if chosen else _NONE
+        gpu = _gpu_of(backend.name) if backend.takes_a_device else _NONE
     advice = backend.advice(engine)
     return Diagnosis(backend.name, True, engine.device, gpu, advice, versions)
 

@@ -96,7 +96,7 @@ def build(
     `tokenizer` is the SentencePiece model that goes along, inside or in a section of its own.
     `trace` adds the signatures with which parity reports look for a fault.
     """
-    info = _choose(checkpoint, options)
+    info = choose(checkpoint, options)
     if options.target == "gpu":
         checkpoint = fit_float16(checkpoint)
     try:
@@ -136,7 +136,7 @@ def build(
     return Built([graph, padding, TRAILER_MARK + sha.digest()], info, provenance, refitted)
 
 
-def _choose(checkpoint: Checkpoint, options: TfliteOptions) -> ExportInfo:
+def choose(checkpoint: Checkpoint, options: TfliteOptions) -> ExportInfo:
     """The options, checked, with the automatic ones decided."""
     precision, prefill, cache = options.precision, options.prefill, options.cache
     length = check_context_length(options.context_length, checkpoint.config.max_position_embeddings)

@@ -19,7 +19,6 @@ from gemma_multi.comparison.their_tokenizer import TheirTokenizer
 from gemma_multi.config import ModelConfig
 from gemma_multi.engines import backends as known_backends
 from gemma_multi.engines import check_precision, choose_backend, create_engine
-from gemma_multi.engines.backend import Backend
 from gemma_multi.errors import OptionError
 from gemma_multi.loading import load
 from gemma_multi.model import Model
@@ -167,7 +166,7 @@ def _side(name: str, precision: str, checkpoint: Checkpoint) -> Side:
     record = choose_backend(backend)
     options: dict[str, Any] = {}
     for wish in wishes:
-        if wish == GPU and _takes_a_device(record):
+        if wish == GPU and record.takes_a_device:
             options = {"device": GPU}
         else:
             check_precision(record, wish)
@@ -180,10 +179,6 @@ def _side(name: str, precision: str, checkpoint: Checkpoint) -> Side:
         )
     record.check_installed()
     return Side(name, backend, precision, options)
-
-
-def _takes_a_device(backend: Backend) -> bool:
-    return any(option.name == "device" for option in fields(backend.options))
 
 
 def check_same_model(one: Checkpoint, other: Checkpoint) -> None:

@@ -7,7 +7,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from gemma_multi.checkpoint import Checkpoint
@@ -55,6 +55,11 @@ class Backend:
     def is_reference(self) -> bool:
         """Somebody else's whole stack, to be compared with; `auto` never takes it."""
         return self.suits(True) == self.suits(False) == 0
+
+    @property
+    def takes_a_device(self) -> bool:
+        """Whether it runs on a GPU only when it is told to."""
+        return any(option.name == "device" for option in fields(self.options))
 
     def missing(self) -> list[str]:
         """What is not installed of the modules it imports."""
