@@ -56,15 +56,10 @@ class Subject:
 class Side:
     """A backend that takes part, as it was asked for."""
 
-    name: str
+    name: str = field(compare=False)  # one side may be spelled in two ways
     backend: str
     precision: str
     options: dict[str, Any] = field(default_factory=dict)  # the backend's own
-
-    def is_same(self, other: Side) -> bool:
-        return (self.backend, self.precision, self.options) == (
-            other.backend, other.precision, other.options
-        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -139,7 +134,7 @@ def line_up(
     chosen: list[Side] = []
     for name in names:
         side = _side(name, precision, checkpoint)
-        if any(map(side.is_same, chosen)):
+        if side in chosen:
             raise OptionError(f"backend {name!r} is named twice")
         chosen.append(side)
     if len(chosen) + (against is not None) < 2:

@@ -15,7 +15,7 @@ from varied_text import samples
 import gemma_multi
 from gemma_multi.calibration.measure import measure
 from gemma_multi.checkpoint import Checkpoint
-from gemma_multi.decoder import Decoder, Weights
+from gemma_multi.decoder import Decoder, Weights, log_softmax
 from gemma_multi.demo import in_litert_lm
 from gemma_multi.engines.base import ALL
 from gemma_multi.exporters import save
@@ -112,8 +112,7 @@ def test_float16_is_nearly_float32(
     model = gemma_multi.load(checkpoint, backend=backend, precision="float16", context_length=128)
     assert model.engine.config.residual_scale == 2.0**-4
     ours = model.engine.session().read(text[:64], ALL)
-    p, q = (x - np.logaddexp.reduce(x, axis=-1, keepdims=True)
-            for x in (expected[:64].astype(np.float64), np.asarray(ours, np.float64)))  # fmt: skip
+    p, q = (log_softmax(np.asarray(x, np.float64)) for x in (expected[:64], ours))
     assert (np.exp(p) * (p - q)).sum(-1).mean() < 2e-4
 
 
@@ -159,8 +158,7 @@ def test_int8_activations_cost_little(directory: Path, text: np.ndarray) -> None
         .engine.session().read(text, ALL).astype(np.float64)
         for backend in ("keras", "litert")
     ]  # fmt: skip
-    p, q = (x - np.log(np.exp(x - x.max(-1, keepdims=True)).sum(-1, keepdims=True))
-            - x.max(-1, keepdims=True) for x in logits)  # fmt: skip
+    p, q = map(log_softmax, logits)
     assert (np.exp(p) * (p - q)).sum(-1).mean() < 0.01
     assert (p.argmax(-1) == q.argmax(-1)).mean() > 0.94
 
