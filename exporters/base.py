@@ -22,6 +22,7 @@ class ExportReport:
     precision: str
     context_length: int
     refitted: tuple[TensorError, ...] = ()  # tensors whose scales the format could not hold
+    target: str = ""  # what it is laid out for, where a format asks: "cpu" or "gpu" (CPUs, too)
 
 
 @dataclass(frozen=True)

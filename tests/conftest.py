@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from other_peoples_files import gemma_tokenizer
+from software_gpu import environment
 from tiny import tiny_checkpoint
 
 from gemma_multi.exporters import save
@@ -28,6 +29,12 @@ def tiny_copy(tiny_directory: Path, tmp_path: Path) -> Path:
 def gemma_tokenizer_directory() -> Path:
     """A directory with Gemma 3's real tokenizer, fetched once."""
     return gemma_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def software_gpu(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of a process that finds a GPU, in software."""
+    return environment(tmp_path_factory.mktemp("runtime"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -38,6 +38,7 @@ TARGETS = ("cpu", "gpu")
 PREFILL = (16, 128)  # tokens; the large one for speed, the small one for short turns
 _INT8_CACHES_FROM = 8193  # positions; at 32,768 float32 caches would take 217 MB
 _ALIGNMENT = 16
+_FLOAT16_WHOLE = 2048  # so far float16 has every whole number
 _LARGEST = (1 << 31) - (1 << 24)  # bytes; offsets in a flatbuffer have 31 bits
 
 
@@ -84,7 +85,9 @@ class Built:
 
     def report(self, path: Path, kind: str) -> ExportReport:
         size, info = path.stat().st_size, self.info
-        return ExportReport(path, size, kind, info.precision, info.context_length, self.refitted)
+        return ExportReport(
+            path, size, kind, info.precision, info.context_length, self.refitted, info.target
+        )
 
 
 def build(
@@ -100,8 +103,9 @@ def build(
     if options.target == "gpu":
         checkpoint = fit_float16(checkpoint)
     try:
-        from gemma_multi.exporters.tflite.decoder import Shape, add_signatures
+        from gemma_multi.exporters.tflite.decoder import add_signatures
         from gemma_multi.exporters.tflite.flatbuffer import ModelWriter
+        from gemma_multi.exporters.tflite.positions import Shape
         from gemma_multi.exporters.tflite.weights import linear_weights, prepare
     except ImportError as error:
         raise BackendError(
@@ -112,7 +116,9 @@ def build(
     )
     config = checkpoint.config
     model = ModelWriter(f"Gemma 3, {info.precision}, context {info.context_length}")
-    shape = Shape(info.context_length, info.prefill, info.cache == "int8", trace)
+    shape = Shape(
+        info.context_length, info.prefill, info.cache == "int8", trace, info.target == "gpu"
+    )
     weights = linear_weights(checkpoint, info.precision)
     norms = {name: checkpoint.weight(name) for name, s in config.tensor_shapes().items()
              if len(s) == 1}  # fmt: skip
@@ -161,6 +167,11 @@ def choose(checkpoint: Checkpoint, options: TfliteOptions) -> ExportInfo:
     for size in sizes:
         if type(size) is not int or not 2 <= size <= length:
             raise OptionError(f"prefill size is {size!r}, expected 2 to {length} tokens")
+        if options.target == "gpu" and size > _FLOAT16_WHOLE:
+            raise OptionError(
+                f"prefill size is {size}, but target 'gpu' takes at most {_FLOAT16_WHOLE}: up to "
+                "there float16 counts its rows"
+            )
     sizes = tuple(sorted(set(sizes))) or (length,) * (length > 1)
     if not sizes:
         raise OptionError(f"context_length is {length}, expected at least 2 for an export")
@@ -175,7 +186,7 @@ def choose(checkpoint: Checkpoint, options: TfliteOptions) -> ExportInfo:
             f"as {precision} the model takes {nbytes / 1e9:.1f} GB, but a .tflite file holds less "
             "than 2; use a smaller precision"
         )
-    return ExportInfo(precision, length, sizes, cache)
+    return ExportInfo(precision, length, sizes, cache, options.target)
 
 
 EXPORTER = Exporter(format="tflite", options=TfliteOptions, write=_write)

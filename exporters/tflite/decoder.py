@@ -5,12 +5,10 @@ Design choices:
   with one token writes first: its slot holds a position that has left the window. A call with
   many tokens looks at two things side by side, the cache as it was before and its own keys and
   values, and writes at the end.
-- A sliding layer's cache is a ring: position p lies in slot p % R. What a slot holds is worked
-  out from the position alone (`_ring_ages`): there is nothing to clear and no mask to pass in.
-- What differs by row comes from the positions that go in, never from a constant of one column: the
-  GPU delegate takes such a constant's first row for all. (One of equal rows is fine.)
-- Masks are arithmetic, `min((distance - 0.5) * 1e30, 0)`, because the CPU delegate has no
-  comparisons; ones and zeros that select are multiplied for the same reason.
+- In a file for GPUs, which may hold every number in float16, a norm divides a row by its largest
+  number before it squares (`_normalize`). `odml.rms_norm`, an operator that LiteRT's GPU delegate
+  has one kernel for, which sums in float32, ends the process in ai-edge-litert 2.3 for Python.
+- What positions decide, masks and rotations and the slots of rings, is in `positions`.
 - Rows of padding come last. They see real tokens only, so they stay finite; no real token sees
   them, and they are not written to a ring. In a global layer they land behind the real tokens,
   where nobody looks before they are overwritten.
@@ -21,6 +19,7 @@ Design choices:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +27,9 @@ from typing import Any
 import numpy as np
 
 from gemma_multi.config import EMBEDDING, ModelConfig
-from gemma_multi.exporters.tflite.flatbuffer import ModelWriter, Subgraph, Value, Weight
+from gemma_multi.exporters.tflite.flatbuffer import ModelWriter, Weight
+from gemma_multi.exporters.tflite.operators import Subgraph, Value
+from gemma_multi.exporters.tflite.positions import Positions, Shape
 from gemma_multi.formats.tflite.layout import (
     DECODE,
     HIDDEN,
@@ -46,21 +47,10 @@ from gemma_multi.formats.tflite.layout import (
     cache_positions,
     cache_scale_names,
     gain_name,
-    ring_positions,
 )
 
-_STEEP = np.float32(1e30)  # times half a position: far below any score, far above -inf
 _INT8_MAX = 127
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What an export fixes besides the model."""
-
-    context_length: int
-    prefill: tuple[int, ...]
-    int8_global_caches: bool = False
-    trace: bool = False  # adds the signatures that give every layer's hidden states
+_LARGEST_RATIO = np.float32(128)  # of eps's root to a row: squared, float16 holds it
 
 
 def add_signatures(
@@ -69,14 +59,14 @@ def add_signatures(
 ) -> None:  # fmt: skip
     """All signatures of one decoder. `gains` are the norms' factors, 1 + w, by tensor name."""
     for size in shape.prefill:
-        _Decoder(model.subgraph(PREFILL.format(size)), config, shape, weights, gains, size).build()
-    decode = _Decoder(model.subgraph(DECODE), config, shape, weights, gains, 1)
+        _Decoder(Subgraph(model, PREFILL.format(size)), config, shape, weights, gains, size).build()
+    decode = _Decoder(Subgraph(model, DECODE), config, shape, weights, gains, 1)
     decode.build(LOGITS)
-    _Decoder(model.subgraph(HIDDEN), config, shape, weights, gains, 1).build(HIDDEN_STATE)
+    _Decoder(Subgraph(model, HIDDEN), config, shape, weights, gains, 1).build(HIDDEN_STATE)
     size = min(SCORE_TOKENS, shape.context_length)
-    _Decoder(model.subgraph(SCORE), config, shape, weights, gains, size).build(LOGITS)
+    _Decoder(Subgraph(model, SCORE), config, shape, weights, gains, size).build(LOGITS)
     for count in {1, size} if shape.trace else ():
-        graph = model.subgraph(TRACE.format(count))
+        graph = Subgraph(model, TRACE.format(count))
         _Decoder(graph, config, shape, weights, gains, count).build(HIDDEN_STATES)
 
 
@@ -102,25 +92,13 @@ class _Decoder:
         self.graph, self.config, self.shape = graph, config, shape
         self.weights, self.gains, self.count = weights, gains, tokens
         self.writes_first = tokens == 1
-        self.window = config.sliding_window
-        self.ring = ring_positions(config, shape.context_length)
         self.ids = graph.input(TOKENS, (1, tokens), np.int32)
-        self.positions = graph.input(POSITIONS, (tokens,), np.int32)
+        positions = graph.input(POSITIONS, (tokens,), np.int32)
         # LiteRT-LM takes the context length from the first key cache: a global layer's, if any
         layers = sorted(range(config.num_hidden_layers), key=config.is_sliding)
         caches = {i: (self._cache_input(i, 0), self._cache_input(i, 1)) for i in layers}
         self.caches = [caches[i] for i in range(config.num_hidden_layers)]
-        self.start = graph.slice(self.positions, 0, 0, 1)  # i32[1]
-        self.offsets = np.arange(tokens, dtype=np.float32)[:, None]  # of each row from the start
-        start = graph.reshape(graph.cast(self.start, np.float32), (1, 1))
-        position = graph.reshape(graph.cast(self.positions, np.float32), (tokens, 1))
-        self.global_mask, self.local_mask = self._masks(start, position)
-        self.rotations = {  # by whether the layer is a sliding one
-            False: self._rotation(position, config.rope_theta, config.rope_scaling_factor),
-            True: self._rotation(position, config.rope_local_theta, 1.0),
-        }
-        if tokens > 1:
-            self.ring_update = self._ring_update()
+        self.positions = Positions(graph, config, shape, positions)
 
     def build(self, wanted: str = "") -> None:
         """`wanted` is the output besides the caches: the logits, the last hidden state, all of
@@ -170,10 +148,21 @@ class _Decoder:
         return self._normalize(x, self.gains[name], name)
 
     def _normalize(self, x: Value, gain: np.ndarray, name: str) -> Value:
-        """RMS norm over the last axis."""
-        graph = self.graph
-        power = graph.mean_last(graph.multiply(x, x))
-        factor = graph.rsqrt(graph.add(power, self.config.norm_eps(name)))
+        """RMS norm over the last axis. `gain` is a row, or one for each head.
+
+        For GPUs, x / r is normed instead of x, which is the same for any r and eps / r² for eps.
+        With r a row's largest number no square is above 1, and none that counts is lost below
+        float16's smallest.
+        """
+        graph, eps = self.graph, self.config.norm_eps(name)
+        more: Any = eps
+        if self.shape.gpu:
+            root = np.float32(math.sqrt(eps))
+            # not so small that eps / r² is large
+            largest = graph.maximum(graph.max_last(graph.absolute(x)), root / _LARGEST_RATIO)
+            x, ratio = graph.divide(x, largest), graph.divide(root, largest)
+            more = graph.multiply(ratio, ratio)
+        factor = graph.rsqrt(graph.add(graph.mean_last(graph.multiply(x, x)), more))
         return graph.multiply(graph.multiply(x, factor), graph.constant(gain, name=gain_name(name)))
 
     # attention
@@ -211,7 +200,8 @@ class _Decoder:
         if not self.writes_first:
             scores = graph.concatenate([scores, graph.matmul(q, k, transpose_b=True)], -1)
         scores = graph.reshape(scores, (heads, t, scores.shape[-1]))
-        scores = graph.add(scores, self.local_mask if sliding else self.global_mask)
+        mask = self.positions.local_mask if sliding else self.positions.global_mask
+        scores = graph.add(scores, mask)
         shares = graph.softmax(scores)
         shares = graph.reshape(shares, (1, kv, heads // kv * t, shares.shape[-1]))
         before = graph.slice(shares, 3, 0, kept)
@@ -223,62 +213,9 @@ class _Decoder:
         mixed = graph.transpose(graph.reshape(mixed, (heads, t, width)), by_head)
         return graph.reshape(mixed, (t, heads * width))
 
-    def _masks(self, start: Value, position: Value) -> tuple[Value, Value]:
-        """What is added to scores: global `[T, C (+ T)]` and local `[T, R (+ T)]`.
-
-        The columns are the cache's slots and, unless it was written first, this call's tokens.
-        """
-        graph, t = self.graph, self.count
-        known = graph.add(start, 1.0) if self.writes_first else start  # positions in the cache
-        slots = np.arange(self.shape.context_length, dtype=np.float32)[None]
-        written = self._steps_below(graph.subtract(known, slots))
-        # a slot of age a holds position known - 1 - a
-        ages = self._ring_ages()
-        filled = self._steps_below(graph.subtract(known, ages))
-        reach: Any = np.float32(self.window)  # of a query, in ages
-        if not self.writes_first:
-            reach = graph.subtract(self.window - 1, graph.subtract(position, start))
-        reached = self._steps_below(graph.subtract(reach, ages))
-        local = graph.minimum(filled, reached)
-        if self.writes_first:
-            return written, local
-        ahead = self.offsets.T - self.offsets  # of a key before a query: positive is the future
-        causal = np.where(ahead <= 0, 0, -_STEEP).astype(np.float32)
-        near = np.where((ahead <= 0) & (ahead > -self.window), 0, -_STEEP).astype(np.float32)
-        written = graph.add(written, np.zeros((t, 1), np.float32))  # the same for every row
-        return (
-            graph.concatenate([written, graph.constant(causal)], 1),
-            graph.concatenate([local, graph.constant(near)], 1),
-        )
-
-    def _steps_below(self, distance: Value) -> Value:
-        """0 where the whole number `distance` is at least 1, else about -1e30 a step."""
-        graph = self.graph
-        return graph.minimum(graph.multiply(graph.subtract(distance, 0.5), _STEEP), 0.0)
-
-    def _ring_ages(self) -> Value:
-        """How far behind the newest position in the cache each slot's is: `f32[1, R]`."""
-        graph, slots = self.graph, self.ring
-        newest = 0 if self.writes_first else -1  # from the start of this call
-        ages = graph.add(self.start, newest - np.arange(slots, dtype=np.int32))
-        ages = graph.floor_mod(ages, np.int32(slots))
-        return graph.reshape(graph.cast(ages, np.float32), (1, slots))
-
-    def _rotation(self, position: Value, theta: float, factor: float) -> tuple[Value, Value]:
-        """Cosines, and sines with the sign of the half they multiply: `f32[T, 1, H]` each."""
-        graph, width = self.graph, self.config.head_dim
-        frequencies = theta ** (-np.arange(0, width, 2) / width) / factor
-        angles = graph.multiply(position, frequencies[None].astype(np.float32))
-        cos, sin = graph.cos(angles), graph.sin(angles)
-        shape = (self.count, 1, width)
-        return (
-            graph.reshape(graph.concatenate([cos, cos], 1), shape),
-            graph.reshape(graph.concatenate([graph.negative(sin), sin], 1), shape),
-        )
-
     def _rotate(self, x: Value, sliding: bool) -> Value:
         graph, half = self.graph, self.config.head_dim // 2
-        cos, sin = self.rotations[sliding]
+        cos, sin = self.positions.rotations[sliding]
         turned = graph.concatenate([graph.slice(x, 2, half, half), graph.slice(x, 2, 0, half)], 2)
         return graph.add(graph.multiply(x, cos), graph.multiply(turned, sin))
 
@@ -325,7 +262,9 @@ class _Decoder:
         if ring and not self.writes_first:
             cache.rows = self._write_ring(cache.rows, cache.new)
             return
-        slot = graph.floor_mod(self.start, np.int32(self.ring)) if ring else self.start
+        slot = self.positions.start
+        if ring:
+            slot = graph.floor_mod(slot, np.int32(self.positions.ring))
         row_axis, scale_axis = np.eye(4, dtype=np.int32)[2:]
         cache.rows = graph.update_slice(cache.rows, cache.new, graph.multiply(slot, row_axis))
         if cache.scales is not None and cache.new_scales is not None:
@@ -339,22 +278,8 @@ class _Decoder:
         can do, as it cannot gather.
         """
         graph = self.graph
-        takes, keeps = self.ring_update
+        takes, keeps = self.positions.ring_update
         rows = graph.matmul(takes, new)
         # what depends on inputs alone runs first, for all layers at once, and takes 16 MB: wait
         wait = graph.multiply(graph.slice(rows, 3, 0, 1), 0.0)
         return graph.add(rows, graph.multiply(graph.add(keeps, wait), old))
-
-    def _ring_update(self) -> tuple[Value, Value]:
-        """Which row each slot takes, `f32[1, KV, R, T]`, and which slots keep theirs, `[R, 1]`."""
-        graph, slots = self.graph, self.ring
-        last = graph.max_last(self.positions)  # padding has position 0
-        behind = graph.floor_mod(
-            graph.subtract(last, np.arange(slots, dtype=np.int32)), np.int32(slots)
-        )
-        row = graph.subtract(graph.subtract(last, self.start), behind)  # i32[R], < 0: keep
-        row = graph.reshape(graph.cast(row, np.float32), (1, 1, slots, 1))
-        distance = graph.absolute(graph.subtract(row, self.offsets.reshape(1, 1, 1, -1)))
-        takes = graph.maximum(graph.subtract(np.float32(1), distance), 0.0)
-        keeps = graph.minimum(graph.maximum(graph.negative(row), 0.0), 1.0)
-        return graph.concatenate([takes] * self.config.num_key_value_heads, 1), keeps

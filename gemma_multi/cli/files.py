@@ -77,15 +77,16 @@ def export(model: str, output: str, as_json: bool, **options: Any) -> None:
         errors = {t.name: t.error for t in report.refitted}
         print_json({"path": output, "bytes": report.nbytes, "format": report.format,
                      "precision": report.precision, "context_length": report.context_length,
-                     "refitted": errors})  # fmt: skip
+                     "target": report.target, "refitted": errors})  # fmt: skip
         return
     if report.refitted:
         click.echo(QuantizationReport(report.refitted))
         notes.print(f"{len(report.refitted)} tensors had scales LiteRT cannot hold and were "
                     "refitted; see the error of each")  # fmt: skip
+    target = f", for {report.target.upper()}s" if report.target else ""
     notes.print(
         f"{output}: {report.nbytes / 1e6:.1f} MB, {report.precision}, "
-        f"context length {report.context_length:,}",
+        f"context length {report.context_length:,}{target}",
         markup=False,
     )
 

@@ -3,7 +3,6 @@
 Design choices:
 - What runs is an exported file: one that was given, or one exported from a checkpoint into the
   user's cache, once (`litert_files`).
-- A cache is bound as input and output of the same call, so the runtime writes it in place.
 - A conversation's caches are 23 MB at 4,096 positions, and making them takes longer than reading
   a token. Those of conversations that have ended are used again as they are: what is masked only
   has to be finite. A fork shares its origin's until one of the two reads on, and then copies what
@@ -17,12 +16,11 @@ from __future__ import annotations
 import functools
 import weakref
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from gemma_multi.checkpoint import Checkpoint, Tensor
-from gemma_multi.config import EMBEDDING, SLIDING, ModelConfig
+from gemma_multi.config import EMBEDDING, SLIDING
 from gemma_multi.engines.backend import Backend, Request, has_nvidia_gpu, on_apple_silicon
 from gemma_multi.engines.base import (
     ALL,
@@ -34,6 +32,7 @@ from gemma_multi.engines.base import (
     Wanted,
     ring_reaches,
 )
+from gemma_multi.engines.litert_caches import Caches
 from gemma_multi.engines.litert_files import passing_file, ready_file
 from gemma_multi.engines.litert_runtime import LitertRuntime, Place
 from gemma_multi.errors import BackendError, OptionError
@@ -41,18 +40,7 @@ from gemma_multi.exporters import tflite
 from gemma_multi.formats.tflite.file import TfliteFile
 from gemma_multi.formats.tflite.layout import (
     DECODE,
-    HIDDEN_STATE,
-    HIDDEN_STATES,
-    LOGITS,
-    POSITIONS,
-    PREFILL,
-    SCORE,
-    SCORE_TOKENS,
     TOKENS,
-    TRACE,
-    cache_names,
-    cache_positions,
-    cache_scale_names,
     ring_positions,
 )
 from gemma_multi.formats.tflite.layout import HIDDEN as HIDDEN_SIGNATURE
@@ -91,23 +79,22 @@ def _create(checkpoint: Checkpoint, request: Request) -> Engine:
         checkpoint = fit_float16(checkpoint)
     file = ready_file(checkpoint, request)
     if place.gpu:
-        _check_gpu(file, checkpoint.config.residual_scale)
+        _check_gpu(file, place.enforce_f32)
     return LitertEngine(file, place)
 
 
-def _check_gpu(file: TfliteFile, scale: float) -> None:
-    """Raises BackendError for a file that a GPU would not run, or not right: one whose residual
-    stream is carried at more than `scale`."""
+def _check_gpu(file: TfliteFile, in_float32: bool) -> None:
+    """Raises BackendError for a file that a GPU would not run, or not right."""
     again = "export the model again with target='gpu'"
     if file.info.precision == "int4":
         raise BackendError(
             f"{file.path} holds int4 in blocks, on which LiteRT's GPU delegate ends the process; "
             f"{again}"
         )
-    if file.config.residual_scale > scale:
+    if file.info.target != "gpu" and not in_float32:
         raise BackendError(
-            f"{file.path} carries activations at a size that float16 does not hold; {again}, or "
-            "load it with enforce_f32=True"
+            f"{file.path} was exported for CPUs, and computes what float16 does not hold; {again}, "
+            "or load it with enforce_f32=True"
         )
 
 
@@ -130,7 +117,7 @@ class LitertEngine(Engine):
         digest = "" if passing else file.digest
         self.runtime = LitertRuntime(file.path, digest, place, (DECODE, TOKENS))
         self.gpu = self.runtime.gpu
-        self._spare: list[_Caches] = []
+        self._spare: list[Caches] = []
         # the rows of the head for a set of token ids, as they would be multiplied
         self._heads: dict[bytes, np.ndarray] = {}
 
@@ -153,14 +140,14 @@ class LitertEngine(Engine):
         logits: np.ndarray = head @ hidden
         return logits
 
-    def borrow(self) -> _Caches:
+    def borrow(self) -> Caches:
         """Caches for one conversation; what they hold is somebody's past, and never seen."""
         try:
             return self._spare.pop()
         except IndexError:
-            return _Caches(self)
+            return Caches(self.runtime, self.config, self.file.info)
 
-    def give_back(self, caches: _Caches) -> None:
+    def give_back(self, caches: Caches) -> None:
         if len(self._spare) < _MOST_SPARE:
             self._spare.append(caches)
 
@@ -168,7 +155,7 @@ class LitertEngine(Engine):
         return LitertSession(self, context_length)
 
     def _trace(self, ids: np.ndarray) -> np.ndarray:
-        states = _Caches(self._tracing).trace(ids)
+        states = self._tracing.borrow().trace(ids)
         layers = self.config.num_hidden_layers + 2
         return states.reshape(len(states), layers, -1).transpose(1, 0, 2)
 
@@ -177,7 +164,7 @@ class LitertEngine(Engine):
         """This engine over the same tensors in a file that also gives the hidden states."""
         info = self.file.info
         options = tflite.TfliteOptions(
-            info.context_length, info.prefill, info.precision, info.cache
+            info.context_length, info.prefill, info.precision, info.cache, info.target
         )
         built = tflite.build(self.file.checkpoint("tflite"), options, trace=True)
         file = passing_file(f"{self.file.digest[:32]}.trace", built.write)
@@ -198,7 +185,7 @@ class LitertSession(Session):
         # back to the engine when nobody holds this session any more
         weakref.finalize(self, self._holding.take, None)
 
-    def own_caches(self) -> _Caches:
+    def own_caches(self) -> Caches:
         """This session's caches, to be written: borrowed on first use, and a copy where a fork
         still looks at them."""
         held = self._holding.caches
@@ -246,10 +233,10 @@ class _Holding:
     """What caches a session looks at, apart from it, so that they outlive it by a moment."""
 
     def __init__(self, engine: LitertEngine) -> None:
-        self.caches: _Caches | None = None
+        self.caches: Caches | None = None
         self._engine = weakref.ref(engine)
 
-    def take(self, caches: _Caches | None) -> None:
+    def take(self, caches: Caches | None) -> None:
         """Looks at these instead; those that nobody looks at any more go back to the engine."""
         before, self.caches = self.caches, caches
         if caches is not None:
@@ -259,158 +246,6 @@ class _Holding:
             engine = self._engine()
             if engine is not None and not before.users and before.is_finite:
                 engine.give_back(before)
-
-
-class _Caches:
-    """One conversation's key/value caches, and the calls that read tokens into them."""
-
-    users = 0  # sessions that look at them: more than one while forks have not read on
-
-    def __init__(self, engine: LitertEngine) -> None:
-        # not the engine: an engine holds spare caches, and would never go
-        self._runtime, self._config, self._info = engine.runtime, engine.config, engine.file.info
-        # whether what was read last gave finite numbers, and so all that is held is finite: one
-        # that is not, though masked, spoils whatever is computed beside it
-        self.is_finite = True
-        self._caches: dict[str, _CacheBuffer] = {}
-        config, info = self._config, self._info
-        for i in range(config.num_hidden_layers):
-            positions = cache_positions(config, i, info.context_length)
-            heads, width = config.num_key_value_heads, config.head_dim
-            narrow = info.cache == "int8" and not config.is_sliding(i)
-            for name, scale in zip(cache_names(i), cache_scale_names(i), strict=True):
-                kind = np.int8 if narrow else np.float32
-                self._add(name, (heads, positions, width), kind)
-                if narrow:
-                    self._add(scale, (heads, positions, 1), np.float32)
-        self._buffers = {name: cache.buffer for name, cache in self._caches.items()}
-        self._calls: dict[str, _Call] = {}
-
-    def _add(self, name: str, shape: tuple[int, int, int], kind: Any) -> None:
-        self._caches[name] = _CacheBuffer(self._runtime.model, name, shape, kind)
-
-    def copy_from(self, other: _Caches, positions: int) -> None:
-        """Takes over what `other` has written, which is no further than `positions`."""
-        for name, cache in other._caches.items():
-            self._caches[name].copy_from(cache, positions)
-
-    def last(self, ids: np.ndarray, start: int, signature: str) -> np.ndarray:
-        """Reads `i32[T]`; what `signature` gives for the last token: `f32[width]`."""
-        self.prefill(ids[:-1], start)
-        result = self._run(signature, ids[-1:], start + len(ids) - 1, 1)[0]
-        self.is_finite = bool(np.isfinite(result[0]))
-        return result
-
-    def prefill(self, ids: np.ndarray, start: int) -> None:
-        """Reads `i32[T]` in chunks."""
-        self.is_finite = False  # nobody has looked
-        done = 0
-        while (left := len(ids) - done) > 0:
-            size = self._chunk(left, start + done)
-            count = min(left, size)
-            # of one token the head is not needed
-            signature = PREFILL.format(size) if size > 1 else HIDDEN_SIGNATURE
-            self._run(signature, ids[done : done + count], start + done, size)
-            done += count
-
-    def score(self, ids: np.ndarray, start: int) -> np.ndarray:
-        """Reads `i32[T]`; the logits after each: `f32[T, V]`."""
-        self.is_finite = False
-        limit = self._info.context_length
-        size = min(SCORE_TOKENS, limit)
-        logits = np.empty((len(ids), self._config.vocab_size), np.float32)
-        done = 0
-        while done < len(ids):
-            fits = len(ids) - done > 1 and start + done + size <= limit
-            count = min(size, len(ids) - done) if fits else 1
-            signature, width = (SCORE, size) if fits else (DECODE, 1)
-            part = slice(done, done + count)
-            logits[part] = self._run(signature, ids[part], start + done, width)[:count]
-            done += count
-        self.is_finite = bool(np.isfinite(logits[:, 0]).all())
-        return logits
-
-    def trace(self, ids: np.ndarray) -> np.ndarray:
-        """Reads `i32[T]` from the start; the hidden states of each: `f32[T, (L + 2) * D]`."""
-        limit = self._info.context_length
-        size = min(SCORE_TOKENS, limit)
-        parts, done = [], 0
-        while done < len(ids):
-            width = size if done + size <= limit else 1
-            part = ids[done : done + width]
-            parts.append(self._run(TRACE.format(width), part, done, width)[: len(part)])
-            done += len(part)
-        return np.concatenate(parts)
-
-    def _chunk(self, left: int, start: int) -> int:
-        """How many tokens to read next. Padding must not reach past the end of the cache."""
-        room = self._info.context_length - start
-        sizes = [size for size in self._info.prefill if size <= room]
-        for size in reversed(sizes):
-            if left > size // 2 or size == sizes[0]:
-                return size if left > 1 else 1
-        return 1
-
-    def _run(self, signature: str, ids: np.ndarray, start: int, size: int) -> np.ndarray:
-        if signature not in self._calls:
-            call = _Call(self._runtime, self._config, signature, size, self._buffers)
-            self._calls[signature] = call
-        return self._calls[signature].run(ids, start)
-
-
-class _CacheBuffer:
-    """A key or value cache in the runtime's memory, or the scales of one. Zeros at first: what is
-    masked is finite."""
-
-    def __init__(self, model: Any, name: str, shape: tuple[int, int, int], kind: Any) -> None:
-        self.buffer = model.create_input_buffer_by_name(DECODE, name)
-        self._shape, self._kind = shape, kind  # [KV, positions, numbers a position]
-        self.buffer.write(np.zeros(shape, kind))
-
-    def copy_from(self, other: _CacheBuffer, positions: int) -> None:
-        heads, room, width = self._shape
-        if heads == 1:  # positions lie in a row: the first ones are all that was written
-            count = min(positions, room) * width
-            self.buffer.write(other.buffer.read(count, self._kind))
-        else:
-            self.buffer.write(other.buffer.read(heads * room * width, self._kind))
-
-
-class _Call:
-    """One signature bound to one conversation's caches."""
-
-    def __init__(
-        self, runtime: LitertRuntime, config: ModelConfig, signature: str, size: int,
-        caches: dict[str, Any],
-    ) -> None:  # fmt: skip
-        self._runtime, self._signature, self._size = runtime, signature, size
-        make = runtime.model.create_input_buffer_by_name
-        self._tokens, self._positions = make(signature, TOKENS), make(signature, POSITIONS)
-        self._inputs = {TOKENS: self._tokens, POSITIONS: self._positions, **caches}
-        self._outputs = dict(caches)
-        states = (config.num_hidden_layers + 2) * config.hidden_size
-        results = {
-            DECODE: (LOGITS, config.vocab_size),
-            SCORE: (LOGITS, config.vocab_size),
-            HIDDEN_SIGNATURE: (HIDDEN_STATE, config.hidden_size),
-            TRACE.format(size): (HIDDEN_STATES, states),
-        }
-        name, self._width = results.get(signature, ("", 0))
-        if name:
-            self._result = runtime.model.create_output_buffer_by_name(signature, name)
-            self._outputs[name] = self._result
-
-    def run(self, ids: np.ndarray, start: int) -> np.ndarray:
-        """`i32[count]`, padded to the signature's size; its result, `f32[size, width]`."""
-        tokens, positions = np.zeros((2, self._size), np.int32)
-        tokens[: len(ids)] = ids
-        positions[: len(ids)] = np.arange(start, start + len(ids))  # 0 is how padding is told
-        self._tokens.write(tokens)
-        self._positions.write(positions)
-        self._runtime.run(self._signature, self._inputs, self._outputs)
-        if not self._width:
-            return np.zeros((self._size, 0), np.float32)
-        return self._result.read(self._size * self._width, np.float32).reshape(-1, self._width)
 
 
 def _suits(quantized: bool) -> int:

@@ -22,6 +22,7 @@ import platform
 import re
 import secrets
 import shutil
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -98,6 +99,19 @@ class LitertRuntime:
             raise BackendError(f"{path}: the LiteRT runtime refuses it: {problem}")
         self.whole_on_gpu = place.gpu and bool(self.model.is_fully_accelerated())
         _give_back(path)
+
+    def input(self, signature: str, name: str) -> Any:
+        """A TensorBuffer for an input, which other signatures take as well."""
+        with self._quiet():
+            return self.model.create_input_buffer_by_name(signature, name)
+
+    def output(self, signature: str, name: str) -> Any:
+        with self._quiet():
+            return self.model.create_output_buffer_by_name(signature, name)
+
+    def _quiet(self) -> AbstractContextManager[Any]:
+        """A GPU's delegate says of an int8 buffer that it does not know what it asks for."""
+        return native_log.caught() if self._on_gpu else contextlib.nullcontext()
 
     def run(self, signature: str, inputs: dict[str, Any], outputs: dict[str, Any]) -> None:
         """Runs a signature on TensorBuffers by name. Raises BackendError where a GPU does not go

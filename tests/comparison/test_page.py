@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import functools
-import http.server
 import json
-import os
 import re
-import shutil
-import subprocess
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import browse, served
 
 from gemma_multi import OptionError, ParityReport, parity
 from gemma_multi.comparison.prompts import Prompt
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 PHONE, DESK = 390, 1200  # CSS pixels
 
 # Shows the page in a frame as wide as a screen, measures it, and leaves the figures in the title.
@@ -48,38 +42,18 @@ def site(report: ParityReport, tmp_path_factory: pytest.TempPathFactory) -> Iter
     report.save(folder / "report.html")
     for width in (PHONE, DESK):
         (folder / f"{width}.html").write_text(HARNESS % width)
-    handler = functools.partial(QuietHandler, directory=str(folder))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-
-
-class QuietHandler(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *arguments: Any) -> None:
-        pass
+    with served(folder) as address:
+        yield address
 
 
 def look(url: str, dark: bool, profile: Path) -> dict[str, Any]:
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if browser is None:
-        if os.environ.get("CI"):
-            pytest.fail("no browser: install chromium")
-        pytest.skip(
-            "no browser to look at the page with; one of "
-            f"{', '.join(BROWSERS)} on the PATH will do (Debian: apt-get install chromium; "
-            "macOS: brew install chromium)"
-        )
-    done = subprocess.run(
-        [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-         "--disable-background-networking", "--disable-component-update", "--disable-sync",
-         f"--blink-settings=preferredColorScheme={0 if dark else 1}", "--window-size=1300,900",
-         f"--user-data-dir={profile}", "--virtual-time-budget=10000", "--dump-dom", url],
-        env={k: v for k, v in os.environ.items() if k != "LD_PRELOAD"},  # its sandbox refuses it
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    title = re.search("<title>(.*?)</title>", done.stdout)
-    assert title, done.stderr[-2000:]
+    with browse(
+        url, profile, "--disable-gpu", f"--blink-settings=preferredColorScheme={0 if dark else 1}",
+        "--window-size=1300,900", "--virtual-time-budget=10000", "--dump-dom",
+    ) as browser:  # fmt: skip
+        page, said = browser.communicate(timeout=120)
+    title = re.search("<title>(.*?)</title>", page)
+    assert title, said[-2000:]
     found: dict[str, Any] = json.loads(title.group(1))
     return found
 

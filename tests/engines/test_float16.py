@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from nats import divergence
 from tiny import loud_checkpoint, tiny_checkpoint
 
 import gemma_multi
@@ -30,14 +31,7 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 
 def logits(engine: Engine) -> np.ndarray:
-    return np.asarray(engine.numpy(engine.session().read(IDS, ALL)), np.float64)
-
-
-def divergence(reference: np.ndarray, other: np.ndarray) -> float:
-    """Mean nats a token."""
-    with np.errstate(invalid="ignore"):  # of what overflowed
-        p, q = (x - np.logaddexp.reduce(x, axis=-1, keepdims=True) for x in (reference, other))
-    return float((np.exp(p) * (p - q)).sum(-1).mean())
+    return np.asarray(engine.numpy(engine.session().read(IDS, ALL)))
 
 
 def run_as_it_is(backend: str, checkpoint: Checkpoint) -> Engine:

@@ -6,18 +6,17 @@ A delegate that fails may end the process, so everything runs in one of its own.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from graph_in_numpy import Graph
+from software_gpu import logits_on_gpu, python
 from tiny import loud_checkpoint
 
 import gemma_multi
 from gemma_multi.errors import BackendError, OptionError
 
-SOFTWARE = Path("/usr/lib/chromium/vk_swiftshader_icd.json")  # Debian's
 PROMPT = "Tell me a bedtime story.\nHero: Pip the hedgehog\nSetting: an old lighthouse by the sea"
 _TELL = """
 import json, sys, gemma_multi
@@ -38,32 +37,12 @@ litert_lm.Engine(sys.argv[1], litert_lm.Backend.GPU())
 """
 
 
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    if not SOFTWARE.exists():
-        if os.environ.get("CI"):
-            pytest.fail("no Vulkan in software: install chromium")
-        pytest.skip(f"{SOFTWARE} is missing: apt-get install chromium brings it")
-    return {
-        **os.environ,
-        "VK_DRIVER_FILES": str(SOFTWARE),
-        "LD_LIBRARY_PATH": str(SOFTWARE.parent),  # a loader, where the system has none
-        "XDG_RUNTIME_DIR": str(tmp_path_factory.mktemp("runtime")),
-    }
-
-
-def python(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=900
-    )
-
-
-def test_it_says_what_keras_says(environment: dict[str, str], tmp_path: Path) -> None:
+def test_it_says_what_keras_says(software_gpu: dict[str, str], tmp_path: Path) -> None:
     """In two turns, so that what prefill wrote is read; from a checkpoint and from its file, and
     nothing of the delegate's talk on the terminal."""
     file = tmp_path / "story.tflite"
     gemma_multi.export("storyteller", file, target="gpu", context_length=256)
-    done = python(environment, "-c", _TELL, PROMPT, "storyteller", str(file))
+    done = python(software_gpu, "-c", _TELL, PROMPT, "storyteller", str(file))
     assert done.returncode == 0, done.stderr[-2000:]
     told = json.loads(done.stdout)
     chat = gemma_multi.load("storyteller", backend="keras").chat()
@@ -73,14 +52,26 @@ def test_it_says_what_keras_says(environment: dict[str, str], tmp_path: Path) ->
     assert "Dawn" not in done.stderr
 
 
+@pytest.mark.parametrize("precision", ["int8", "float32"])
+def test_its_logits_are_numpys(
+    software_gpu: dict[str, str], tmp_path: Path, precision: str
+) -> None:
+    """Over more positions than the window; on CPUs int8 weights round activations, too."""
+    file = tmp_path / "story.tflite"
+    gemma_multi.export("storyteller", file, target="gpu", precision=precision, context_length=256)
+    ids = np.random.default_rng(0).integers(3, 4000, 144)
+    theirs = logits_on_gpu(software_gpu, file, ids, tmp_path)
+    np.testing.assert_allclose(theirs, Graph(file).read(ids), rtol=0, atol=1e-3)
+
+
 @pytest.mark.parametrize("precision", ["int4", "float32"])
 def test_a_bundle_for_cpus_is_refused_on_a_gpu(
-    environment: dict[str, str], tmp_path: Path, precision: str
+    software_gpu: dict[str, str], tmp_path: Path, precision: str
 ) -> None:
     """By LiteRT-LM, which would answer with nonsense (int4) or end the process (float32)."""
     file = tmp_path / "story.litertlm"
     gemma_multi.export("storyteller", file, precision=precision, context_length=256)
-    done = python(environment, "-c", _IN_LITERT_LM, str(file))
+    done = python(software_gpu, "-c", _IN_LITERT_LM, str(file))
     assert done.returncode == 1
     assert "Model requires one of [cpu] but Main backend is GPU" in done.stderr
 
@@ -93,22 +84,22 @@ def test_a_bundle_for_gpus_holds_no_float32(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_suite_passes_on_the_gpu(environment: dict[str, str]) -> None:
+def test_the_suite_passes_on_the_gpu(software_gpu: dict[str, str]) -> None:
     here = Path(__file__).parent
     done = python(
-        {**environment, "GEMMA_MULTI_TEST_GPU": "1"}, "-m", "pytest", "-p", "no:xdist",
+        {**software_gpu, "GEMMA_MULTI_TEST_GPU": "1"}, "-m", "pytest", "-p", "no:xdist",
         "-k", "litert-float32", str(here / "test_conformance.py"),
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     assert " passed" in done.stdout
 
 
-def test_parity_with_it(environment: dict[str, str], tmp_path: Path) -> None:
+def test_parity_with_it(software_gpu: dict[str, str], tmp_path: Path) -> None:
     """Past the window. A GPU may compute in float16, so that is the row of the tolerances."""
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("Once upon a time. " * 20 + "\nThe end\n")
     done = python(
-        environment, "-m", "gemma_multi", "parity", "--backends", "keras,litert:gpu",
+        software_gpu, "-m", "gemma_multi", "parity", "--backends", "keras,litert:gpu",
         "--precision", "float32", "--prompts", str(prompts), "--max-tokens", "16", "--json",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
@@ -121,19 +112,19 @@ def test_parity_on_it_needs_weights_that_it_holds() -> None:
         gemma_multi.parity("storyteller", ["keras", "litert:gpu"], progress=False)
 
 
-def test_doctor_names_it(environment: dict[str, str]) -> None:
-    hidden = {**environment, "VK_DRIVER_FILES": "/nowhere.json"}
+def test_doctor_names_it(software_gpu: dict[str, str]) -> None:
+    hidden = {**software_gpu, "VK_DRIVER_FILES": "/nowhere.json"}
     with_one, without = (
         json.loads(python(e, "-m", "gemma_multi", "doctor", "--json").stdout)["litert"]["gpu"]
-        for e in (environment, hidden)
+        for e in (software_gpu, hidden)
     )
     assert "SwiftShader" in with_one
     assert with_one.endswith("Vulkan, in software")
     assert without.startswith("none: LiteRT finds no GPU here")
 
 
-def test_without_a_gpu_it_says_so(environment: dict[str, str]) -> None:
-    hidden = {**environment, "VK_DRIVER_FILES": "/nowhere.json"}
+def test_without_a_gpu_it_says_so(software_gpu: dict[str, str]) -> None:
+    hidden = {**software_gpu, "VK_DRIVER_FILES": "/nowhere.json"}
     command = ["-m", "gemma_multi", "generate", "hi", "-b", "litert", "--device", "gpu"]
     done = python(hidden, *command)
     assert done.returncode == 2
@@ -156,7 +147,10 @@ def test_a_stream_beyond_float16_is_refused_or_scaled(tmp_path: Path) -> None:
     gemma_multi.export(loud, tmp_path / "cpu.tflite", precision="int8", context_length=64)
     gemma_multi.export(loud, tmp_path / "gpu.tflite", precision="int8", context_length=64,
                        target="gpu")  # fmt: skip
-    with pytest.raises(BackendError, match=r"does not hold; export .* or load it with enforce_f32"):
+    with pytest.raises(
+        BackendError,
+        match=r"what float16 does not hold; export .* enforce_f32",
+    ):
         gemma_multi.load(tmp_path / "cpu.tflite", backend="litert", device="gpu")
     assert gemma_multi.open_checkpoint(tmp_path / "gpu.tflite").config.residual_scale < 1
 

@@ -17,6 +17,7 @@ from fuzzing import fuzz
 import gemma_multi
 from gemma_multi import CheckpointError
 from gemma_multi.exporters.tflite.flatbuffer import ModelWriter
+from gemma_multi.exporters.tflite.operators import Subgraph
 from gemma_multi.formats.tflite.layout import METADATA, TRAILER_MARK
 
 ROOT = Path(__file__).parents[1]
@@ -52,7 +53,7 @@ def write_signed(path: Path, graph: bytes) -> Path:
 
 def test_a_model_that_is_no_decoder_is_refused(tmp_path: Path) -> None:
     model = ModelWriter("adds one")
-    graph = model.subgraph("serving_default")
+    graph = Subgraph(model, "serving_default")
     graph.output("y", graph.add(graph.input("x", (1, 4)), 1.0))
     graph.finish()
     plain, path = bytes(model.pack()), tmp_path / "model.tflite"

@@ -24,6 +24,7 @@ from gemma_multi import Checkpoint, CheckpointError, OptionError
 from gemma_multi.engines import ALL, create_engine
 from gemma_multi.engines import HIDDEN as WANT_HIDDEN
 from gemma_multi.exporters.tflite.flatbuffer import ModelWriter
+from gemma_multi.exporters.tflite.operators import Subgraph
 from gemma_multi.formats.tflite.layout import (
     DECODE,
     HIDDEN,
@@ -196,7 +197,7 @@ def test_rotations_are_exact_at_every_position(tmp_path: Path) -> None:
     """The runtime's sine and cosine, at the angles of a context of 32,768."""
     angles = np.arange(32768, dtype=np.float32)
     model = ModelWriter("angles")
-    graph = model.subgraph("turn")
+    graph = Subgraph(model, "turn")
     x = graph.input("x", angles.shape)
     graph.output("cos", graph.cos(x))
     graph.output("sin", graph.sin(x))

@@ -9,13 +9,16 @@ import gguf
 import numpy as np
 import pytest
 import tokenizers
+from graph_in_numpy import Graph
+from nats import divergence
 from other_peoples_files import brown_documents, gemma_270m, gemma_tokenizer
+from software_gpu import logits_on_gpu
 from varied_text import samples
 
 import gemma_multi
 from gemma_multi.calibration.measure import measure
 from gemma_multi.checkpoint import Checkpoint
-from gemma_multi.decoder import Decoder, Weights, log_softmax
+from gemma_multi.decoder import Decoder, Weights
 from gemma_multi.demo import in_litert_lm
 from gemma_multi.engines.base import ALL
 from gemma_multi.exporters import save
@@ -112,8 +115,7 @@ def test_float16_is_nearly_float32(
     model = gemma_multi.load(checkpoint, backend=backend, precision="float16", context_length=128)
     assert model.engine.config.residual_scale == 2.0**-4
     ours = model.engine.session().read(text[:64], ALL)
-    p, q = (log_softmax(np.asarray(x, np.float64)) for x in (expected[:64], ours))
-    assert (np.exp(p) * (p - q)).sum(-1).mean() < 2e-4
+    assert divergence(expected[:64], ours) < 2e-4
 
 
 @pytest.mark.parametrize("backend", ["keras", "litert"])
@@ -155,12 +157,11 @@ def test_int8_activations_cost_little(directory: Path, text: np.ndarray) -> None
     """LiteRT, which rounds them, against Keras, which does not, on the same int4 weights."""
     logits = [
         gemma_multi.load(directory, backend=backend, context_length=1024)
-        .engine.session().read(text, ALL).astype(np.float64)
+        .engine.session().read(text, ALL)
         for backend in ("keras", "litert")
     ]  # fmt: skip
-    p, q = map(log_softmax, logits)
-    assert (np.exp(p) * (p - q)).sum(-1).mean() < 0.01
-    assert (p.argmax(-1) == q.argmax(-1)).mean() > 0.94
+    assert divergence(*logits) < 0.01
+    assert np.mean(logits[0].argmax(-1) == logits[1].argmax(-1)) > 0.94
 
 
 def test_litert_lm_says_what_we_say(directory: Path, tmp_path: Path) -> None:
@@ -172,3 +173,25 @@ def test_litert_lm_says_what_we_say(directory: Path, tmp_path: Path) -> None:
     with in_litert_lm(Path(exported.path), max_tokens=8) as ask:
         theirs = ask("The capital of France is")
     assert theirs.split()[:3] == ours.split()[:3]  # later ones may part at a tie
+
+
+@pytest.fixture(scope="module")
+def for_gpus(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("real") / "gpu.tflite"
+    gemma_multi.export(checkpoint, file, target="gpu", precision="int8", context_length=128)
+    return file
+
+
+def test_a_file_for_gpus_computes_what_float16_holds(for_gpus: Path, text: np.ndarray) -> None:
+    """Each operator's result rounded to it."""
+    rounded = Graph(for_gpus, float16=True)
+    found = divergence(Graph(for_gpus).read(text[:64]), rounded.read(text[:64]))
+    assert found < 1e-3
+    assert rounded.largest < 65_504
+
+
+def test_googles_delegate_computes_it_on_a_gpu(
+    for_gpus: Path, text: np.ndarray, software_gpu: dict[str, str], tmp_path: Path
+) -> None:
+    theirs = logits_on_gpu(software_gpu, for_gpus, text[:32], tmp_path)
+    np.testing.assert_allclose(theirs, Graph(for_gpus).read(text[:32]), rtol=0, atol=2e-3)

@@ -16,7 +16,7 @@ import hashlib
 import json
 import mmap
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,7 @@ class ExportInfo:
     context_length: int
     prefill: tuple[int, ...]
     cache: str  # type of the global layers' caches: "float32" or "int8"
+    target: str = "cpu"  # "gpu": laid out for LiteRT's GPU delegate
 
 
 class TfliteFile:
@@ -123,7 +124,9 @@ class TfliteFile:
         except ConfigError as error:
             raise CheckpointError(f"{self.path}: {error}") from error
         export = facts["export"]
-        self.info = ExportInfo(**{**export, "prefill": tuple(export["prefill"])})
+        known = {field.name: export[field.name] for field in fields(ExportInfo)
+                 if field.name in export}  # fmt: skip
+        self.info = ExportInfo(**{**known, "prefill": tuple(export["prefill"])})
         self.generation: dict[str, Any] = facts["generation"]
         provenance = facts["provenance"]
         provenance["modifications"] = tuple(provenance["modifications"])

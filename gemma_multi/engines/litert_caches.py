@@ -1,0 +1,184 @@
+"""A conversation's key and value caches in LiteRT, and the calls that read tokens into them.
+
+A cache is bound as input and output of the same call, so the runtime writes it in place. Tokens are
+read in chunks, by the signature that suits what is left of them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gemma_multi.config import ModelConfig
+from gemma_multi.engines.litert_runtime import LitertRuntime
+from gemma_multi.formats.tflite.file import ExportInfo
+from gemma_multi.formats.tflite.layout import (
+    DECODE,
+    HIDDEN,
+    HIDDEN_STATE,
+    HIDDEN_STATES,
+    LOGITS,
+    POSITIONS,
+    PREFILL,
+    SCORE,
+    SCORE_TOKENS,
+    TOKENS,
+    TRACE,
+    cache_names,
+    cache_positions,
+    cache_scale_names,
+)
+
+
+class Caches:
+    """One conversation's caches: tokens are read into them."""
+
+    users = 0  # sessions that look at them: more than one while forks have not read on
+
+    def __init__(self, runtime: LitertRuntime, config: ModelConfig, info: ExportInfo) -> None:
+        # no engine: one holds spare caches, and would never go
+        self._runtime, self._config, self._info = runtime, config, info
+        # whether what was read last gave finite numbers, and so all that is held is finite: one
+        # that is not, though masked, spoils whatever is computed beside it
+        self.is_finite = True
+        self._caches: dict[str, _CacheBuffer] = {}
+        for i in range(config.num_hidden_layers):
+            positions = cache_positions(config, i, info.context_length)
+            heads, width = config.num_key_value_heads, config.head_dim
+            narrow = info.cache == "int8" and not config.is_sliding(i)
+            for name, scale in zip(cache_names(i), cache_scale_names(i), strict=True):
+                kind = np.int8 if narrow else np.float32
+                self._add(name, (heads, positions, width), kind)
+                if narrow:
+                    self._add(scale, (heads, positions, 1), np.float32)
+        self._buffers = {name: cache.buffer for name, cache in self._caches.items()}
+        self._calls: dict[str, _Call] = {}
+
+    def _add(self, name: str, shape: tuple[int, int, int], kind: Any) -> None:
+        self._caches[name] = _CacheBuffer(self._runtime, name, shape, kind)
+
+    def copy_from(self, other: Caches, positions: int) -> None:
+        """Takes over what `other` has written, which is no further than `positions`."""
+        for name, cache in other._caches.items():
+            self._caches[name].copy_from(cache, positions)
+
+    def last(self, ids: np.ndarray, start: int, signature: str) -> np.ndarray:
+        """Reads `i32[T]`; what `signature` gives for the last token: `f32[width]`."""
+        self.prefill(ids[:-1], start)
+        result = self._run(signature, ids[-1:], start + len(ids) - 1, 1)[0]
+        self.is_finite = bool(np.isfinite(result[0]))
+        return result
+
+    def prefill(self, ids: np.ndarray, start: int) -> None:
+        """Reads `i32[T]` in chunks."""
+        self.is_finite = False  # nobody has looked
+        done = 0
+        while (left := len(ids) - done) > 0:
+            size = self._chunk(left, start + done)
+            count = min(left, size)
+            # of one token the head is not needed
+            signature = PREFILL.format(size) if size > 1 else HIDDEN
+            self._run(signature, ids[done : done + count], start + done, size)
+            done += count
+
+    def score(self, ids: np.ndarray, start: int) -> np.ndarray:
+        """Reads `i32[T]`; the logits after each: `f32[T, V]`."""
+        self.is_finite = False
+        limit = self._info.context_length
+        size = min(SCORE_TOKENS, limit)
+        logits = np.empty((len(ids), self._config.vocab_size), np.float32)
+        done = 0
+        while done < len(ids):
+            fits = len(ids) - done > 1 and start + done + size <= limit
+            count = min(size, len(ids) - done) if fits else 1
+            signature, width = (SCORE, size) if fits else (DECODE, 1)
+            part = slice(done, done + count)
+            logits[part] = self._run(signature, ids[part], start + done, width)[:count]
+            done += count
+        self.is_finite = bool(np.isfinite(logits[:, 0]).all())
+        return logits
+
+    def trace(self, ids: np.ndarray) -> np.ndarray:
+        """Reads `i32[T]` from the start; the hidden states of each: `f32[T, (L + 2) * D]`."""
+        limit = self._info.context_length
+        size = min(SCORE_TOKENS, limit)
+        parts, done = [], 0
+        while done < len(ids):
+            width = size if done + size <= limit else 1
+            part = ids[done : done + width]
+            parts.append(self._run(TRACE.format(width), part, done, width)[: len(part)])
+            done += len(part)
+        return np.concatenate(parts)
+
+    def _chunk(self, left: int, start: int) -> int:
+        """How many tokens to read next. Padding must not reach past the end of the cache."""
+        room = self._info.context_length - start
+        sizes = [size for size in self._info.prefill if size <= room]
+        for size in reversed(sizes):
+            if left > size // 2 or size == sizes[0]:
+                return size if left > 1 else 1
+        return 1
+
+    def _run(self, signature: str, ids: np.ndarray, start: int, size: int) -> np.ndarray:
+        if signature not in self._calls:
+            call = _Call(self._runtime, self._config, signature, size, self._buffers)
+            self._calls[signature] = call
+        return self._calls[signature].run(ids, start)
+
+
+class _CacheBuffer:
+    """A key or value cache in the runtime's memory, or the scales of one. Zeros at first: what is
+    masked is finite."""
+
+    def __init__(
+        self, runtime: LitertRuntime, name: str, shape: tuple[int, int, int], kind: Any
+    ) -> None:
+        self.buffer = runtime.input(DECODE, name)
+        self._shape, self._kind = shape, kind  # [KV, positions, numbers a position]
+        self.buffer.write(np.zeros(shape, kind))
+
+    def copy_from(self, other: _CacheBuffer, positions: int) -> None:
+        heads, room, width = self._shape
+        if heads == 1:  # positions lie in a row: the first ones are all that was written
+            count = min(positions, room) * width
+            self.buffer.write(other.buffer.read(count, self._kind))
+        else:
+            self.buffer.write(other.buffer.read(heads * room * width, self._kind))
+
+
+class _Call:
+    """One signature bound to one conversation's caches."""
+
+    def __init__(
+        self, runtime: LitertRuntime, config: ModelConfig, signature: str, size: int,
+        caches: dict[str, Any],
+    ) -> None:  # fmt: skip
+        self._runtime, self._signature, self._size = runtime, signature, size
+        self._tokens = runtime.input(signature, TOKENS)
+        self._positions = runtime.input(signature, POSITIONS)
+        self._inputs = {TOKENS: self._tokens, POSITIONS: self._positions, **caches}
+        self._outputs = dict(caches)
+        states = (config.num_hidden_layers + 2) * config.hidden_size
+        results = {
+            DECODE: (LOGITS, config.vocab_size),
+            SCORE: (LOGITS, config.vocab_size),
+            HIDDEN: (HIDDEN_STATE, config.hidden_size),
+            TRACE.format(size): (HIDDEN_STATES, states),
+        }
+        name, self._width = results.get(signature, ("", 0))
+        if name:
+            self._result = runtime.output(signature, name)
+            self._outputs[name] = self._result
+
+    def run(self, ids: np.ndarray, start: int) -> np.ndarray:
+        """`i32[count]`, padded to the signature's size; its result, `f32[size, width]`."""
+        tokens, positions = np.zeros((2, self._size), np.int32)
+        tokens[: len(ids)] = ids
+        positions[: len(ids)] = np.arange(start, start + len(ids))  # 0 is how padding is told
+        self._tokens.write(tokens)
+        self._positions.write(positions)
+        self._runtime.run(self._signature, self._inputs, self._outputs)
+        if not self._width:
+            return np.zeros((self._size, 0), np.float32)
+        return self._result.read(self._size * self._width, np.float32).reshape(-1, self._width)
