@@ -9,13 +9,18 @@ Design choices:
   the same thing.
 - The bundle says what it can stand. One for CPUs says so, and the engine refuses it on a GPU, where
   int4 in blocks gives nonsense and float32 ends the process. One for GPUs asks for float32
-  activations; the engine takes float16 if nobody does.
+  activations; the engine takes float16 if nobody does, which the graph stands, but no device has
+  shown it.
+- On a GPU the engine does not wait for one part of a prompt before it sends the next, and from the
+  fourth part in a row that takes the same signature it goes wrong (LiteRT-LM 0.18). So a bundle
+  for GPUs has sizes enough to read a prompt of 2,000 tokens in fewer.
 """
 
 from __future__ import annotations
 
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +35,7 @@ from gemma_multi.sentencepiece_model import with_spoken_steering_pieces
 
 _TOP_P = 2  # SamplerParameters.Type
 _ACTIVATIONS = "fp32"  # on a GPU; CPUs have their own way
+_GPU_PREFILL = (16, 32, 64, 128, 256, 512)
 # The engine reads what a turn adds to the text before it. The line break between turns is at the
 # beginning of the later one, because after an answer it has read `<end_of_turn>` and no more; with
 # its built-in template the break is lost from the second turn on.
@@ -75,6 +81,9 @@ def _write(
             "a .litertlm for target 'gpu' would hold float32, on which LiteRT-LM ends the process "
             "there; give precision='int8', or write a .tflite"
         )
+    if for_gpu and options.prefill is None:
+        length = choose(checkpoint, options).context_length
+        options = replace(options, prefill=[size for size in _GPU_PREFILL if size <= length])
     sentencepiece = with_spoken_steering_pieces(checkpoint.tokenizer.model)
     built = build(checkpoint, options, tokenizer=sentencepiece, progress=progress)
     output.parent.mkdir(parents=True, exist_ok=True)

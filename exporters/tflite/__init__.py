@@ -48,7 +48,7 @@ class TfliteOptions:
 
     context_length: int | None = option(None, "Positions it can hold; all the model has.")
     prefill: Sequence[int] | None = option(
-        None, "Tokens read at a time, one graph each.  [16, 128]"
+        None, "Tokens read at a time, one graph each.  [16, 128]; for LiteRT-LM on GPUs 16 to 512"
     )
     precision: str = option("auto", "int4, int8, float32, or auto: as stored, float32 if dense.")
     cache: str = option(

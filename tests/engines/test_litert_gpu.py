@@ -36,6 +36,18 @@ litert_lm.set_min_log_severity(litert_lm.LogSeverity.ERROR)
 litert_lm.Engine(sys.argv[1], litert_lm.Backend.GPU())
 """
 
+_SCORED_IN_LITERT_LM = """
+import json, sys, litert_lm
+litert_lm.set_min_log_severity(litert_lm.LogSeverity.FATAL)
+def scores(backend, times):
+    with litert_lm.Engine(sys.argv[1], backend) as engine:
+        for _ in range(times):
+            with engine.create_session(apply_prompt_template=False) as session:
+                session.run_prefill([sys.argv[2]])
+                yield session.run_text_scoring([sys.argv[3]]).scores[0]
+print(json.dumps([*scores(litert_lm.Backend.CPU(), 1), *scores(litert_lm.Backend.GPU(), 4)]))
+"""
+
 
 def test_it_says_what_keras_says(software_gpu: dict[str, str], tmp_path: Path) -> None:
     """In two turns, so that what prefill wrote is read; from a checkpoint and from its file, and
@@ -74,6 +86,24 @@ def test_a_bundle_for_cpus_is_refused_on_a_gpu(
     done = python(software_gpu, "-c", _IN_LITERT_LM, str(file))
     assert done.returncode == 1
     assert "Model requires one of [cpu] but Main backend is GPU" in done.stderr
+
+
+def test_litert_lm_reads_a_prompt_in_parts_on_a_gpu(
+    software_gpu: dict[str, str], tmp_path: Path
+) -> None:
+    """A sentence is as likely after it as on the CPU, where activations are rounded to int8, in
+    conversation after conversation. Read in 16s alone, it is not."""
+    file = tmp_path / "story.litertlm"
+    gemma_multi.export("storyteller", file, target="gpu", context_length=256)
+    asked = f"{PROMPT}\nTwist: the monster was a hungry kitten\nTheme: courage\nLength: medium. "
+    asked += "Tell it slowly, and with many small details."
+    prompt = f"<start_of_turn>user\n{asked}<end_of_turn>\n<start_of_turn>model\n"
+    told = "In an old lighthouse by the sea there once lived a sleepy hedgehog called Pip."
+    done = python(software_gpu, "-c", _SCORED_IN_LITERT_LM, str(file), prompt, told)
+    assert done.returncode == 0, done.stderr[-2000:]
+    on_cpu, *on_gpu = json.loads(done.stdout.splitlines()[-1])  # the engine talks before
+    np.testing.assert_allclose(on_gpu, [on_cpu] * 4, rtol=0, atol=0.2)
+    assert max(on_gpu) - min(on_gpu) < 1e-3
 
 
 def test_a_bundle_for_gpus_holds_no_float32(tmp_path: Path) -> None:
