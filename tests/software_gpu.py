@@ -16,10 +16,11 @@ import pytest
 _DRIVER = Path("/usr/lib/chromium/vk_swiftshader_icd.json")  # Debian's
 _READ = """
 import sys, numpy as np, gemma_multi
-from gemma_multi.engines import ALL
+from gemma_multi.engines import ALL, create_engine
 file, ids, logits = sys.argv[1:]
-model = gemma_multi.load(file, backend="litert", device="gpu", enforce_f32=True)
-np.save(logits, model.engine.session().read(np.load(ids), ALL))
+options = {"device": "gpu", "enforce_f32": True}
+engine = create_engine(gemma_multi.open_checkpoint(file), "litert", options=options)
+np.save(logits, engine.session().read(np.load(ids), ALL))
 """
 
 

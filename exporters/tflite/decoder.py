@@ -115,7 +115,7 @@ class _Decoder:
         if wanted:
             x = self._norm(x, "model.norm.weight")
             if wanted == LOGITS:
-                x = graph.linear(x, self.weights[EMBEDDING])
+                x = self._head(x)
             elif wanted == HIDDEN_STATES:
                 x = graph.concatenate([*states, x], 1)
             graph.output(wanted, graph.reshape(x, (1, *x.shape)))
@@ -127,6 +127,15 @@ class _Decoder:
                 if cache.scales is not None:
                     graph.output(cache.scale_name, cache.scales)
         graph.finish()
+
+    def _head(self, x: Value) -> Value:
+        """Row by row for GPUs: for several rows at once the delegate makes the matrix a texture,
+        which ends at 8,192 to 32,768 by four rows of it, and gives zeros if it is larger."""
+        graph, head = self.graph, self.weights[EMBEDDING]
+        if not self.shape.gpu:
+            return graph.linear(x, head)
+        rows = [graph.linear(graph.slice(x, 0, i, 1), head) for i in range(self.count)]
+        return graph.concatenate(rows, 0) if self.count > 1 else rows[0]
 
     def _layer(self, i: int, x: Value, only_cache: bool) -> Value:
         graph, name = self.graph, f"model.layers.{i}.{{}}.weight".format

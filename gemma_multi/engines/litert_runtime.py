@@ -39,6 +39,7 @@ from gemma_multi.files import write_atomically
 _MADV_DONTNEED = 4
 # what the delegate's log says of the adapter that it takes
 _SELECTED = re.compile(r"Selected adapter: (.*), arch=.*, backend=(\w+), adapterType=(.*)")
+_INVALID = "Validation error:"
 _ROOM = 3  # times the model's size: packed weights, and something to spare
 
 
@@ -75,7 +76,7 @@ class LitertRuntime:
         packed = _PackedWeights(path, digest)
         if packed.path is not None:
             options.cpu_options.xnnpack_weight_cache_path = str(packed.path)
-        problem = no_gpu = ""
+        problem = no_gpu = refused = ""
         output = native_log.standard_output_caught() if place.gpu else contextlib.nullcontext()
         with packed, output, native_log.caught() as said:
             try:
@@ -86,6 +87,7 @@ class LitertRuntime:
                 first.write(np.zeros(1, np.int32))  # starts a second environment, as loudly
                 packed.keep()
                 self.gpu = _adapter(said()) if place.gpu else ""
+                refused = _refused(said()) if place.gpu else ""
             except RuntimeError as error:
                 lines = said()
                 problems = [line for line in lines if line.startswith("ERROR")]
@@ -97,6 +99,11 @@ class LitertRuntime:
             raise BackendError(f"LiteRT finds no GPU here ({no_gpu}); use device='cpu'")
         if problem:
             raise BackendError(f"{path}: the LiteRT runtime refuses it: {problem}")
+        if refused:
+            raise BackendError(
+                f"{path}: this GPU does not hold what the file asks for ({refused}); export the "
+                "model with target='gpu', or use device='cpu'"
+            )
         self.whole_on_gpu = place.gpu and bool(self.model.is_fully_accelerated())
         _give_back(path)
 
@@ -149,6 +156,14 @@ def _no_gpu(said: list[str]) -> str:
         for line in said:
             if reason in line:
                 return line[line.index(reason) :].strip().rstrip(".")[:160]
+    return ""
+
+
+def _refused(said: list[str]) -> str:
+    """What the GPU did not take, of which the delegate only says so, and computes zeros."""
+    for line in said:
+        if _INVALID in line:
+            return line[line.index(_INVALID) + len(_INVALID) :].strip()[:200]
     return ""
 
 

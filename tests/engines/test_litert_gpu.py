@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from graph_in_numpy import Graph
 from software_gpu import logits_on_gpu, python
-from tiny import loud_checkpoint
+from tiny import loud_checkpoint, tiny_checkpoint
 
 import gemma_multi
 from gemma_multi.errors import BackendError, OptionError
@@ -74,6 +74,25 @@ def test_its_logits_are_numpys(
     ids = np.random.default_rng(0).integers(3, 4000, 144)
     theirs = logits_on_gpu(software_gpu, file, ids, tmp_path)
     np.testing.assert_allclose(theirs, Graph(file).read(ids), rtol=0, atol=1e-3)
+
+
+def test_a_vocabulary_beyond_a_texture(software_gpu: dict[str, str], tmp_path: Path) -> None:
+    """Gemma's is: four words to a column, of which GPUs have 8,192 to 32,768. The delegate makes
+    zeros of a file that does not mind."""
+    wide = tiny_checkpoint(vocab_size=40_000)
+    for target in ("cpu", "gpu"):
+        gemma_multi.export(wide, tmp_path / f"{target}.tflite", target=target, context_length=32)
+    ids = np.arange(2, 34)
+    theirs = logits_on_gpu(software_gpu, tmp_path / "gpu.tflite", ids, tmp_path)
+    expected = Graph(tmp_path / "gpu.tflite").read(ids)
+    np.testing.assert_allclose(theirs, expected, rtol=0, atol=1e-4)
+    done = python(
+        software_gpu, "-m", "gemma_multi", "generate", "hi", "-m", str(tmp_path / "cpu.tflite"),
+        "-b", "litert", "--device", "gpu", "--enforce-f32",
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "this GPU does not hold what the file asks for (Texture size" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("precision", ["int4", "float32"])
