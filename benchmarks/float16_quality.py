@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -73,11 +74,15 @@ def main() -> None:
             for row, engine, session in zip(rows, engines, sessions[1:], strict=True):
                 row.add(expected, read(engine, session, part))
     for row in rows:
-        row.divergence /= max(1, row.tokens - row.broken)
+        row.divergence /= (row.tokens - row.broken) or math.nan
         row.agreement /= row.tokens
     show(rows)
     if options.json:
-        options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+        lines = [asdict(row) for row in rows]
+        for line in lines:
+            if math.isnan(line["divergence"]):
+                line["divergence"] = None
+        options.json.write_text(json.dumps(lines, indent=1) + "\n")
 
 
 def engines_of(backend: str, base: Checkpoint) -> list[Engine]:
@@ -110,7 +115,8 @@ def show(rows: list[Row]) -> None:
         table.add_column(heading, justify="right")
     for row in rows:
         table.add_row(
-            row.backend, row.compute, f"{row.residual_scale:g}", f"{row.divergence:.1e}",
+            row.backend, row.compute, f"{row.residual_scale:g}",
+            "" if math.isnan(row.divergence) else f"{row.divergence:.1e}",
             f"{row.agreement:.1%}", f"{row.broken / row.tokens:.1%}",
         )  # fmt: skip
     Console().print(table)
