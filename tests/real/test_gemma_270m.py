@@ -11,12 +11,7 @@ import pytest
 import tokenizers
 from graph_in_numpy import Graph
 from nats import divergence
-from other_peoples_files import (
-    brown_documents,
-    gemma_270m,
-    gemma_tokenizer,
-    rated_film_reviews,
-)
+from other_peoples_files import brown_documents, gemma_270m, gemma_tokenizer
 from software_gpu import logits_on_gpu
 from varied_text import samples
 
@@ -121,28 +116,6 @@ def test_float16_is_nearly_float32(
     assert model.engine.config.residual_scale == 2.0**-4
     ours = model.engine.session().read(text[:64], ALL)
     assert divergence(expected[:64], ours) < 2e-4
-
-
-@pytest.mark.parametrize("source", ["real", "storyteller"])
-def test_float16_trains_as_float32_does(
-    checkpoint: Checkpoint, source: str, tmp_path: Path
-) -> None:
-    """Twenty steps."""
-    base = checkpoint if source == "real" else gemma_multi.open_checkpoint(source)
-    rows = [
-        {"prompt": f"Good or bad? {text}", "completion": "good" if rating > 0 else "bad"}
-        for text, rating in rated_film_reviews()[:800:20]
-    ]
-    found = []
-    for dtype in ("float32", "float16"):
-        tuned = gemma_multi.finetune(
-            base, rows, tmp_path / dtype, backend="keras", dtype=dtype, method="full", qat=False,
-            epochs=2, learning_rate=1e-5, validation=0, progress=False,
-        )  # fmt: skip
-        found.append([line["loss"] for line in tuned.history if "loss" in line])
-    assert len(found[0]) == 20
-    assert np.mean(found[0][-5:]) < np.mean(found[0][:5]) - 0.1
-    np.testing.assert_allclose(found[1], found[0], rtol=0, atol=1e-2)
 
 
 @pytest.mark.parametrize("backend", ["keras", "litert"])
