@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -41,8 +40,18 @@ class Row:
     residual_scale: float
     tokens: int = 0
     broken: int = 0  # tokens whose logits are not finite
-    divergence: float = 0.0  # of the others, nats a token
-    agreement: float = 0.0  # of all: the same token is likeliest
+    nats: float = 0.0  # of divergence, summed over the others
+    same: int = 0  # tokens, of all, that are likeliest in both
+
+    @property
+    def divergence(self) -> float | None:
+        """Nats a token; None where no logit was finite."""
+        finite = self.tokens - self.broken
+        return self.nats / finite if finite else None
+
+    @property
+    def agreement(self) -> float:
+        return self.same / self.tokens
 
     def add(self, reference: np.ndarray, logits: np.ndarray) -> None:
         """`reference` are log-probabilities, `f32[T, V]`; `logits` are used up."""
@@ -50,9 +59,9 @@ class Row:
         self.tokens += len(logits)
         self.broken += int(np.count_nonzero(~finite))
         same = (logits.argmax(-1) == reference.argmax(-1)) & finite
-        self.agreement += float(np.count_nonzero(same))
+        self.same += int(np.count_nonzero(same))
         p, q = reference[finite], log_softmax(logits[finite])
-        self.divergence += float(np.einsum("tv,tv->", np.exp(p), p - q, dtype=np.float64))
+        self.nats += float(np.einsum("tv,tv->", np.exp(p), p - q, dtype=np.float64))
 
 
 def main() -> None:
@@ -73,15 +82,11 @@ def main() -> None:
             expected = log_softmax(read(reference, sessions[0], part))
             for row, engine, session in zip(rows, engines, sessions[1:], strict=True):
                 row.add(expected, read(engine, session, part))
-    for row in rows:
-        row.divergence /= (row.tokens - row.broken) or math.nan
-        row.agreement /= row.tokens
     show(rows)
     if options.json:
-        lines = [asdict(row) for row in rows]
-        for line in lines:
-            if math.isnan(line["divergence"]):
-                line["divergence"] = None
+        figures = ("backend", "compute", "residual_scale", "tokens", "broken", "divergence",
+                   "agreement")  # fmt: skip
+        lines = [{name: getattr(row, name) for name in figures} for row in rows]
         options.json.write_text(json.dumps(lines, indent=1) + "\n")
 
 
@@ -116,7 +121,7 @@ def show(rows: list[Row]) -> None:
     for row in rows:
         table.add_row(
             row.backend, row.compute, f"{row.residual_scale:g}",
-            "" if math.isnan(row.divergence) else f"{row.divergence:.1e}",
+            "" if row.divergence is None else f"{row.divergence:.1e}",
             f"{row.agreement:.1%}", f"{row.broken / row.tokens:.1%}",
         )  # fmt: skip
     Console().print(table)

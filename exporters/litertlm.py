@@ -76,14 +76,16 @@ def _write(
             "writing a .litertlm needs litert-lm-builder: pip install 'gemma-multi[litert]'"
         ) from None
     for_gpu = options.target == "gpu"
-    if for_gpu and choose(checkpoint, options).precision == "float32":
-        raise OptionError(
-            "a .litertlm for target 'gpu' would hold float32, on which LiteRT-LM ends the process "
-            "there; give precision='int8', or write a .tflite"
-        )
-    if for_gpu and options.prefill is None:
-        length = choose(checkpoint, options).context_length
-        options = replace(options, prefill=[size for size in _GPU_PREFILL if size <= length])
+    if for_gpu:
+        info = choose(checkpoint, options)
+        if info.precision == "float32":
+            raise OptionError(
+                "a .litertlm for target 'gpu' would hold float32, on which LiteRT-LM ends the "
+                "process there; give precision='int8', or write a .tflite"
+            )
+        if options.prefill is None:
+            sizes = [size for size in _GPU_PREFILL if size <= info.context_length]
+            options = replace(options, prefill=sizes)
     sentencepiece = with_spoken_steering_pieces(checkpoint.tokenizer.model)
     built = build(checkpoint, options, tokenizer=sentencepiece, progress=progress)
     output.parent.mkdir(parents=True, exist_ok=True)

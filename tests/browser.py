@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pytest
+from needs import missing
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 _ALWAYS = (
@@ -46,9 +46,7 @@ def browse(url: str, profile: Path, *flags: str) -> subprocess.Popen[str]:
     for CI, where it fails."""
     browser = next(filter(None, map(shutil.which, _NAMES)), None)
     if browser is None:
-        if os.environ.get("CI"):
-            pytest.fail("no browser: install chromium")
-        pytest.skip(
+        missing(
             f"no browser; one of {', '.join(_NAMES)} on the PATH will do (Debian: apt-get install "
             "chromium; macOS: brew install chromium)"
         )

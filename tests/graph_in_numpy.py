@@ -33,8 +33,8 @@ class Graph:
         self._float16 = float16
         self.largest = 0.0
 
-    def empty_caches(self, signature: str = "decode") -> dict[str, np.ndarray]:
-        entry = self._signatures[signature]
+    def _empty_caches(self) -> dict[str, np.ndarray]:
+        entry = self._signatures["score"]
         tensors = self._model.subgraphs[entry.subgraphIndex].tensors
         given = ((e.name.decode(), tensors[e.tensorIndex]) for e in entry.inputs)
         return {name: np.zeros(tensor.shape, _TYPES[tensor.type]) for name, tensor in given
@@ -42,7 +42,7 @@ class Graph:
 
     def read(self, ids: np.ndarray, start: int = 0) -> np.ndarray:
         """The logits after each of `i32[T]`, T a multiple of 16: `f32[T, V]`."""
-        caches, logits = self.empty_caches("score"), []
+        caches, logits = self._empty_caches(), []
         for begin in range(0, len(ids), 16):
             positions = np.arange(start + begin, start + begin + 16, dtype=np.int32)
             tokens = ids[None, begin : begin + 16].astype(np.int32)
@@ -72,12 +72,9 @@ class Graph:
         return values
 
     def _held(self, x: np.ndarray) -> np.ndarray:
-        if x.dtype != np.float32:
-            return x
-        if self._float16:
-            with np.errstate(over="ignore"):
-                x = x.astype(np.float16).astype(np.float32)
-        self.largest = max(self.largest, float(np.abs(x).max()))  # a NaN is found by its logits
+        x = self._rounded(x)
+        if x.dtype == np.float32:
+            self.largest = max(self.largest, float(np.abs(x).max()))  # a NaN is found by its logits
         return x
 
     def _value(self, graph: Any, index: int, values: dict[int, np.ndarray]) -> np.ndarray:

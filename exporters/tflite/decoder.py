@@ -132,10 +132,10 @@ class _Decoder:
         """Row by row for GPUs: for several rows at once the delegate makes the matrix a texture,
         which ends at 8,192 to 32,768 by four rows of it, and gives zeros if it is larger."""
         graph, head = self.graph, self.weights[EMBEDDING]
-        if not self.shape.gpu:
+        if not self.shape.gpu or self.count == 1:
             return graph.linear(x, head)
         rows = [graph.linear(graph.slice(x, 0, i, 1), head) for i in range(self.count)]
-        return graph.concatenate(rows, 0) if self.count > 1 else rows[0]
+        return graph.concatenate(rows, 0)
 
     def _layer(self, i: int, x: Value, only_cache: bool) -> Value:
         graph, name = self.graph, f"model.layers.{i}.{{}}.weight".format

@@ -46,7 +46,6 @@ class Subgraph:
         self._signature.signatureKey = name
         self._signature.inputs, self._signature.outputs = [], []
         self._known: dict[Any, Value] = {}  # constants and weights met before
-        self.weights: dict[str, Weight] = {}
 
     # what goes in and out
 
@@ -87,7 +86,6 @@ class Subgraph:
                 tensor.type = _TYPE.INT8
                 tensor.quantization = _per_row(weight.scales())
             self._known[weight.name] = value
-            self.weights[weight.name] = weight
         return self._known[weight.name]
 
     # arithmetic, with NumPy's broadcasting

@@ -2,7 +2,7 @@
 
 Design choices:
 - A sliding layer's cache is a ring: position p lies in slot p % R. What a slot holds is worked
-  out from the position alone (`ring_ages`): there is nothing to clear and no mask to pass in.
+  out from the position alone (`_ring_ages`): there is nothing to clear and no mask to pass in.
 - What differs by row comes from the positions that go in, never from a constant of one column: the
   GPU delegate takes such a constant's first row for all. (One of equal rows is fine.)
 - Masks are arithmetic, `(clip(distance, 0, 1) - 1) * 32768`, because the CPU delegate has no
@@ -145,13 +145,18 @@ class Positions:
         graph, half = self._graph, len(frequencies)
         row = graph.reshape(graph.cast(part, np.float32), (self.count, 1))
         row = graph.multiply(row, 1 / step)
-        away = graph.absolute(graph.subtract(row, np.arange(count, dtype=np.float32)[None]))
-        chosen = graph.maximum(graph.subtract(np.float32(1), away), 0.0)  # a one among zeros
+        chosen = self._one_of(row, np.arange(count, dtype=np.float32)[None])
         angles = frequencies[:, None] * (step * np.arange(count))
         table = np.concatenate([np.cos(angles), np.sin(angles)]).astype(np.float32)
         name = f"rotation.{frequencies[-1]:.6g}.{step}"
         both = graph.linear(chosen, Weight(name, table.shape, 32, lambda: table, table.nbytes))
         return graph.slice(both, 1, 0, half), graph.slice(both, 1, half, half)
+
+    def _one_of(self, place: Value, places: np.ndarray) -> Value:
+        """A one where `place` is that one of `places`, which are whole numbers, else zeros."""
+        graph = self._graph
+        away = graph.absolute(graph.subtract(place, places))
+        return graph.maximum(graph.subtract(np.float32(1), away), 0.0)
 
     # what many tokens write into a ring
 
@@ -164,7 +169,6 @@ class Positions:
         )
         row = graph.subtract(graph.subtract(last, self.start), behind)  # i32[R], < 0: keep
         row = graph.reshape(graph.cast(row, np.float32), (1, 1, slots, 1))
-        distance = graph.absolute(graph.subtract(row, self._offsets.reshape(1, 1, 1, -1)))
-        takes = graph.maximum(graph.subtract(np.float32(1), distance), 0.0)
+        takes = self._one_of(row, self._offsets.reshape(1, 1, 1, -1))
         keeps = graph.minimum(graph.maximum(graph.negative(row), 0.0), 1.0)
         return graph.concatenate([takes] * heads, 1), keeps

@@ -39,7 +39,7 @@ from gemma_multi.files import write_atomically
 _MADV_DONTNEED = 4
 # what the delegate's log says of the adapter that it takes
 _SELECTED = re.compile(r"Selected adapter: (.*), arch=.*, backend=(\w+), adapterType=(.*)")
-_INVALID = "Validation error:"
+_INVALID = "Validation error: "
 _ROOM = 3  # times the model's size: packed weights, and something to spare
 
 
@@ -86,8 +86,10 @@ class LitertRuntime:
                 first = self.model.create_input_buffer_by_name(*probe)
                 first.write(np.zeros(1, np.int32))  # starts a second environment, as loudly
                 packed.keep()
-                self.gpu = _adapter(said()) if place.gpu else ""
-                refused = _refused(said()) if place.gpu else ""
+                lines = said() if place.gpu else []
+                self.gpu = _adapter(lines) if place.gpu else ""
+                # of what a GPU does not take the delegate only says so, and computes zeros
+                refused = _said_after(_INVALID, lines)[:200]
             except RuntimeError as error:
                 lines = said()
                 problems = [line for line in lines if line.startswith("ERROR")]
@@ -153,18 +155,14 @@ def _no_gpu(said: list[str]) -> str:
     """Why there is none, if that is what was said."""
     reasons = ("Couldn't load Vulkan", "No adapters found", "Failed to initialize WebGPU")
     for reason in reasons:
-        for line in said:
-            if reason in line:
-                return line[line.index(reason) :].strip().rstrip(".")[:160]
+        if any(reason in line for line in said):
+            return (reason + _said_after(reason, said)).rstrip(".")[:160]
     return ""
 
 
-def _refused(said: list[str]) -> str:
-    """What the GPU did not take, of which the delegate only says so, and computes zeros."""
-    for line in said:
-        if _INVALID in line:
-            return line[line.index(_INVALID) + len(_INVALID) :].strip()[:200]
-    return ""
+def _said_after(mark: str, said: list[str]) -> str:
+    """What the first line that has it says after `mark`; nothing, if none has."""
+    return next((line.partition(mark)[2].rstrip() for line in said if mark in line), "")
 
 
 @cache
