@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         BackendError,
         CheckpointError,
         ConfigError,
+        ConstraintError,
         ContextError,
         DataError,
         GemmaError,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from gemma_multi.sampling import GenerationOptions
     from gemma_multi.sources import open_checkpoint
     from gemma_multi.streaming import TextStream
+    from gemma_multi.tasks import Classification
     from gemma_multi.tokenizer import Tokenizer
     from gemma_multi.training.finetune import finetune
     from gemma_multi.training.result import FineTune
@@ -52,8 +54,10 @@ _HOME = {
     "BackendError": "errors",
     "Chat": "chat",
     "Checkpoint": "checkpoint",
+    "Classification": "tasks",
     "CheckpointError": "errors",
     "ConfigError": "errors",
+    "ConstraintError": "errors",
     "ContextError": "errors",
     "DataError": "errors",
     "ExportReport": "exporters",
@@ -88,7 +92,9 @@ __all__ = [
     "Chat",
     "Checkpoint",
     "CheckpointError",
+    "Classification",
     "ConfigError",
+    "ConstraintError",
     "ContextError",
     "DataError",
     "ExportReport",

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from gemma_multi import chat_template
-from gemma_multi.errors import ContextError, OptionError
+from gemma_multi.constraints import Constraint
+from gemma_multi.errors import ConstraintError, ContextError, OptionError
 from gemma_multi.generation import GenerationResult
 from gemma_multi.sampling import GenerationOptions
 from gemma_multi.streaming import TextStream
@@ -46,17 +47,19 @@ class Chat:
     def stream(self, text: str, **options: Any) -> ChatStream:
         """The answer piece by piece. Closing it early, or starting another, keeps what was said
         so far; where nothing was said yet, the turn never happened."""
-        chosen = self._model.generation_options(options)
+        chosen, constraint = self._model.answer_options(options)
         if self._answer is not None:
             self._answer.close()
-        self._answer = ChatStream(self, text, chosen)
+        self._answer = ChatStream(self, text, chosen, constraint)
         return self._answer
 
 
 class ChatStream(TextStream):
     """A TextStream that becomes part of its conversation when it ends."""
 
-    def __init__(self, chat: Chat, text: str, options: GenerationOptions) -> None:
+    def __init__(
+        self, chat: Chat, text: str, options: GenerationOptions, constraint: Constraint | None
+    ) -> None:
         model, tokenizer = chat._model, chat._model.tokenizer
         if not isinstance(text, str) or not text.strip():
             raise OptionError("the prompt is empty; give it some text")
@@ -75,7 +78,8 @@ class ChatStream(TextStream):
         known = _common_prefix(chat._session.ids.tolist(), self._before)
         chat._session.truncate(min(known, len(self._before) - 1))
         self._chat, self._user = chat, text
-        super().__init__(model, chat._session, self._before[chat._session.length :], options)
+        reused = chat._session.length
+        super().__init__(model, chat._session, self._before[reused:], options, constraint, reused)
 
     def __next__(self) -> str:
         try:
@@ -83,15 +87,23 @@ class ChatStream(TextStream):
         except StopIteration:
             if self._decoding.tokens or self._decoding.finish_reason != "cancelled":
                 self._remember()
-            elif self._chat._answer is self:  # the turn never happened
-                self._chat._answer = None
+            else:
+                self._forget()
+            raise
+        except ConstraintError:  # not what was asked for
+            self._forget()
             raise
 
     def close(self) -> None:
         super().close()
         if self._decoding.tokens:
             self._remember()
-        elif self._chat._answer is self:
+        else:
+            self._forget()
+
+    def _forget(self) -> None:
+        """The turn never happened."""
+        if self._chat._answer is self:
             self._chat._answer = None
 
     def _remember(self) -> None:

@@ -6,6 +6,8 @@ can print it as it is. Anything that is not a `GemmaError` is a bug in this pack
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class GemmaError(Exception):
     """Base of every error raised on purpose."""
@@ -37,6 +39,15 @@ class OptionError(GemmaError, ValueError):
 
 class ContextError(OptionError):
     """More tokens than the context holds."""
+
+
+class ConstraintError(GemmaError):
+    """An answer that does not fit what was asked of it: cut off before it was whole, or not taken
+    by the type it should become. `result` is as far as it came."""
+
+    def __init__(self, message: str, result: Any) -> None:
+        super().__init__(message)
+        self.result = result
 
 
 class DataError(GemmaError):

@@ -20,6 +20,7 @@ def load(
     precision: str = "auto",
     context_length: int | None = None,
     adapter: str | Path | Mapping[str, str | Path] | None = None,
+    prefix_cache: str | int = "256 MB",
     revision: str | None = None,
     local_files_only: bool = False,
     progress: Progress = True,
@@ -37,6 +38,8 @@ def load(
     context_length: tokens; None for all the model has, on LiteRT for at most 4,096.
     adapter: the directory of a LoRA adapter in PEFT's layout, or several by name, of which the
         first is used; `Model.switch_adapter` switches among them.
+    prefix_cache: memory for what prompts have in common (instructions, examples, earlier turns),
+        which is read once; 0 keeps nothing.
     progress: True for a bar on a terminal, False for none, or a function of (done, total).
     backend_options: the backend's own. LiteRT: `threads`, the processor's cores to use.
 
@@ -57,7 +60,7 @@ def load(
         engine = create_engine(
             checkpoint, backend, precision, context_length, backend_options, report
         )
-    loaded = Model(checkpoint, engine, context_length, backend_options)
+    loaded = Model(checkpoint, engine, context_length, backend_options, prefix_cache)
     for name, one in opened.items():
         loaded.add_adapter(name, one)
     return loaded.switch_adapter(next(iter(opened), None))

@@ -8,20 +8,24 @@ loop (`generation.loop`) asks the engine's session for logits and the decoding f
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gemma_multi import chat_template
+from gemma_multi import chat_template, tasks
 from gemma_multi.chat import Chat
 from gemma_multi.checkpoint import Adapter, Checkpoint, Tensor
 from gemma_multi.config import ModelConfig
+from gemma_multi.constraints import Constraint, ConstraintOptions
 from gemma_multi.engines import ALL, Engine, Session, create_engine
 from gemma_multi.errors import ContextError, OptionError
 from gemma_multi.exporters import ExportReport, choose_format, export_checkpoint, save
 from gemma_multi.formats.peft import read_adapter
 from gemma_multi.generation import GenerationResult, TextScore
+from gemma_multi.options import refuse_unknown
+from gemma_multi.prefixes import PrefixCache
 from gemma_multi.progress import Progress, reporting
 from gemma_multi.sampling import GenerationOptions
 from gemma_multi.streaming import TextStream
@@ -37,7 +41,7 @@ class Model:
 
     def __init__(
         self, checkpoint: Checkpoint, engine: Engine, context_length: int | None = None,
-        backend_options: Mapping[str, Any] | None = None,
+        backend_options: Mapping[str, Any] | None = None, prefix_cache: str | int = "256 MB",
     ) -> None:  # fmt: skip
         self.base = checkpoint
         self.engine = engine
@@ -54,6 +58,7 @@ class Model:
                 f"the tokenizer has {vocabulary} pieces, but the model {self.config.vocab_size}"
             )
         self.stop_ids = checkpoint.stop_ids
+        self.prefixes = PrefixCache(prefix_cache)  # what prompts have in common
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -103,6 +108,7 @@ class Model:
             changes = {n: self.base.tensors[n] for n in (before.tensors if before else ())}
             self.engine.assign(changes | self._changes(name))
         self.active_adapter = name
+        self.prefixes.clear()
         return self
 
     def _changes(self, name: str | None) -> dict[str, Tensor]:
@@ -126,8 +132,11 @@ class Model:
         """Answers a prompt (one user turn) or a list of `{"role", "content"}` messages.
 
         `raw=True` continues the prompt as plain text, as base models want it. For the options see
-        `GenerationOptions`; their defaults come from the checkpoint. Raises OptionError for an
-        empty prompt or a bad option, ContextError for a prompt longer than the context.
+        `GenerationOptions`, whose defaults come from the checkpoint, and `ConstraintOptions`
+        (`schema`, `choices`, `regex`, `grammar`): what the text must be, and is; `result.parsed` is
+        the object. Raises OptionError for an empty prompt or a bad option, ContextError for a
+        prompt longer than the context, ConstraintError where `max_tokens` ends a constrained text
+        before it is whole.
         """
         stream = self.stream(prompt, raw=raw, **options)
         for _ in stream:
@@ -138,13 +147,48 @@ class Model:
         self, prompt: str | Sequence[chat_template.Message], *, raw: bool = False, **options: Any
     ) -> TextStream:
         """The same, as an iterator of text pieces; closing it stops generation."""
-        return TextStream(
-            self, self.new_session(), self.encode(prompt, raw=raw), self.generation_options(options)
-        )
+        chosen, constraint = self.answer_options(options)
+        ids, earlier = self.encode(prompt, raw=raw), 0
+        if not isinstance(prompt, str):  # the turns before the last one may come again
+            earlier = chat_template.earlier_turns(self.tokenizer, ids)
+        session, reused = self.prefixes.start(self.engine, ids, earlier, self.context_length)
+        return TextStream(self, session, ids[session.length :], chosen, constraint, reused)
 
     def chat(self, system: str | None = None) -> Chat:
         """A conversation that remembers its turns and keeps their cache."""
         return Chat(self, system)
+
+    def classify(
+        self, text: str | Sequence[str], labels: Sequence[str], instruction: str | None = None,
+        examples: Any = None, *, calibrate: bool = False, raw: bool = False,
+    ) -> Any:  # fmt: skip
+        """Which of `labels` a text gets: a `Classification` with the probability of each, or a list
+        of them for a list of texts.
+
+        `examples` are (text, label) pairs. `calibrate=True` divides by what each label would get
+        without a text, which takes away a model's liking for one of them. `raw=True` is for base
+        models: the prompt is plain text instead of a conversation. Raises OptionError for labels
+        that are none, the same, or more than 1,000.
+        """
+        return tasks.classify(
+            self, text, labels, instruction, examples, calibrate=calibrate, raw=raw
+        )
+
+    def route(
+        self, query: str | Sequence[str], routes: Mapping[str, str], instruction: str | None = None,
+        examples: Any = None, *, calibrate: bool = False, raw: bool = False,
+    ) -> Any:  # fmt: skip
+        """Which of `routes` (name -> description) a request should go to; like `classify`."""
+        return tasks.route(self, query, routes, instruction, examples, calibrate=calibrate, raw=raw)
+
+    def extract(
+        self, text: str | Sequence[str], schema: Any, instruction: str | None = None,
+        examples: Any = None, *, raw: bool = False, **options: Any,
+    ) -> Any:  # fmt: skip
+        """What a text says, as an object of `schema` (see `ConstraintOptions`): a dict, or an
+        instance of the type that was given; a list of them for a list of texts. Greedy unless a
+        `temperature` is given. Raises ConstraintError where `max_tokens` cuts it off."""
+        return tasks.extract(self, text, schema, instruction, examples, raw=raw, **options)
 
     def encode(
         self, prompt: str | Sequence[chat_template.Message], *, raw: bool = False
@@ -166,12 +210,16 @@ class Model:
             if raw:
                 raise OptionError("raw=True takes a text, received messages")
             ids = chat_template.encode_prompt(self.tokenizer, prompt)
+        self.check_prompt(ids)
+        return ids
+
+    def check_prompt(self, ids: Sequence[int]) -> None:
+        """Raises ContextError for a prompt that the context does not hold."""
         if len(ids) > self.context_length:
             raise ContextError(
                 f"the prompt is {len(ids)} tokens long, but the context holds "
                 f"{self.context_length}; shorten it or raise context_length"
             )
-        return ids
 
     def score(self, text: str) -> TextScore:
         """The log-probability of each token of a plain text, after `<bos>`."""
@@ -234,6 +282,16 @@ class Model:
         """An empty conversation on the engine."""
         return self.engine.session(self.context_length)
 
-    def generation_options(self, given: dict[str, Any]) -> GenerationOptions:
-        """A caller's options over the checkpoint's own."""
-        return GenerationOptions.merge(self.base.generation, given)
+    def answer_options(
+        self, given: Mapping[str, Any]
+    ) -> tuple[GenerationOptions, Constraint | None]:
+        """How to choose tokens, a caller's options over the checkpoint's own, and what the text
+        must be."""
+        refuse_unknown((GenerationOptions, ConstraintOptions), given)
+        own = {field.name for field in fields(ConstraintOptions)}
+        asked = {n: v for n, v in given.items() if n in own and v is not None}
+        chosen = {n: v for n, v in given.items() if n not in own}
+        return (
+            GenerationOptions.merge(self.base.generation, chosen),
+            ConstraintOptions(**asked).compile(),
+        )

@@ -21,9 +21,13 @@ def option(default: Any, meaning: str) -> Any:
     return field(default=default, metadata={"help": meaning})
 
 
-def refuse_unknown(kind: type, given: Mapping[str, Any], owner: str = "") -> None:
-    """Raises OptionError naming the first of `given` that `kind` has no field for."""
-    known = sorted(one.name for one in fields(kind))
+def refuse_unknown(
+    kind: type | tuple[type, ...], given: Mapping[str, Any], owner: str = ""
+) -> None:
+    """Raises OptionError naming the first of `given` that `kind`, or none of several, has a field
+    for."""
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    known = sorted(field.name for one in kinds for field in fields(one))
     unknown = sorted(set(given) - set(known))
     if not unknown:
         return

@@ -1,16 +1,19 @@
 """TextStream: tokens become text as they are generated, and stop texts end it.
 
 What may yet turn out to begin a stop text is held back until it is decided, and a character that
-spans tokens comes out whole.
+spans tokens comes out whole. A constrained text that ends whole becomes a value as well, and one
+that does not is an error.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Generator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from gemma_multi.constraints import Constraint
 from gemma_multi.engines import Session
+from gemma_multi.errors import ConstraintError, OptionError
 from gemma_multi.generation import Decoding, GenerationResult, Timing, generate_tokens
 from gemma_multi.sampling import GenerationOptions
 
@@ -22,14 +25,23 @@ class TextStream:
     """Text pieces as they are generated; `result` once they have ended or been cut off."""
 
     def __init__(
-        self, model: Model, session: Session, prompt: Sequence[int], options: GenerationOptions
-    ) -> None:
+        self, model: Model, session: Session, prompt: Sequence[int], options: GenerationOptions,
+        constraint: Constraint | None = None, reused: int = 0,
+    ) -> None:  # fmt: skip
+        """`prompt` is what `session` has not read; `reused` of the tokens that it has were read for
+        another answer."""
+        if constraint is not None and options.stop:
+            raise OptionError(
+                f"a stop text may cut off what {constraint.kind} asks for; give one of the two"
+            )
         self._timing = Timing()
-        self._prompt_tokens = len(prompt) + session.length
+        self._prompt_tokens, self._reused = len(prompt) + session.length, reused
         self._text: list[str] = []
+        self._constraint, self._parsed = constraint, None
         self._decoding = Decoding(
             options, [*session.ids.tolist(), *prompt], model.stop_ids,
             vocabulary=model.tokenizer.vocab_size, context_length=session.context_length,
+            matcher=constraint.matcher(model.tokenizer, model.stop_ids) if constraint else None,
         )  # fmt: skip
         self._generator = self._pieces(model, session, prompt)
 
@@ -59,6 +71,9 @@ class TextStream:
             seed=decoding.options.seed or 0,
             prefill_seconds=self._timing.prefill,
             decode_seconds=self._timing.decode,
+            parsed=self._parsed,
+            forced_tokens=decoding.forced_tokens,
+            reused_tokens=self._reused,
         )
 
     def _pieces(self, model: Model, session: Session, prompt: Sequence[int]) -> Generator[str]:
@@ -80,6 +95,29 @@ class TextStream:
         if held:
             self._text.append(held)
             yield held
+        if self._constraint is not None:
+            self._parsed = self._read(self._constraint)
+
+    def _read(self, constraint: Constraint) -> Any:
+        """What the whole text means. Raises ConstraintError where it is not whole."""
+        decoding, text = self._decoding, "".join(self._text)
+        if decoding.finish_reason == "cancelled":
+            return None
+        if decoding.finish_reason == "length":
+            raise ConstraintError(
+                f"the text ended after {len(decoding.tokens)} tokens, before it was what "
+                f"{constraint.kind} asks for (so far: {text[-60:]!r}); raise max_tokens"
+                + ("" if len(decoding.tokens) == decoding.options.max_tokens else
+                   ", or context_length: the context is full"),
+                self.result,
+            )  # fmt: skip
+        try:
+            return constraint.parse(text)
+        except ValueError as error:  # a type may ask for more than its schema says
+            reason = "; ".join(str(error).splitlines()[:3])
+            raise ConstraintError(
+                f"the text {text!r} fits the schema, but not its type: {reason}", self.result
+            ) from error
 
 
 def _find_stop(text: str, stops: Sequence[str]) -> int | None:

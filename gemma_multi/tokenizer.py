@@ -51,6 +51,12 @@ class Tokenizer:
         self.end_of_turn_id = self.id("<end_of_turn>")
         self._bytes: dict[int, bytes] = {}
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Tokenizer) and self.model == other.model
+
+    def __hash__(self) -> int:
+        return hash(self.model)
+
     @classmethod
     def from_directory(cls, path: str | Path, vocab_size: int = 0) -> Tokenizer:
         """Reads `tokenizer.model`, or builds it from `tokenizer.json`.

@@ -15,6 +15,7 @@ import pytest
 from goldens.make import FILTERS, FILTERS_FILE, filter_input
 from tiny import tiny_checkpoint
 
+from gemma_multi.constraints import Constraint
 from gemma_multi.engines import ALL, Engine, Session, create_engine
 from gemma_multi.errors import BackendError, ContextError, OptionError
 from gemma_multi.generation import Decoding, generate_tokens
@@ -173,6 +174,25 @@ def generate(session: Session, prompt: list[int], stops: Any = (), **given: Any)
     return list(generate_tokens(session, prompt, decoding(session, prompt, stops, **given)))
 
 
+class Only:
+    """A constraint that allows the same tokens everywhere."""
+
+    finished = False
+    constraint = Constraint("mask", "", str)
+
+    def __init__(self, mask: np.ndarray) -> None:
+        self._mask = mask
+
+    def allowed(self) -> np.ndarray:
+        return self._mask
+
+    def forced(self) -> list[int]:
+        return []
+
+    def take(self, token: int) -> None:
+        assert self._mask[token]
+
+
 class TestDecoding:
     """The state of one answer, without an engine."""
 
@@ -180,9 +200,10 @@ class TestDecoding:
 
     def test_a_mask_leaves_what_it_allows(self) -> None:
         for given in ({"temperature": 0.0}, {}, {"top_k": 3}, {"top_p": 0.5}, {"min_p": 0.3}):
-            state = Decoding(options(max_tokens=100, **given), [2], ())
-            mask = np.array([True, False, True, False])
-            drawn = [state.next(self.LOGITS, mask) for _ in range(100)]
+            matcher: Any = Only(np.array([True, False, True, False]))
+            state = Decoding(options(max_tokens=100, **given), [2], (), matcher=matcher)
+            rows = self.LOGITS[state.want.ids]  # type: ignore[union-attr]
+            drawn = [state.next(rows) for _ in range(100)]
             assert set(drawn) <= {0, 2}
             assert drawn[0] == 2 or given.get("temperature") != 0
 
@@ -229,8 +250,12 @@ class TestDecoding:
         state = Decoding(options(max_tokens=5, **given), [2], ())
         with pytest.raises(BackendError, match="the logits are not finite"):
             state.next(logits)
-        with pytest.raises(OptionError, match="the mask allows no token"):
-            state.next(self.LOGITS, np.zeros(4, bool))
+
+    def test_a_constraint_that_allows_nothing_is_an_error(self) -> None:
+        matcher: Any = Only(np.zeros(4, bool))
+        state = Decoding(options(max_tokens=5), [2], (), matcher=matcher)
+        with pytest.raises(OptionError, match="allows no token at all here"):
+            state.next(self.LOGITS)
 
     def test_a_flag_ends_it_before_the_next_token(self) -> None:
         state = Decoding(options(max_tokens=50), [2], ())

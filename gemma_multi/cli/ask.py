@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gemma_multi.cli.common import field_options, given, load_model, model_options, print_json
+from gemma_multi.constraints import ConstraintOptions
 from gemma_multi.errors import GemmaError, OptionError
 from gemma_multi.sampling import GenerationOptions
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 @click.option("--raw", is_flag=True, help="Continue the prompt as plain text, without a turn.")
 @click.option("--json", "as_json", is_flag=True, help="The result as one JSON object.")
 @model_options
+@field_options(ConstraintOptions)
 @field_options(GenerationOptions)
 def generate(
     prompt: str | None, system: str | None, raw: bool, as_json: bool, **options: Any
@@ -51,6 +53,7 @@ def _facts(result: GenerationResult, backend: str) -> dict[str, Any]:
         "text": result.text,
         "tokens": list(result.tokens),
         "finish_reason": result.finish_reason,
+        **({} if result.parsed is None else {"parsed": result.parsed}),
         "prompt_tokens": result.prompt_tokens,
         "generated_tokens": result.generated_tokens,
         "seed": result.seed,
@@ -72,6 +75,7 @@ def _read_prompt(prompt: str | None) -> str:
 @click.option("--system", help="Text in front of the conversation.")
 @click.option("--json", "as_json", is_flag=True, help="Each answer as one JSON object on a line.")
 @model_options
+@field_options(ConstraintOptions)
 @field_options(GenerationOptions)
 def chat(system: str | None, as_json: bool, **options: Any) -> None:
     """Talk to a model. /reset starts anew, Ctrl-C stops an answer, Ctrl-D leaves."""

@@ -6,9 +6,12 @@ import dataclasses
 import json
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
+
+from gemma_multi.errors import OptionError
 
 Command = Callable[..., Any]
 SOURCE = ("revision", "local_files_only", "progress")
@@ -115,13 +118,33 @@ def given(options: Mapping[str, Any]) -> dict[str, Any]:
 def load_model(options: dict[str, Any]) -> Any:
     """Takes `load`'s options out of a command's and loads; the others are checked before."""
     from gemma_multi import GenerationOptions, load
+    from gemma_multi.constraints import ConstraintOptions
     from gemma_multi.engines import backends
 
     own = [f.name for b in backends().values() for f in dataclasses.fields(b.options)]
     chosen = {name: options.pop(name) for name in LOAD}
     chosen |= given({name: options.pop(name) for name in own if name in options})
-    GenerationOptions.merge({}, given(options))
+    constraints = {f.name: options.get(f.name) for f in dataclasses.fields(ConstraintOptions)}
+    for name in ("schema", "grammar"):
+        if (value := constraints[name]) is not None:
+            options[name] = constraints[name] = read_file_or_text(value)
+    ConstraintOptions(**given(constraints)).compile()
+    GenerationOptions.merge({}, given({n: v for n, v in options.items() if n not in constraints}))
     return load(**chosen)
+
+
+def read_file_or_text(value: str) -> str:
+    """What a file holds, or the value itself where it begins like JSON or a grammar's rule and no
+    file is called that."""
+    path = Path(value)
+    try:
+        if "\n" not in value and len(value) < 4096 and path.is_file():
+            return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise OptionError(f"{value} cannot be read: {error}") from error
+    if value.lstrip().startswith("{") or ":" in value:
+        return value
+    raise OptionError(f"there is no file {value!r}")
 
 
 def print_json(data: Any) -> None:

@@ -202,6 +202,17 @@ class Session(ABC):
     def length(self) -> int:
         return self._length
 
+    @property
+    def nbytes(self) -> int:
+        """What the caches of a session of this context take at most."""
+        config, room = self.config, self.context_length
+        ring = min(config.sliding_window + SPARE, room)
+        positions = sum(
+            ring if config.is_sliding(i) else room for i in range(config.num_hidden_layers)
+        )
+        width = 2 if self.engine.compute in ("bfloat16", "float16") else 4
+        return 2 * width * config.num_key_value_heads * config.head_dim * positions
+
     def read(self, ids: Ids, want: Wanted = LAST) -> Any:
         """Reads tokens, at least one: what is wanted of them as NumPy, None for nothing."""
         (result,) = self.engine.read([self], [ids], want)

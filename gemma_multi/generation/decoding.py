@@ -1,8 +1,9 @@
 """Decoding: one answer in the making, apart from who computes its logits.
 
-It holds what choosing a token depends on (the options, the tokens seen, the position) and what
-ends an answer (stop tokens, the most tokens, a full context, a cancel flag). A driver asks it for
-the next token with the logits of wherever it got them; one driver may step many.
+It holds what choosing a token depends on (the options, the tokens seen, the position, a constraint)
+and what ends an answer (stop tokens, the most tokens, a full context, a cancel flag). A driver asks
+it which tokens follow without a choice (`forced`), which logits it wants (`want`), and with those,
+wherever it got them, for the next token; one driver may step many.
 """
 
 from __future__ import annotations
@@ -12,9 +13,14 @@ from collections.abc import Collection, Iterable
 
 import numpy as np
 
+from gemma_multi.constraints import Matcher
+from gemma_multi.engines.base import LAST, Rows, Wanted
 from gemma_multi.errors import OptionError
 from gemma_multi.generation.result import FinishReason
 from gemma_multi.sampling import GenerationOptions, choose
+
+# Where a constraint leaves fewer tokens than this, only their rows of the head are computed.
+_FEW = 4096
 
 
 class Decoding:
@@ -23,15 +29,19 @@ class Decoding:
     def __init__(
         self, options: GenerationOptions, context: Iterable[int], stop_ids: Collection[int], *,
         vocabulary: int | None = None, context_length: int | None = None,
-        cancelled: threading.Event | None = None,
+        cancelled: threading.Event | None = None, matcher: Matcher | None = None,
     ) -> None:  # fmt: skip
         """`context` is all that will have been read before the first token. Ids from `vocabulary`
         on are never chosen: some models pad their embedding past what their tokenizer knows.
-        `cancelled` may be set by another thread, and ends the answer before its next token."""
+        `cancelled` may be set by another thread, and ends the answer before its next token.
+        `matcher` follows the constraint that the answer must fit."""
         self.options = options
         self.tokens: list[int] = []  # what was chosen or forced, without the stop token
         self.finish_reason: FinishReason | None = None  # None: it goes on
         self.cancelled = cancelled or threading.Event()
+        self.matcher = matcher
+        self.forced_tokens = 0  # of `tokens`, by the constraint
+        self._want: Wanted | None = None  # of the next token, once somebody asked
         self._stop_ids, self._vocabulary = stop_ids, vocabulary
         self._context_length = context_length
         given = np.fromiter(context, np.int64)
@@ -42,19 +52,43 @@ class Decoding:
     def finished(self) -> bool:
         return self.finish_reason is not None
 
-    def next(self, logits: np.ndarray, mask: np.ndarray | None = None) -> int | None:
-        """Chooses from `f32[V]`, takes the token and returns it; None where the answer ends
-        instead. Where `mask` (`bool[V]`) is False no token is chosen."""
+    @property
+    def want(self) -> Wanted:
+        """The logits that `next` will look at: all, or of the few tokens that may come."""
+        if self._want is None:
+            self._want = LAST
+            if self.matcher is not None and not self.finished:
+                allowed = self._allowed()
+                if np.count_nonzero(allowed) < _FEW:
+                    self._want = Rows(np.flatnonzero(allowed))
+        return self._want
+
+    def next(self, logits: np.ndarray) -> int | None:
+        """Chooses, takes the token and returns it; None where the answer ends instead. `logits`
+        are of all tokens, `f32[V]`, or of those in `want`, `f32[N]`."""
         if self.finished or self._cancelled():
             return None
-        logits = logits[: self._vocabulary]
-        if mask is not None:
-            if not mask[: len(logits)].any():
-                raise OptionError("the mask allows no token at all")
-            logits = np.where(mask[: len(logits)], logits, -np.inf)
+        ids = None
+        if isinstance(self.want, Rows):
+            ids = self.want.ids
+        else:
+            logits = logits[: self._vocabulary]
+            if self.matcher is not None:
+                logits = np.where(self._allowed()[: len(logits)], logits, -np.inf)
         seen = self._seen.ids if self._seen else _NOTHING
-        token = choose(logits, seen, self.options, self.position)
+        token = choose(logits, seen, self.options, self.position, ids)
         return token if self._take(token) else None
+
+    def forced(self) -> list[int]:
+        """Takes and returns the tokens that the constraint leaves no choice about."""
+        taken: list[int] = []
+        while self.matcher is not None and not self.finished:
+            tokens = self.matcher.forced()
+            if not tokens:
+                break
+            taken += self.force(tokens)
+        self.forced_tokens += len(taken)
+        return taken
 
     def force(self, tokens: Iterable[int]) -> list[int]:
         """Takes tokens that follow without a choice; the part of them that was taken."""
@@ -80,13 +114,25 @@ class Decoding:
             return False
         self.tokens.append(token)
         self.position += 1
+        self._want = None
+        if self.matcher is not None:
+            self.matcher.take(token)
         if self._seen:
             self._seen.add(token)
         # a token at the very end of the context is given, and never read
         full = self._context_length is not None and self.position > self._context_length
-        if len(self.tokens) == self.options.max_tokens or full:
+        if self.matcher is not None and self.matcher.finished:
+            self.finish_reason = "stop"  # whole, even if it was the last token there was room for
+        elif len(self.tokens) == self.options.max_tokens or full:
             self.finish_reason = "length"
         return True
+
+    def _allowed(self) -> np.ndarray:
+        assert self.matcher is not None
+        allowed = self.matcher.allowed()[: self._vocabulary]
+        if not allowed.any():
+            raise OptionError(f"{self.matcher.constraint.kind} allows no token at all here")
+        return allowed
 
     def _cancelled(self) -> bool:
         if self.cancelled.is_set():

@@ -37,17 +37,26 @@ def generate_tokens(
         if decoding.cancelled.is_set():
             decoding.finish("cancelled")
             return
-    logits = session.read(last)
     timing.prefill = time.perf_counter() - started
+    unread, first = last, True
     while True:
         started = time.perf_counter()
+        forced = decoding.forced()
+        timing.decode += time.perf_counter() - started
+        yield from forced  # the caller's time is not ours
+        if decoding.finished:
+            return
+        started = time.perf_counter()
+        # what follows without a choice is read at once, with what came before it
+        logits = session.read([*unread, *forced], decoding.want)
+        if first:
+            timing.prefill += time.perf_counter() - started
+            started, first = time.perf_counter(), False
         token = decoding.next(logits)
         timing.decode += time.perf_counter() - started
         if token is None:
             return
-        yield token  # the caller's time is not ours
+        yield token
         if decoding.finished:
             return
-        started = time.perf_counter()
-        logits = session.read([token])
-        timing.decode += time.perf_counter() - started
+        unread = [token]

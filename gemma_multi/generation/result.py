@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 FinishReason = Literal["stop", "length", "closed", "cancelled"]
 
@@ -22,6 +22,9 @@ class GenerationResult:
     seed: int
     prefill_seconds: float  # to read the prompt
     decode_seconds: float  # to generate the tokens after the first
+    parsed: Any = None  # what a constrained text means: the object of a schema, else the text
+    forced_tokens: int = 0  # generated ones that a constraint left no choice about
+    reused_tokens: int = 0  # of the prompt, read for an earlier one
 
     @property
     def generated_tokens(self) -> int:

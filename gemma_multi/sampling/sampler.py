@@ -30,23 +30,34 @@ _BITS = 23  # of noise
 _MOST_NOISE = 16.7  # -log(-log((2**23 - 0.5) / 2**23)), rounded up
 
 
-def choose(logits: np.ndarray, seen: np.ndarray, options: GenerationOptions, position: int) -> int:
+def choose(
+    logits: np.ndarray, seen: np.ndarray, options: GenerationOptions, position: int,
+    ids: np.ndarray | None = None,
+) -> int:  # fmt: skip
     """The next token of one row.
 
-    `logits` is `f32[V]`, `seen` the ids read so far (each once is enough), `position` the index
-    the token will have. Raises BackendError where no logit is finite, or one is not a number.
+    `logits` is `f32[V]`, or `f32[N]` of the tokens `ids` (in ascending order) where no other may
+    come; `seen` the ids read so far (each once is enough), `position` the index the token will
+    have. Raises BackendError where no logit is finite, or one is not a number.
     """
     if not np.isfinite(logits.max()):
         raise BackendError(
             "the logits are not finite: the weights are damaged, or activations overflowed"
         )
+    if ids is not None and len(seen):
+        seen = np.flatnonzero(np.isin(ids, seen))  # as places in `ids`
     if options.temperature < _COLDEST:
-        return int(_penalise(logits, seen, options.repetition_penalty).argmax())
+        place = int(_penalise(logits, seen, options.repetition_penalty).argmax())
+        return place if ids is None else int(ids[place])
     seed = options.seed or 0
     if options.top_k == 0 and options.top_p == 1 and options.min_p == 0:
-        return _draw(_warmed(logits, seen, options), seed, position)
-    ids, log_probabilities = candidates(logits, seen, options)
-    return int(ids[(log_probabilities + gumbel(np, seed, position, ids)).argmax()])
+        scores = _warmed(logits, seen, options)
+        if ids is None:
+            return _draw(scores, seed, position)
+        return int(ids[(scores + gumbel(np, seed, position, ids)).argmax()])
+    places, log_probabilities = candidates(logits, seen, options)
+    kept = places if ids is None else ids[places]
+    return int(kept[(log_probabilities + gumbel(np, seed, position, kept)).argmax()])
 
 
 def gumbel(xp: Any, seed: int, position: int, ids: Any) -> Any:

@@ -1,0 +1,117 @@
+"""`classify`, `route` and `extract`: the tasks, for one text or for each line of many."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from gemma_multi.cli.common import (
+    field_options,
+    given,
+    load_model,
+    model_options,
+    print_json,
+    read_file_or_text,
+)
+from gemma_multi.errors import OptionError
+from gemma_multi.sampling import GenerationOptions
+from gemma_multi.tasks import Classification
+
+_TASK = (
+    click.option("--instruction", help="What the model is told in front of each text."),
+    click.option("--raw", is_flag=True, help="Prompts as plain text, for base models."),
+    click.option("--lines", is_flag=True, help="Each line that is piped in is a text of its own."),
+    click.option("--json", "as_json", is_flag=True, help="Each answer as a JSON object on a line."),
+)
+_CALIBRATE = click.option(
+    "--calibrate", is_flag=True, help="Divide by what each would get without a text."
+)
+
+
+def _task_options(command: Any) -> Any:
+    for option in reversed(_TASK):
+        command = option(command)
+    return model_options(command)
+
+
+@click.command()
+@click.argument("text", required=False)
+@click.option("-l", "--label", "labels", multiple=True, required=True,
+              help="What the text may be; given once for each.")  # fmt: skip
+@_CALIBRATE
+@_task_options
+def classify(
+    text: str | None, labels: tuple[str, ...], calibrate: bool, instruction: str | None,
+    raw: bool, lines: bool, as_json: bool, **options: Any,
+) -> None:  # fmt: skip
+    """Which label TEXT gets, or what is piped in, and how likely."""
+    model, texts = load_model(options), _texts(text, lines)
+    for one in texts:
+        found = model.classify(one, labels, instruction, calibrate=calibrate, raw=raw)
+        _show(found, as_json)
+
+
+@click.command()
+@click.argument("query", required=False)
+@click.option("-r", "--route", "routes", multiple=True, required=True, metavar="NAME=DESCRIPTION",
+              help="Where it may go; given once for each.")  # fmt: skip
+@_CALIBRATE
+@_task_options
+def route(
+    query: str | None, routes: tuple[str, ...], calibrate: bool, instruction: str | None,
+    raw: bool, lines: bool, as_json: bool, **options: Any,
+) -> None:  # fmt: skip
+    """Which route QUERY should take, or what is piped in, and how surely."""
+    described: dict[str, str] = {}
+    for one in routes:
+        name, _, description = one.partition("=")
+        if name in described:
+            raise OptionError(f"--route {name!r} is there twice")
+        described[name] = description
+    model, texts = load_model(options), _texts(query, lines)
+    for one in texts:
+        found = model.route(one, described, instruction, calibrate=calibrate, raw=raw)
+        _show(found, as_json)
+
+
+@click.command()
+@click.argument("text", required=False)
+@click.option("--schema", required=True, metavar="FILE", help="JSON Schema: a file, or its text.")
+@_task_options
+@field_options(GenerationOptions, leave_out=("stop",))
+def extract(
+    text: str | None, schema: str, instruction: str | None, raw: bool, lines: bool, as_json: bool,
+    **options: Any,
+) -> None:  # fmt: skip
+    """What TEXT says, or what is piped in, as JSON of a schema."""
+    form = read_file_or_text(schema)
+    model, texts = load_model(options), _texts(text, lines)
+    for one in texts:
+        print_json(model.extract(one, form, instruction, raw=raw, **given(options)))
+
+
+def _texts(text: str | None, lines: bool) -> Iterator[str]:
+    if text is not None:
+        if lines:
+            raise OptionError("--lines reads what is piped in, and takes no text beside it")
+        return iter([text])
+    if sys.stdin is None or sys.stdin.isatty():
+        raise OptionError("no text: give one as an argument or pipe it in")
+    if lines:
+        return (line for line in sys.stdin if line.strip())
+    return iter([sys.stdin.read()])
+
+
+def _show(found: Classification, as_json: bool) -> None:
+    if as_json:
+        shares = {name: round(share, 6) for name, share in found.probabilities.items()}
+        print_json({
+            "label": found.label, "probability": round(found.probability, 6),
+            "probabilities": shares, "prompt_tokens": found.prompt_tokens,
+            "reused_tokens": found.reused_tokens,
+        })  # fmt: skip
+    else:
+        click.echo(f"{found.label}\t{found.probability:.3f}")

@@ -1,0 +1,10 @@
+"""What a text must be: JSON of a schema, one of some choices, a regex, a grammar.
+
+`ConstraintOptions` is what a caller asks for, `Constraint` the same compiled, and a `Matcher`
+follows it through one answer, token by token. No engine knows of any of it.
+"""
+
+from gemma_multi.constraints.constraint import Constraint, Matcher
+from gemma_multi.constraints.options import ConstraintOptions
+
+__all__ = ["Constraint", "ConstraintOptions", "Matcher"]

@@ -1,0 +1,94 @@
+"""PrefixCache: what prompts have in common is read once.
+
+An instruction, examples, a system text and the turns before the last one come again and again. The
+session that has read them is kept, and each later prompt goes on from a fork of it.
+
+Design choices:
+- Keys are token ids, not texts: what counts is what a session has read. A prompt takes the entry
+  that shares the longest beginning with it, cut to what they share.
+- Least recently used entries go when the caches of all take more than the limit. How much one takes
+  is what its session could ever hold, since engines allocate in advance.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from gemma_multi.engines.base import NOTHING, Engine, Session
+from gemma_multi.errors import OptionError
+
+_LEAST = 8  # tokens; a fork for fewer saves nothing
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+class PrefixCache:
+    """Sessions that have read beginnings of prompts."""
+
+    def __init__(self, limit: str | int) -> None:
+        """`limit` is in bytes, or a text such as `"256 MB"`; 0 keeps nothing."""
+        self.limit = _bytes(limit)
+        self._entries: list[Session] = []  # the least recently used first
+
+    @property
+    def nbytes(self) -> int:
+        return sum(session.nbytes for session in self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def clear(self) -> None:
+        """Forgets all, for example because the weights have changed."""
+        self._entries.clear()
+
+    def start(
+        self, engine: Engine, ids: Sequence[int], keep: int, context_length: int
+    ) -> tuple[Session, int]:
+        """A session that has read a beginning of `ids`, never all of them, and how many of those
+        tokens were read for an earlier prompt. Their first `keep` are kept for the next."""
+        wanted = np.asarray(ids, np.int32)
+        session, reused = self._best(wanted, context_length)
+        if session is None:
+            session = engine.session(context_length)
+        keep = min(keep, len(ids) - 1)
+        if keep >= _LEAST and self.limit and session.length < keep:
+            session.read(wanted[session.length : keep], NOTHING)
+            self._add(session.fork())
+        return session, reused
+
+    def _best(self, wanted: np.ndarray, context_length: int) -> tuple[Session | None, int]:
+        best, most = None, _LEAST - 1
+        for entry in self._entries:
+            shared = _shared(entry.ids, wanted[:-1])
+            if shared > most and entry.context_length == context_length:
+                best, most = entry, shared
+        if best is None:
+            return None, 0
+        self._entries.remove(best)
+        self._entries.append(best)
+        session = best.fork()
+        session.truncate(most)
+        return session, most
+
+    def _add(self, session: Session) -> None:
+        self._entries.append(session)
+        while self._entries and self.nbytes > self.limit:
+            del self._entries[0]
+
+
+def _shared(a: np.ndarray, b: np.ndarray) -> int:
+    """How many tokens two rows have in common at their beginning."""
+    length = min(len(a), len(b))
+    different = np.flatnonzero(a[:length] != b[:length])
+    return int(different[0]) if len(different) else length
+
+
+def _bytes(limit: str | int) -> int:
+    if isinstance(limit, int) and not isinstance(limit, bool) and limit >= 0:
+        return limit
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(KB|MB|GB|)\s*", str(limit), re.IGNORECASE)
+    if not isinstance(limit, str) or not found:
+        raise OptionError(f"prefix_cache is {limit!r}, expected a size such as '256 MB', or 0")
+    return int(float(found[1]) * _UNITS[found[2].upper()])

@@ -1,0 +1,11 @@
+"""What a small model is for: to put a text into a class, send it somewhere, take facts out of it.
+
+Each task is a prompt (`prompts`), whose instruction and examples are read once for many texts, and
+a way to read the answer that needs no parsing of free text.
+"""
+
+from gemma_multi.tasks.classification import Classification, classify
+from gemma_multi.tasks.extraction import extract
+from gemma_multi.tasks.routing import route
+
+__all__ = ["Classification", "classify", "extract", "route"]

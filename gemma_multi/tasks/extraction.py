@@ -1,0 +1,51 @@
+"""extract: an object of a schema, filled in from a text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from gemma_multi.constraints.schema import read_schema
+from gemma_multi.errors import OptionError
+from gemma_multi.streaming import TextStream
+from gemma_multi.tasks.prompts import TaskPrompt, read_examples, read_instruction, read_texts
+
+if TYPE_CHECKING:
+    from gemma_multi.model import Model
+
+
+def extract(
+    model: Model, texts: str | Sequence[str], schema: Any, instruction: str | None = None,
+    examples: Any = None, *, raw: bool = False, **options: Any,
+) -> Any:  # fmt: skip
+    """See `Model.extract`."""
+    given, single = read_texts(texts, "text")
+    plain, _ = read_schema(schema)
+    names = list(plain.get("properties", {}))
+    what = ", ".join(names) if names else "what the text says"
+    default = f"Extract from the text: {what}. Answer with JSON only."
+    answered = tuple((t, _as_text(a)) for t, a in read_examples(examples))
+    prompt = TaskPrompt(read_instruction(instruction, default), answered, raw, "JSON")
+    chosen, constraint = model.answer_options({"temperature": 0.0, **options, "schema": schema})
+    shared, found = prompt.shared(model), []
+    for ids in [prompt.ids(model, text) for text in given]:
+        session, reused = model.prefixes.start(model.engine, ids, shared, model.context_length)
+        stream = TextStream(model, session, ids[session.length :], chosen, constraint, reused)
+        for _ in stream:
+            pass
+        found.append(stream.result.parsed)
+    return found[0] if single else found
+
+
+def _as_text(answer: Any) -> str:
+    """An example's object as the model is to write it: without whitespace."""
+    if isinstance(answer, str):
+        return answer
+    from pydantic import TypeAdapter
+
+    try:
+        plain = TypeAdapter(Any).dump_python(answer, mode="json")
+        return json.dumps(plain, ensure_ascii=False, separators=(",", ":"))
+    except ValueError as error:
+        raise OptionError(f"an example's answer {answer!r} is no JSON: {error}") from None

@@ -1,0 +1,327 @@
+"""Constrained text: it fits what was asked, on every engine, and costs no steps it need not."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import time
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jsonschema
+import numpy as np
+import pydantic
+import pytest
+from typing_extensions import TypedDict
+
+import gemma_multi
+from gemma_multi import ConstraintError, Model, OptionError
+from gemma_multi.constraints import Constraint, ConstraintOptions, Matcher
+from gemma_multi.engines import LAST, Rows
+from gemma_multi.generation import Decoding
+from gemma_multi.sampling import GenerationOptions, choose
+
+PROMPT = "Emma lives in Paris and works at Globex."
+STOPS = (1, 106)
+
+
+@dataclass
+class Person:
+    name: str
+    role: Literal["cook", "pilot", "nurse"]
+
+
+class Place(TypedDict):
+    city: Literal["Paris", "New York", "Rio de Janeiro"]
+    large: bool
+
+
+class Order(pydantic.BaseModel):
+    items: list[Literal["bread", "red apples"]] = pydantic.Field(min_length=1, max_length=3)
+    note: str = pydantic.Field(max_length=12)
+    where: Place | None
+
+
+@pytest.fixture(scope="module", params=["mlx", "keras", "litert"])
+def model(request: pytest.FixtureRequest) -> Model:
+    return gemma_multi.load("storyteller", backend=request.param, context_length=256)
+
+
+@pytest.fixture(scope="module")
+def one_model() -> Model:
+    return gemma_multi.load("storyteller", backend="litert")
+
+
+def matcher(model: Model, **asked: Any) -> Matcher:
+    constraint = ConstraintOptions(**asked).compile()
+    assert constraint is not None
+    return constraint.matcher(model.tokenizer, STOPS)
+
+
+def follow(matcher: Matcher, tokens: list[int]) -> int:
+    """How many of `tokens` the matcher lets through, one by one."""
+    for i, token in enumerate(tokens):
+        if matcher.finished or not matcher.allowed()[token]:
+            return i
+        matcher.take(token)
+    return len(tokens)
+
+
+# what comes out
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("kind", [Person, Place, Order])
+def test_a_type_comes_back_as_its_own_value(model: Model, kind: Any, temperature: float) -> None:
+    result = model.generate(PROMPT, schema=kind, temperature=temperature, seed=4, max_tokens=120)
+    adapter: Any = pydantic.TypeAdapter(kind)
+    assert result.parsed == adapter.validate_json(result.text)
+    assert isinstance(result.parsed, dict if kind is Place else kind)
+    jsonschema.validate(json.loads(result.text), adapter.json_schema())
+    assert result.finish_reason == "stop"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_choices_regexes_and_grammars(model: Model, seed: int) -> None:
+    choices = ["yes", "yes, of course", "no thank you"]
+    result = model.generate(PROMPT, choices=choices, seed=seed, temperature=3.0)
+    assert result.parsed == result.text
+    assert result.text in choices
+    pattern = r"[A-Z][a-z]{2,8} [0-9]{2}:[0-9]{2}"
+    assert re.fullmatch(pattern, model.generate(PROMPT, regex=pattern, seed=seed).text)
+    lark = 'start: item ("; " item)~1..2\nitem: NAME " = " /[0-9]{1,3}/\nNAME: "x" | "long name"'
+    text = model.generate(PROMPT, grammar=lark, seed=seed).text
+    assert re.fullmatch(r"((x|long name) = \d{1,3}(; )?){2,3}", text)
+
+
+def test_a_text_can_hold_spaces_and_any_letters(one_model: Model) -> None:
+    """What pieces spell `▁` is a space to the grammar."""
+    text = '{"a b":"Die Möwe 海鸥 🌊 und \\"mehr\\""}'
+    asked = {"type": "object", "properties": {"a b": {"type": "string"}}, "required": ["a b"]}
+    following = matcher(one_model, schema=asked)
+    tokens = one_model.tokenizer.encode(text)
+    assert follow(following, tokens) == len(tokens)
+    assert following.finished or following.accepting
+    assert not matcher(one_model, schema=asked).allowed()[one_model.tokenizer.id("\u2581the")]
+
+
+def test_only_stop_tokens_may_follow_or_end_a_whole_text(one_model: Model) -> None:
+    following = matcher(one_model, choices=["yes", "yes, please"])
+    follow(following, one_model.tokenizer.encode("yes"))
+    allowed = set(np.flatnonzero(following.allowed()).tolist())
+    assert set(STOPS) < allowed
+    assert following.accepting
+    assert not following.finished
+    steering = {one_model.tokenizer.id(p) for p in ("<bos>", "<pad>", "<start_of_turn>")}
+    assert not steering & allowed
+
+
+def test_whitespace_only_if_asked_for(one_model: Model) -> None:
+    asked = {"type": "array", "items": {"type": "integer"}}
+    for whitespace, expected in ((False, 1), (True, 3)):
+        following = matcher(one_model, schema=asked, whitespace=whitespace)
+        assert follow(following, one_model.tokenizer.encode("[ 1")) >= expected or not whitespace
+        assert following.accepting is False
+    spaced = one_model.tokenizer.encode("[\n 1,\n 2 ]")
+    assert follow(matcher(one_model, schema=asked, whitespace=True), spaced) == len(spaced)
+    assert follow(matcher(one_model, schema=asked), spaced) < len(spaced)
+
+
+def test_in_a_stream_and_in_a_chat(one_model: Model) -> None:
+    stream = one_model.stream(PROMPT, schema=Person, temperature=0)
+    text = "".join(stream)
+    assert stream.result.text == text
+    assert isinstance(stream.result.parsed, Person)
+    chat = one_model.chat()
+    first = chat.send(PROMPT, choices=["a red kite", "a blue kite"], temperature=0)
+    second = chat.send("And then?", schema=Place, temperature=0)
+    assert [m["content"] for m in chat.messages[1::2]] == [first.text, second.text]
+    assert second.reused_tokens > 0
+    with pytest.raises(ConstraintError):
+        chat.send("And?", regex="[a-z]{100}", max_tokens=3)
+    assert len(chat.messages) == 4  # that turn never happened
+    assert chat.send("And then?", choices=["so", "no"]).text in ("so", "no")
+
+
+# what it costs
+
+
+class Counting:
+    """A session that counts its reads, and what they were for."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+        self.reads: list[tuple[int, Any]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+    def read(self, ids: Any, want: Any = LAST) -> Any:
+        self.reads.append((len(ids), want))
+        return self._session.read(ids, want)
+
+
+def test_forced_tokens_are_read_at_once(one_model: Model) -> None:
+    """One read for each choice, and as many tokens as there are."""
+    from gemma_multi.generation import generate_tokens
+
+    class Form(TypedDict):
+        first_name_of_the_customer: Literal["Emma", "Liam"]
+        number_of_bottles_ordered: Literal[1, 2]
+        delivery_before_breakfast: bool
+
+    session = Counting(one_model.new_session())
+    prompt = one_model.encode(PROMPT)
+    decoding = Decoding(
+        GenerationOptions(temperature=0, max_tokens=200), prompt, STOPS,
+        matcher=matcher(one_model, schema=Form),
+    )  # fmt: skip
+    tokens = list(generate_tokens(session, prompt, decoding))  # type: ignore[arg-type]
+    chosen = len(tokens) - decoding.forced_tokens
+    assert decoding.finish_reason == "stop"
+    assert decoding.forced_tokens > 2 * chosen
+    assert len(session.reads) == chosen
+    assert all(isinstance(want, Rows) for _, want in session.reads)  # few words could come
+    read = sum(count for count, _ in session.reads)
+    assert len(prompt) < read <= len(prompt) + len(tokens)
+    text = one_model.tokenizer.decode(tokens)
+    assert list(json.loads(text)) == list(Form.__annotations__)
+
+
+@pytest.mark.parametrize("given", [
+    {"temperature": 0.0}, {}, {"top_k": 3}, {"top_p": 0.4}, {"min_p": 0.2},
+    {"top_k": 0, "top_p": 1.0}, {"repetition_penalty": 1.7},
+    {"top_k": 0, "repetition_penalty": 2.0},
+])  # fmt: skip
+def test_rows_of_the_head_are_chosen_from_as_all_of_it_under_a_mask(given: dict) -> None:
+    rng = np.random.default_rng(0)
+    for position in range(200):
+        logits = rng.normal(0, 3, 5000).astype(np.float32)
+        ids = np.sort(rng.choice(5000, rng.integers(1, 60), replace=False))
+        seen = rng.choice(5000, 900, replace=False)
+        masked = np.full_like(logits, -np.inf)
+        masked[ids] = logits[ids]
+        options = GenerationOptions(seed=9, **given)
+        expected = choose(masked, seen, options, position)
+        assert choose(logits[ids], seen, options, position, ids) == expected
+
+
+def test_rows_give_the_text_of_the_whole_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float32, on an engine that takes both ways."""
+    from gemma_multi.generation import decoding
+
+    model = gemma_multi.load("storyteller", backend="keras", precision="float32")
+    texts = []
+    for few in (4096, 0):
+        monkeypatch.setattr(decoding, "_FEW", few)
+        texts.append([
+            model.generate(PROMPT, schema=Order, seed=seed, temperature=t, max_tokens=150).text
+            for seed, t in ((0, 0.0), (1, 1.0), (2, 1.0))
+        ])  # fmt: skip
+    assert texts[0] == texts[1]
+
+
+# what is refused, or cut off
+
+
+def test_a_text_that_is_cut_off_says_so(one_model: Model) -> None:
+    with pytest.raises(ConstraintError, match=r"ended after 4 tokens.*raise max_tokens") as caught:
+        one_model.generate(PROMPT, schema=Order, max_tokens=4)
+    assert len(caught.value.result.tokens) == 4
+    assert caught.value.result.parsed is None
+    short = gemma_multi.load("storyteller", backend="litert", context_length=32)
+    with pytest.raises(ConstraintError, match="the context is full"):
+        short.generate(PROMPT, regex="[a-z]{300}", max_tokens=400)
+    exact = len(one_model.tokenizer.encode("yes"))
+    assert one_model.generate(PROMPT, choices=["yes"], max_tokens=exact).parsed == "yes"
+
+
+def test_a_type_may_ask_for_more_than_its_schema_says(one_model: Model) -> None:
+    class Never(pydantic.BaseModel):
+        ok: bool
+
+        @pydantic.field_validator("ok")
+        @classmethod
+        def refuse(cls, value: bool) -> bool:
+            raise ValueError("it is never right")
+
+    with pytest.raises(ConstraintError, match="never right"):
+        one_model.generate(PROMPT, schema=Never)
+
+
+def nested(depth: int) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "integer"}
+    for _ in range(depth):
+        schema = {"type": "array", "items": schema}
+    return schema
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"schema": {"type": "strin"}}, "schema cannot be obeyed: Invalid type: strin"),
+        ({"schema": {"properties": 5}}, "properties must be an object"),
+        ({"schema": "{"}, "a text that is no JSON"),
+        ({"schema": "[1]"}, "expected a JSON object"),
+        ({"schema": 5}, "schema is 5, expected a JSON Schema"),
+        ({"schema": {"enum": [object]}}, "holds what JSON does not"),
+        ({"schema": {"$ref": "#"}}, "recursive without end"),
+        ({"schema": {"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]}},
+         "recursive without end"),
+        ({"schema": nested(70)}, "71 levels deep, expected at most 64"),
+        ({"schema": {"not": {"type": "string"}}}, "not"),
+        ({"schema": {"type": "array", "uniqueItems": True}}, "uniqueItems"),
+        ({"schema": {"type": "string", "format": "nonsense"}}, "Unknown format: nonsense"),
+        ({"schema": {"type": "string", "pattern": "(?=a)b"}}, "look-around"),
+        ({"schema": {"enum": []}}, "Unsatisfiable"),
+        ({"choices": []}, "choices is empty"),
+        ({"choices": "abc"}, "choices is 'abc', expected a list"),
+        ({"choices": ["a", "b", "a"]}, "choices holds 'a' twice"),
+        ({"choices": ["a", ""]}, "choices holds '', expected texts that are not empty"),
+        ({"choices": ["\ud800"]}, "no Unicode text"),
+        ({"choices": ["a"] * 10_001}, "10001 texts, expected at most 10000"),
+        ({"regex": "["}, "unclosed character class"),
+        ({"regex": ""}, "regex is '', expected a pattern"),
+        ({"grammar": "start: foo"}, "unknown name"),
+        ({"grammar": 3}, "grammar is 3, expected the text of a Lark grammar"),
+        ({"regex": "a", "choices": ["a"]}, "cannot have both choices and regex"),
+        ({"whitespace": True}, "whitespace=True is for JSON"),
+        ({"regex": "a", "stop": ["x"]}, "a stop text may cut off what regex asks for"),
+        ({"schemas": {}}, "unknown option 'schemas', expected one of choices, grammar"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_obeyed_is_refused(one_model: Model, asked: dict, message: str) -> None:
+    with pytest.raises(OptionError, match=re.escape(message)):
+        one_model.generate(PROMPT, **asked)
+
+
+def test_recursion_that_can_end_is_fine(one_model: Model) -> None:
+    tree = {"$defs": {"tree": {"type": "object", "properties": {
+        "name": {"enum": ["leaf", "branch"]},
+        "below": {"type": "array", "items": {"$ref": "#/$defs/tree"}, "maxItems": 2},
+    }, "required": ["name", "below"]}}, "$ref": "#/$defs/tree"}  # fmt: skip
+    text = '{"name":"branch","below":[{"name":"leaf","below":[]}]}'
+    following = matcher(one_model, schema=tree)
+    tokens = one_model.tokenizer.encode(text)
+    assert follow(following, tokens) == len(tokens)
+    either = {"anyOf": [{"type": "null"}, {"type": "array", "items": {"$ref": "#"}, "minItems": 1}]}
+    assert Constraint.of_schema(either)
+    matcher(one_model, schema=either)
+
+
+@pytest.mark.parametrize("asked", [
+    {"regex": "(a{1,1000}){1,1000}"}, {"regex": "(a*)*b"}, {"regex": "(.*a){60}"},
+    {"schema": {"enum": [f"value {i}" for i in range(20_000)]}},
+    {"schema": {"type": "object", "required": [f"p{i}" for i in range(2000)],
+                "properties": {f"p{i}": {"type": "string"} for i in range(2000)}}},
+    {"choices": [f"choice number {i}" for i in range(10_000)]},
+    {"grammar": 'start: start start | "a"'}, {"grammar": 'start: "a" start'},
+    {"schema": {"type": "string", "pattern": "^(([a-z])+.)+[A-Z]([a-z])+$"}},
+], ids=lambda asked: str(asked)[:40])  # fmt: skip
+def test_what_explodes_is_bounded(one_model: Model, asked: dict) -> None:
+    """Each ends soon: in a text, in one that was cut off, or in an error that says why."""
+    started = time.monotonic()
+    with contextlib.suppress(OptionError, ConstraintError):
+        one_model.generate(PROMPT, max_tokens=5, **asked)
+    assert time.monotonic() - started < 20  # a hang is not a second on a slow machine
