@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from gemma_multi.training.result import FineTune
     from gemma_multi.training.validation import ValidationLoss, validation_loss
     from gemma_multi.transforms import QuantizationReport
+    from gemma_multi.trimming import trim
 
 __version__ = "0.1.0"
 
@@ -85,6 +86,7 @@ _HOME = {
     "open_checkpoint": "sources",
     "parity": "comparison",
     "quantize": "quantizing",
+    "trim": "trimming",
     "validation_loss": "training.validation",
 }
 __all__ = [
@@ -122,6 +124,7 @@ __all__ = [
     "open_checkpoint",
     "parity",
     "quantize",
+    "trim",
     "validation_loss",
 ]
 

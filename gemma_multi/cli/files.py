@@ -1,8 +1,9 @@
-"""`quantize`, `export`, `info` and `cache`: models at rest."""
+"""`quantize`, `export`, `trim`, `info` and `cache`: models at rest."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import click
@@ -57,6 +58,26 @@ def quantize(model: str, output: str, as_json: bool, **options: Any) -> None:
         return
     click.echo(report)
     notes.print(f"{output}: {report.nbytes / 1e6:.1f} MB", markup=False)
+
+
+@click.command()
+@click.argument("model")
+@output_option("A new directory.")
+@click.option("--corpus", metavar="DATA", help="Rows whose pieces stay.")
+@click.option("--keep", type=int, help="Pieces in all.")
+@source_options
+def trim(model: str, output: str, corpus: str | None, keep: int | None, **options: Any) -> None:
+    """Write MODEL with fewer pieces in its vocabulary."""
+    from gemma_multi.exporters import save
+    from gemma_multi.files import check_output
+    from gemma_multi.terminal import notes
+    from gemma_multi.trimming import trim as run
+
+    check_output(Path(output), directory=True)
+    checkpoint = run(model, corpus, keep=keep, **options)
+    save(checkpoint, output)
+    size, pieces = checkpoint.nbytes / 1e6, checkpoint.config.vocab_size
+    notes.print(f"{output}: {pieces:,} pieces, {size:.1f} MB", markup=False)
 
 
 @click.command()

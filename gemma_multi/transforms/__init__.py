@@ -1,5 +1,5 @@
-"""Transforms: a Checkpoint in, another one out. To a precision, with an adapter merged, and with
-its residual stream at a scale that float16 holds."""
+"""Transforms: a Checkpoint in, another one out. To a precision, with an adapter merged, with
+its residual stream at a scale that float16 holds, and with a smaller vocabulary."""
 
 from gemma_multi.transforms.merge import cast_to_stored, merge
 from gemma_multi.transforms.precision import (
@@ -18,6 +18,7 @@ from gemma_multi.transforms.report import (
     TensorError,
 )
 from gemma_multi.transforms.rescale import fit_float16, rescaled
+from gemma_multi.transforms.trim import trimmed
 
 __all__ = [
     "DENSE",
@@ -35,4 +36,5 @@ __all__ = [
     "rescaled",
     "tensor_error",
     "to_precision",
+    "trimmed",
 ]
