@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from gemma_multi import chat_template
 from gemma_multi.constraints import Constraint
 from gemma_multi.errors import ConstraintError, ContextError, OptionError
-from gemma_multi.generation import GenerationResult
+from gemma_multi.generation import GenerationResult, shared_beginning
 from gemma_multi.sampling import GenerationOptions
 from gemma_multi.streaming import TextStream
 
@@ -75,7 +74,7 @@ class ChatStream(TextStream):
         if chat._adapter != model.active_adapter:
             chat._start_session()
         # what an earlier turn generated but never read is read now, with the new turn
-        known = _common_prefix(chat._session.ids.tolist(), self._before)
+        known = shared_beginning(chat._session.ids.tolist(), self._before)
         chat._session.truncate(min(known, len(self._before) - 1))
         self._chat, self._user = chat, text
         reused = chat._session.length
@@ -119,10 +118,3 @@ class ChatStream(TextStream):
             {"role": "user", "content": self._user},
             {"role": "model", "content": result.text},
         ]
-
-
-def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    for i, (left, right) in enumerate(zip(a, b, strict=False)):
-        if left != right:
-            return i
-    return min(len(a), len(b))

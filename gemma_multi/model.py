@@ -190,6 +190,13 @@ class Model:
         `temperature` is given. Raises ConstraintError where `max_tokens` cuts it off."""
         return tasks.extract(self, text, schema, instruction, examples, raw=raw, **options)
 
+    def embed(
+        self, texts: str | Sequence[str], pooling: str = "last", *, progress: Progress = True
+    ) -> np.ndarray:
+        """Texts as directions of length 1: `f32[N, D]`, or `f32[D]` of one text. `pooling` takes
+        the last token's hidden state, or the mean of all. Raises OptionError for an empty text."""
+        return tasks.embed(self, texts, pooling, progress)
+
     def encode(
         self, prompt: str | Sequence[chat_template.Message], *, raw: bool = False
     ) -> list[int]:

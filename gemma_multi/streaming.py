@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Any
 from gemma_multi.constraints import Constraint
 from gemma_multi.engines import Session
 from gemma_multi.errors import ConstraintError, OptionError
-from gemma_multi.generation import Decoding, GenerationResult, Timing, generate_tokens
+from gemma_multi.generation import (
+    Decoding,
+    GenerationResult,
+    PromptLookup,
+    Timing,
+    generate_tokens,
+)
 from gemma_multi.sampling import GenerationOptions
 
 if TYPE_CHECKING:
@@ -78,7 +84,10 @@ class TextStream:
 
     def _pieces(self, model: Model, session: Session, prompt: Sequence[int]) -> Generator[str]:
         decoder, held, stops = model.tokenizer.stream(), "", self._decoding.options.stop
-        for token in generate_tokens(session, prompt, self._decoding, self._timing):
+        lookup = None
+        if self._decoding.options.prompt_lookup:
+            lookup = PromptLookup([*session.ids.tolist(), *prompt])
+        for token in generate_tokens(session, prompt, self._decoding, self._timing, lookup):
             held += decoder.feed(token)
             end = _find_stop(held, stops)
             if end is not None:

@@ -18,7 +18,7 @@ from tiny import tiny_checkpoint
 from gemma_multi.constraints import Constraint
 from gemma_multi.engines import ALL, Engine, Session, create_engine
 from gemma_multi.errors import BackendError, ContextError, OptionError
-from gemma_multi.generation import Decoding, generate_tokens
+from gemma_multi.generation import Decoding, PromptLookup, generate_tokens
 from gemma_multi.sampling import GenerationOptions
 from gemma_multi.sampling.sampler import candidates, choose, gumbel
 
@@ -325,3 +325,78 @@ class TestLoop:
 
         assert run(1) == run(1)
         assert run(1) != run(2)
+
+
+class TestPromptLookup:
+    def test_it_guesses_what_followed_the_last_time(self) -> None:
+        lookup = PromptLookup([2, 10, 11, 12, 13, 14, 15, 9, 10, 11])
+        assert lookup.guess() == []
+        lookup.add([12])
+        assert lookup.guess() == [13, 14, 15, 9, 10, 11, 12]
+        lookup.add([99])
+        assert lookup.guess() == []
+        lookup.add([10, 11, 12, 13])  # the later place counts, by the longer match
+        assert lookup.guess()[:2] == [14, 15]
+
+    def test_it_waits_after_wrong_guesses_longer_each_time(self) -> None:
+        lookup, tried = PromptLookup([7] * 20), []
+        for step in range(200):
+            if lookup.guess():
+                tried.append(step)
+                lookup.judge(0)
+            lookup.add([7])
+        assert tried == [0, 8, 24, 56, 120]
+        lookup.judge(9)
+        lookup.add([7] * 300)
+        assert lookup.guess()
+
+    @pytest.mark.parametrize("backend", ["mlx", "keras"])
+    @pytest.mark.parametrize("given", [
+        {"temperature": 0.0}, {"seed": 5, "temperature": 0.3},
+        {"temperature": 0.0, "repetition_penalty": 1.2},
+    ])  # fmt: skip
+    def test_the_text_is_what_it_is_without(self, backend: str, given: dict) -> None:
+        """In float32, over a text that repeats itself."""
+        engine = create_engine(tiny_checkpoint(), backend, "float32")
+        prompt = [2, *([40, 50, 60, 70, 80, 90] * 6)]
+        plain, session = (
+            generate(engine.session(), prompt, max_tokens=80, **given),
+            engine.session(),
+        )
+        state = decoding(session, prompt, max_tokens=80, **given)
+        lookup = PromptLookup(prompt)
+        tokens = list(generate_tokens(session, prompt, state, lookup=lookup))
+        assert tokens == plain
+        read = session.ids.tolist()
+        assert read == [*prompt, *tokens][: len(read)]
+        assert len(read) >= len(prompt) + len(tokens) - 1
+
+    def test_it_takes_fewer_reads_where_the_text_copies(self) -> None:
+        """Of a model that says what its prompt said: each guess is right."""
+
+        class Copier:
+            context_length, length, reads = 500, 0, 0
+            text = np.resize(np.random.default_rng(0).integers(4, 300, 90), 500).tolist()
+
+            def __init__(self) -> None:
+                self.ids = np.zeros(0, int)
+
+            def check_room(self, ids: Any) -> None: ...
+
+            def read(self, ids: Any, want: Any = None) -> Any:
+                assert list(ids) == self.text[self.length : self.length + len(ids)]
+                self.reads, self.length = self.reads + 1, self.length + len(ids)
+                rows = np.eye(300, dtype=np.float32)[
+                    self.text[self.length - len(ids) + 1 : self.length + 1]
+                ]
+                return rows if want is ALL else rows[-1]
+
+            def truncate(self, length: int) -> None:
+                assert length == self.length
+
+        session: Any = Copier()
+        prompt = session.text[:100]
+        state = Decoding(options(temperature=0.0, max_tokens=64), prompt, ())
+        tokens = list(generate_tokens(session, prompt, state, lookup=PromptLookup(prompt)))
+        assert tokens == session.text[100:164]
+        assert session.reads <= 1 + 64 // 16 + 1

@@ -63,14 +63,15 @@ class Decoding:
                     self._want = Rows(np.flatnonzero(allowed))
         return self._want
 
-    def next(self, logits: np.ndarray) -> int | None:
+    def next(self, logits: np.ndarray, of_all: bool = False) -> int | None:
         """Chooses, takes the token and returns it; None where the answer ends instead. `logits`
-        are of all tokens, `f32[V]`, or of those in `want`, `f32[N]`."""
+        are of those in `want`, `f32[N]`, or `f32[V]` where that is or `of_all` says all tokens."""
         if self.finished or self._cancelled():
             return None
         ids = None
         if isinstance(self.want, Rows):
             ids = self.want.ids
+            logits = logits[ids] if of_all else logits
         else:
             logits = logits[: self._vocabulary]
             if self.matcher is not None:

@@ -6,8 +6,9 @@ import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
-from gemma_multi.engines.base import NOTHING, Session
+from gemma_multi.engines.base import ALL, NOTHING, Session
 from gemma_multi.generation.decoding import Decoding
+from gemma_multi.generation.lookup import PromptLookup
 
 _PROMPT_CHUNK = 512  # tokens read between two looks at the cancel flag
 
@@ -21,12 +22,14 @@ class Timing:
 
 
 def generate_tokens(
-    session: Session, prompt: Sequence[int], decoding: Decoding, timing: Timing | None = None
-) -> Generator[int]:
+    session: Session, prompt: Sequence[int], decoding: Decoding, timing: Timing | None = None,
+    lookup: PromptLookup | None = None,
+) -> Generator[int]:  # fmt: skip
     """Yields token ids as they are chosen, until `decoding` is finished.
 
-    `prompt` is what the session has not read yet. The last token yielded has not been read by the
-    session: nobody may need what comes after it.
+    `prompt` is what the session has not read yet; `lookup`, if there is one, knows it and what was
+    read before. The last token yielded has not been read by the session: nobody may need what comes
+    after it.
     """
     timing = timing or Timing()
     started = time.perf_counter()
@@ -38,25 +41,67 @@ def generate_tokens(
             decoding.finish("cancelled")
             return
     timing.prefill = time.perf_counter() - started
-    unread, first = last, True
+    unread, first = list(last), True
     while True:
         started = time.perf_counter()
         forced = decoding.forced()
+        unread += forced
         timing.decode += time.perf_counter() - started
         yield from forced  # the caller's time is not ours
         if decoding.finished:
             return
         started = time.perf_counter()
-        # what follows without a choice is read at once, with what came before it
-        logits = session.read([*unread, *forced], decoding.want)
-        if first:
-            timing.prefill += time.perf_counter() - started
-            started, first = time.perf_counter(), False
-        token = decoding.next(logits)
+        guess: list[int] = []
+        if lookup is not None:
+            lookup.add(forced)
+            room = session.context_length - session.length - len(unread)
+            guess = [] if first else lookup.guess()[: max(room, 0)]
+        if guess:
+            chosen = _with_guess(session, unread, guess, decoding)
+        else:
+            # what follows without a choice is read at once, with what came before it
+            logits = session.read(unread, decoding.want)
+            if first:
+                timing.prefill += time.perf_counter() - started
+                started, first = time.perf_counter(), False
+            token = decoding.next(logits)
+            chosen = [] if token is None else [token]
+        right = shared_beginning(chosen, guess)
+        if lookup is not None:
+            lookup.add(chosen)
+            if guess:
+                lookup.judge(right)
         timing.decode += time.perf_counter() - started
-        if token is None:
-            return
-        yield token
+        yield from chosen
         if decoding.finished:
             return
-        unread = [token]
+        unread = chosen[right:]
+
+
+def _with_guess(
+    session: Session, unread: list[int], guess: list[int], decoding: Decoding
+) -> list[int]:
+    """Reads what is unread, and a guess of what follows; the tokens that the decoding takes, up to
+    the first that was not guessed. The session has then read those that were."""
+    *before, last = unread
+    if before:
+        session.read(before, NOTHING)
+    rows = session.read([last, *guess], ALL)
+    chosen: list[int] = []
+    while chosen == guess[: len(chosen)]:
+        token = decoding.next(rows[len(chosen)], of_all=True)
+        if token is None:
+            break
+        chosen += [token, *decoding.forced()]
+        if decoding.finished:
+            break
+    session.truncate(session.length - len(guess) + shared_beginning(chosen, guess))
+    return chosen
+
+
+def shared_beginning(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens two rows have in common at their beginning."""
+    for i, (left, right) in enumerate(zip(a, b, strict=False)):
+        if left != right:
+            return i
+    return min(len(a), len(b))

@@ -5,7 +5,8 @@ a way to read the answer that needs no parsing of free text.
 """
 
 from gemma_multi.tasks.classification import Classification, classify
+from gemma_multi.tasks.embedding import embed
 from gemma_multi.tasks.extraction import extract
 from gemma_multi.tasks.routing import route
 
-__all__ = ["Classification", "classify", "extract", "route"]
+__all__ = ["Classification", "classify", "embed", "extract", "route"]

@@ -13,6 +13,7 @@ import pytest
 
 import gemma_multi
 from gemma_multi import ConstraintError, ContextError, Model, OptionError
+from gemma_multi.engines import HIDDEN
 from gemma_multi.prefixes import PrefixCache
 
 TEXT = "Emma lives in Paris and works at Globex."
@@ -129,6 +130,28 @@ def test_extract_gives_objects(model: Model) -> None:
     ]
     with pytest.raises(ConstraintError):
         model.extract(TEXT, Visit, max_tokens=2)
+
+
+def test_embeddings(model: Model) -> None:
+    texts = [TEXT, "Liam flew to Rome.", "Emma lives in Rome and works at Globex."]
+    last = model.embed(texts)
+    assert last.shape == (3, model.config.hidden_size)
+    np.testing.assert_allclose(np.linalg.norm(last, axis=1), 1, atol=1e-5)
+    hidden = model.new_session().read(model.encode(TEXT, raw=True), HIDDEN)
+    np.testing.assert_allclose(last[0], hidden / np.linalg.norm(hidden), atol=1e-5)
+    np.testing.assert_array_equal(model.embed(TEXT), last[0])
+    mean = model.embed(texts, "mean")
+    states = [
+        model.new_session().read(model.encode(TEXT, raw=True)[: i + 1], HIDDEN)
+        for i in range(len(model.encode(TEXT, raw=True)))
+    ]
+    expected = np.mean(states, axis=0)
+    np.testing.assert_allclose(mean[0], expected / np.linalg.norm(expected), atol=1e-4)
+    assert mean[0] @ mean[2] > mean[0] @ mean[1]  # of texts that are nearly the same
+    with pytest.raises(OptionError, match="pooling is 'max', expected one of last, mean"):
+        model.embed(TEXT, "max")
+    with pytest.raises(OptionError, match="the prompt is empty"):
+        model.embed(["fine", ""])
 
 
 # prefixes
