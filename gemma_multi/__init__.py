@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from gemma_multi.streaming import TextStream
     from gemma_multi.tasks import Classification
     from gemma_multi.tokenizer import Tokenizer
+    from gemma_multi.tools import Call, Tool
     from gemma_multi.training.finetune import finetune
     from gemma_multi.training.result import FineTune
     from gemma_multi.training.validation import ValidationLoss, validation_loss
@@ -53,6 +54,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "BackendError": "errors",
+    "Call": "tools",
     "Chat": "chat",
     "Checkpoint": "checkpoint",
     "Classification": "tasks",
@@ -77,6 +79,7 @@ _HOME = {
     "TextStream": "streaming",
     "Tokenizer": "tokenizer",
     "TokenizerError": "errors",
+    "Tool": "tools",
     "TrainingError": "errors",
     "TrainingStopped": "errors",
     "ValidationLoss": "training.validation",
@@ -91,6 +94,7 @@ _HOME = {
 }
 __all__ = [
     "BackendError",
+    "Call",
     "Chat",
     "Checkpoint",
     "CheckpointError",
@@ -115,6 +119,7 @@ __all__ = [
     "TextStream",
     "Tokenizer",
     "TokenizerError",
+    "Tool",
     "TrainingError",
     "TrainingStopped",
     "ValidationLoss",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gemma_multi import chat_template
@@ -10,6 +11,7 @@ from gemma_multi.errors import ConstraintError, ContextError, OptionError
 from gemma_multi.generation import GenerationResult, shared_beginning
 from gemma_multi.sampling import GenerationOptions
 from gemma_multi.streaming import TextStream
+from gemma_multi.tools import Call, read_tools, tool_format
 
 if TYPE_CHECKING:
     from gemma_multi.model import Model
@@ -18,17 +20,28 @@ if TYPE_CHECKING:
 class Chat:
     """A conversation: each turn reads only what is new."""
 
-    def __init__(self, model: Model, system: str | None = None) -> None:
+    def __init__(
+        self, model: Model, system: str | None = None, tools: Sequence[Any] | None = None
+    ) -> None:
         if system is not None and not isinstance(system, str):
             raise OptionError(f"system is {system!r}, expected a text")
         self._model = model
-        self._system = system
+        self._system = system or ""
+        self.tools = read_tools(tools) if tools is not None else ()
+        self._opening: list[int] = []  # the turns that declare them
+        self._format = tool_format(model.tokenizer)
+        if self.tools:
+            self._opening, self._system = self._format.opening(
+                model.tokenizer, self.tools, self._system
+            )
         self.reset()
 
     def reset(self) -> None:
         """Forgets the conversation, not the system text."""
-        self.messages: list[dict[str, str]] = []
-        self._ids = [self._model.tokenizer.bos_id]  # the whole conversation so far
+        self.messages: list[dict[str, Any]] = []
+        # the whole conversation so far
+        self._ids = [self._model.tokenizer.bos_id, *self._opening]
+        self.calls: tuple[Call, ...] = ()  # of the last answer, to be replied to
         self._start_session()
         self._answer: ChatStream | None = None
 
@@ -46,26 +59,63 @@ class Chat:
     def stream(self, text: str, **options: Any) -> ChatStream:
         """The answer piece by piece. Closing it early, or starting another, keeps what was said
         so far; where nothing was said yet, the turn never happened."""
-        chosen, constraint = self._model.answer_options(options)
+        if not isinstance(text, str) or not text.strip():
+            raise OptionError("the prompt is empty; give it some text")
+        chosen, constraint = self._answer_options(options)
+        self._finish_last()
+        tokenizer = self._model.tokenizer
+        spoken = chat_template.user_text(text, "" if self.messages else self._system)
+        # calls that nobody replied to are still the model's own turn
+        waiting = self.calls and self._format.in_one_turn
+        turn = chat_template.close_turn(tokenizer) if waiting else []
+        turn += chat_template.encode_turn(tokenizer, "user", spoken)
+        turn += chat_template.open_turn(tokenizer, "model")
+        self._answer = ChatStream(self, turn, {"role": "user", "content": text}, chosen, constraint)
+        return self._answer
+
+    def reply(self, results: Sequence[Any], **options: Any) -> GenerationResult:
+        """What the model says to what its calls gave: a result for each of `calls`, in order."""
+        chosen, constraint = self._answer_options(options)
+        self._finish_last()
+        if not self.calls:
+            raise OptionError("there are no calls to reply to")
+        if isinstance(results, str | Mapping) or not isinstance(results, Sequence):
+            raise OptionError(f"results are {results!r}, expected a list, one for each call")
+        if len(results) != len(self.calls):
+            raise OptionError(f"{len(results)} results for {len(self.calls)} calls")
+        turn = self._format.response(self._model.tokenizer, self.calls, results)
+        said = {"role": "tool", "content": list(results)}
+        self._answer = stream = ChatStream(self, turn, said, chosen, constraint)
+        for _ in stream:
+            pass
+        return stream.result
+
+    def _finish_last(self) -> None:
         if self._answer is not None:
             self._answer.close()
-        self._answer = ChatStream(self, text, chosen, constraint)
-        return self._answer
+
+    def _answer_options(
+        self, options: dict[str, Any]
+    ) -> tuple[GenerationOptions, Constraint | None]:
+        choice = options.pop("tool_choice", None)
+        if choice is not None and not self.tools:
+            raise OptionError("tool_choice is for a chat with tools")
+        chosen, constraint = self._model.answer_options(options)
+        if self.tools and constraint is None:
+            constraint = self._format.constraint(self.tools, choice or "auto")
+        return chosen, constraint
 
 
 class ChatStream(TextStream):
     """A TextStream that becomes part of its conversation when it ends."""
 
     def __init__(
-        self, chat: Chat, text: str, options: GenerationOptions, constraint: Constraint | None
-    ) -> None:
-        model, tokenizer = chat._model, chat._model.tokenizer
-        if not isinstance(text, str) or not text.strip():
-            raise OptionError("the prompt is empty; give it some text")
-        system = chat._system if chat._system and not chat.messages else ""
-        spoken = chat_template.user_text(text, system)
-        self._before = chat._ids + chat_template.encode_turn(tokenizer, "user", spoken)
-        self._before += chat_template.open_turn(tokenizer, "model")
+        self, chat: Chat, turn: list[int], said: dict[str, Any], options: GenerationOptions,
+        constraint: Constraint | None,
+    ) -> None:  # fmt: skip
+        """`turn` is what the model has not read of it, `said` what a message says of that."""
+        model = chat._model
+        self._before = chat._ids + turn
         if len(self._before) > model.context_length:
             raise ContextError(
                 f"the conversation would be {len(self._before)} tokens long, but the context "
@@ -76,7 +126,7 @@ class ChatStream(TextStream):
         # what an earlier turn generated but never read is read now, with the new turn
         known = shared_beginning(chat._session.ids.tolist(), self._before)
         chat._session.truncate(min(known, len(self._before) - 1))
-        self._chat, self._user = chat, text
+        self._chat, self._said = chat, said
         reused = chat._session.length
         super().__init__(model, chat._session, self._before[reused:], options, constraint, reused)
 
@@ -111,10 +161,13 @@ class ChatStream(TextStream):
             return
         chat._answer = None
         tokenizer, said = chat._model.tokenizer, list(result.tokens)
-        if tokenizer.decode(said) != result.text:  # cut at a stop text, or in mid-character
-            said = tokenizer.encode(result.text)
-        chat._ids = [*self._before, *said, *chat_template.close_turn(tokenizer)]
-        chat.messages += [
-            {"role": "user", "content": self._user},
-            {"role": "model", "content": result.text},
-        ]
+        if not result.calls and tokenizer.decode(said) != result.text:
+            said = tokenizer.encode(result.text)  # cut at a stop text, or in mid-character
+        chat._ids = [*self._before, *said]
+        if not (result.calls and chat._format.in_one_turn):
+            chat._ids += chat_template.close_turn(tokenizer)
+        chat.calls = result.calls
+        answer: dict[str, Any] = {"role": "model", "content": result.text}
+        if result.calls:
+            answer["calls"] = [{"name": c.name, "arguments": c.arguments} for c in result.calls]
+        chat.messages += [self._said, answer]

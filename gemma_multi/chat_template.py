@@ -19,9 +19,12 @@ Message = Mapping[str, str]
 ROLES = {"user": "user", "model": "model", "assistant": "model", "system": "system"}
 
 
-def encode_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
-    """The ids of a conversation, up to where the model's next turn begins."""
-    ids = [tokenizer.bos_id]
+def encode_prompt(
+    tokenizer: Tokenizer, messages: Sequence[Message], opening: Sequence[int] = ()
+) -> list[int]:
+    """The ids of a conversation, up to where the model's next turn begins. `opening` are those of
+    turns in front of it, in which tools are declared."""
+    ids = [tokenizer.bos_id, *opening]
     for role, text in fold_system(messages):
         ids += encode_turn(tokenizer, role, text)
     return ids + open_turn(tokenizer, "model")
@@ -73,6 +76,23 @@ def open_turn(tokenizer: Tokenizer, role: str) -> list[int]:
 
 def close_turn(tokenizer: Tokenizer) -> list[int]:
     return [tokenizer.end_of_turn_id, *tokenizer.encode("\n")]
+
+
+def split_system(prompt: str | Sequence[Message]) -> tuple[str, str | Sequence[Message]]:
+    """(the system text, the turns after it); what is no conversation is for others to refuse."""
+    if not isinstance(prompt, str) and isinstance(prompt, Sequence) and prompt:
+        role, text = _read(0, prompt[0])
+        if role == "system":
+            return text, prompt[1:]
+    return "", prompt
+
+
+def with_system(system: str, prompt: str | Sequence[Message]) -> str | Sequence[Message]:
+    """The same with a system text in front."""
+    if not system:
+        return prompt
+    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    return [{"role": "system", "content": system}, *turns]
 
 
 def fold_system(messages: Sequence[Message]) -> list[tuple[str, str]]:

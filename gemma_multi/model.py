@@ -30,6 +30,7 @@ from gemma_multi.progress import Progress, reporting
 from gemma_multi.sampling import GenerationOptions
 from gemma_multi.streaming import TextStream
 from gemma_multi.tokenizer import Tokenizer
+from gemma_multi.tools import read_tools, tool_format
 from gemma_multi.transforms import cast_to_stored, merge
 from gemma_multi.transforms.merge import merged_tensors
 
@@ -127,36 +128,53 @@ class Model:
         return self.engine.name
 
     def generate(
-        self, prompt: str | Sequence[chat_template.Message], *, raw: bool = False, **options: Any
-    ) -> GenerationResult:
+        self, prompt: str | Sequence[chat_template.Message], *, raw: bool = False,
+        tools: Sequence[Any] | None = None, tool_choice: str = "auto", **options: Any,
+    ) -> GenerationResult:  # fmt: skip
         """Answers a prompt (one user turn) or a list of `{"role", "content"}` messages.
 
         `raw=True` continues the prompt as plain text, as base models want it. For the options see
         `GenerationOptions`, whose defaults come from the checkpoint, and `ConstraintOptions`
         (`schema`, `choices`, `regex`, `grammar`): what the text must be, and is; `result.parsed` is
-        the object. Raises OptionError for an empty prompt or a bad option, ContextError for a
-        prompt longer than the context, ConstraintError where `max_tokens` ends a constrained text
-        before it is whole.
+        the object. `tools` are functions, pydantic models or JSON that the answer may call: then
+        `result.calls` says which, with valid arguments, and `tool_choice` ("auto", "required",
+        "none" or a name) whether it must.
+
+        Raises OptionError for an empty prompt or a bad option, ContextError for a prompt longer
+        than the context, ConstraintError where `max_tokens` ends a constrained text before it is
+        whole.
         """
-        stream = self.stream(prompt, raw=raw, **options)
+        stream = self.stream(prompt, raw=raw, tools=tools, tool_choice=tool_choice, **options)
         for _ in stream:
             pass
         return stream.result
 
     def stream(
-        self, prompt: str | Sequence[chat_template.Message], *, raw: bool = False, **options: Any
-    ) -> TextStream:
+        self, prompt: str | Sequence[chat_template.Message], *, raw: bool = False,
+        tools: Sequence[Any] | None = None, tool_choice: str = "auto", **options: Any,
+    ) -> TextStream:  # fmt: skip
         """The same, as an iterator of text pieces; closing it stops generation."""
         chosen, constraint = self.answer_options(options)
-        ids, earlier = self.encode(prompt, raw=raw), 0
+        opening: list[int] = []
+        if tools is not None:
+            if raw or constraint is not None:
+                other = "raw=True" if raw else constraint.kind  # type: ignore[union-attr]
+                raise OptionError(f"an answer cannot have both tools and {other}; give one")
+            declared, speaks = read_tools(tools), tool_format(self.tokenizer)
+            constraint = speaks.constraint(declared, tool_choice)
+            system, prompt = chat_template.split_system(prompt)
+            opening, system = speaks.opening(self.tokenizer, declared, system)
+            prompt = chat_template.with_system(system, prompt)
+        ids, earlier = self.encode(prompt, raw=raw, opening=opening), 0
         if not isinstance(prompt, str):  # the turns before the last one may come again
             earlier = chat_template.earlier_turns(self.tokenizer, ids)
         session, reused = self.prefixes.start(self.engine, ids, earlier, self.context_length)
         return TextStream(self, session, ids[session.length :], chosen, constraint, reused)
 
-    def chat(self, system: str | None = None) -> Chat:
-        """A conversation that remembers its turns and keeps their cache."""
-        return Chat(self, system)
+    def chat(self, system: str | None = None, tools: Sequence[Any] | None = None) -> Chat:
+        """A conversation that remembers its turns and keeps their cache. With `tools`, what the
+        model calls is in `calls` of a result, and `Chat.reply` tells it what they gave."""
+        return Chat(self, system, tools)
 
     def classify(
         self, text: str | Sequence[str], labels: Sequence[str], instruction: str | None = None,
@@ -198,9 +216,11 @@ class Model:
         return tasks.embed(self, texts, pooling, progress)
 
     def encode(
-        self, prompt: str | Sequence[chat_template.Message], *, raw: bool = False
-    ) -> list[int]:
-        """The token ids that `generate` reads for a prompt.
+        self, prompt: str | Sequence[chat_template.Message], *, raw: bool = False,
+        opening: Sequence[int] = (),
+    ) -> list[int]:  # fmt: skip
+        """The token ids that `generate` reads for a prompt; `opening` are those of turns in front
+        of it, in which tools are declared.
 
         Raises OptionError for an empty prompt, ContextError for one longer than the context.
         """
@@ -210,13 +230,12 @@ class Model:
             if raw:
                 ids = [self.tokenizer.bos_id, *self.tokenizer.encode(prompt)]
             else:
-                ids = chat_template.encode_prompt(
-                    self.tokenizer, [{"role": "user", "content": prompt}]
-                )
+                turn = {"role": "user", "content": prompt}
+                ids = chat_template.encode_prompt(self.tokenizer, [turn], opening)
         else:
             if raw:
                 raise OptionError("raw=True takes a text, received messages")
-            ids = chat_template.encode_prompt(self.tokenizer, prompt)
+            ids = chat_template.encode_prompt(self.tokenizer, prompt, opening)
         self.check_prompt(ids)
         return ids
 

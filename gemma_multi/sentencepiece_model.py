@@ -14,12 +14,23 @@ from typing import Any
 
 from gemma_multi.errors import TokenizerError
 
+# FunctionGemma's; where there are these, a model calls functions in its own way
+FUNCTION_PIECES = (
+    "<start_function_declaration>",
+    "<end_function_declaration>",
+    "<start_function_call>",
+    "<end_function_call>",
+    "<start_function_response>",
+    "<end_function_response>",
+    "<escape>",
+)
 STEERING_PIECES = (
     "<start_of_turn>",
     "<end_of_turn>",
     "<start_of_image>",
     "<end_of_image>",
     "<image_soft_token>",
+    *FUNCTION_PIECES,
 )
 UNKNOWN = "<unk>"
 SPACE = "\u2581"  # what pieces spell a space as

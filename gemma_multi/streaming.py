@@ -44,6 +44,8 @@ class TextStream:
         self._prompt_tokens, self._reused = len(prompt) + session.length, reused
         self._text: list[str] = []
         self._constraint, self._parsed = constraint, None
+        self._tokenizer = model.tokenizer
+        self._silent = False  # whether it is for programs alone, such as calls of tools
         self._decoding = Decoding(
             options, [*session.ids.tolist(), *prompt], model.stop_ids,
             vocabulary=model.tokenizer.vocab_size, context_length=session.context_length,
@@ -77,17 +79,28 @@ class TextStream:
             seed=decoding.options.seed or 0,
             prefill_seconds=self._timing.prefill,
             decode_seconds=self._timing.decode,
-            parsed=self._parsed,
+            parsed=None if self._is_for_tools else self._parsed,
+            calls=self._parsed or () if self._is_for_tools else (),
             forced_tokens=decoding.forced_tokens,
             reused_tokens=self._reused,
         )
+
+    @property
+    def _is_for_tools(self) -> bool:
+        return self._constraint is not None and self._constraint.kind == "tools"
 
     def _pieces(self, model: Model, session: Session, prompt: Sequence[int]) -> Generator[str]:
         decoder, held, stops = model.tokenizer.stream(), "", self._decoding.options.stop
         lookup = None
         if self._decoding.options.prompt_lookup:
             lookup = PromptLookup([*session.ids.tolist(), *prompt])
+        constraint, first = self._constraint, True
         for token in generate_tokens(session, prompt, self._decoding, self._timing, lookup):
+            if first and constraint is not None:
+                self._silent = constraint.is_silent(model.tokenizer, token)
+            first = False
+            if self._silent:
+                continue
             held += decoder.feed(token)
             end = _find_stop(held, stops)
             if end is not None:
@@ -109,10 +122,12 @@ class TextStream:
 
     def _read(self, constraint: Constraint) -> Any:
         """What the whole text means. Raises ConstraintError where it is not whole."""
-        decoding, text = self._decoding, "".join(self._text)
+        decoding = self._decoding
+        text = self._tokenizer.decode(decoding.tokens)
         if decoding.finish_reason == "cancelled":
             return None
-        if decoding.finish_reason == "length":
+        whole = decoding.matcher is not None and decoding.matcher.accepting
+        if decoding.finish_reason == "length" and not whole:
             raise ConstraintError(
                 f"the text ended after {len(decoding.tokens)} tokens, before it was what "
                 f"{constraint.kind} asks for (so far: {text[-60:]!r}); raise max_tokens"
@@ -121,7 +136,7 @@ class TextStream:
                 self.result,
             )  # fmt: skip
         try:
-            return constraint.parse(text)
+            return constraint.parse(self._tokenizer, decoding.tokens)
         except ValueError as error:  # a type may ask for more than its schema says
             reason = "; ".join(str(error).splitlines()[:3])
             raise ConstraintError(

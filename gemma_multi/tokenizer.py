@@ -25,7 +25,11 @@ import sentencepiece
 from gemma_multi.cache import TOKENIZERS, writable_cache
 from gemma_multi.errors import TokenizerError
 from gemma_multi.files import write_atomically
-from gemma_multi.sentencepiece_model import sentencepiece_from_json, with_silent_steering_pieces
+from gemma_multi.sentencepiece_model import (
+    FUNCTION_PIECES,
+    sentencepiece_from_json,
+    with_silent_steering_pieces,
+)
 
 _DIGEST = 32  # bytes of a SHA-256
 _BUILDER = 2  # of the cached models; raise it when `sentencepiece_from_json` changes its answer
@@ -57,18 +61,25 @@ class Tokenizer:
     def __hash__(self) -> int:
         return hash(self.model)
 
+    @property
+    def has_function_pieces(self) -> bool:
+        """Whether it is FunctionGemma's, with tokens for declarations, calls and responses."""
+        known = (self._processor.piece_to_id(piece) for piece in FUNCTION_PIECES)
+        return self._processor.unk_id() not in known
+
     @classmethod
     def from_directory(cls, path: str | Path, vocab_size: int = 0) -> Tokenizer:
         """Reads `tokenizer.model`, or builds it from `tokenizer.json`.
 
         `vocab_size` is the model's: fine-tunes that add tokens update `tokenizer.json` and often
-        leave the old `tokenizer.model` beside it, so the one that has enough pieces is taken.
+        leave the old `tokenizer.model` beside it, so the one that has enough pieces is taken, and
+        the names of those that FunctionGemma uses.
         """
         path = Path(path)
         model, source = path / "tokenizer.model", path / "tokenizer.json"
         try:
             found = cls(model.read_bytes()) if model.is_file() else None
-            if found is None or (found.vocab_size < vocab_size and source.is_file()):
+            if found is None or (source.is_file() and found._is_older(source, vocab_size)):
                 if not source.is_file():
                     raise TokenizerError("has neither tokenizer.model nor tokenizer.json")
                 return cls(_cached_model(source.read_bytes()))
@@ -77,6 +88,13 @@ class Tokenizer:
             raise TokenizerError(f"{path}: {error}") from error
         except OSError as error:
             raise TokenizerError(f"{path}: tokenizer cannot be read: {error}") from error
+
+    def _is_older(self, tokenizer_json: Path, vocab_size: int) -> bool:
+        """Whether a `tokenizer.json` beside the model has more pieces, or FunctionGemma's names."""
+        if self.vocab_size < vocab_size:
+            return True
+        named = f'"{FUNCTION_PIECES[0]}"'.encode()
+        return not self.has_function_pieces and named in tokenizer_json.read_bytes()
 
     def encode(self, text: str | bytes) -> list[int]:
         """The ids of `text`, with nothing added.

@@ -35,7 +35,8 @@ from gemma_multi.transforms import TensorError, fit_float16
 
 PRECISIONS = ("int4", "int8", "float32")
 TARGETS = ("cpu", "gpu")
-PREFILL = (16, 128)  # tokens; the large one for speed, the small one for short turns
+# tokens: the large one for speed; the small ones for short texts, as behind a known instruction
+PREFILL = (16, 64, 128)
 _INT8_CACHES_FROM = 8193  # positions; at 32,768 float32 caches would take 217 MB
 _ALIGNMENT = 16
 _FLOAT16_WHOLE = 2048  # so far float16 has every whole number
@@ -48,7 +49,7 @@ class TfliteOptions:
 
     context_length: int | None = option(None, "Positions it can hold; all the model has.")
     prefill: Sequence[int] | None = option(
-        None, "Tokens read at a time, one graph each.  [16, 128]; for LiteRT-LM on GPUs 16 to 512"
+        None, "Tokens read at a time, one graph each.  [16, 64, 128]; LiteRT-LM on GPUs: 16 to 512"
     )
     precision: str = option("auto", "int4, int8, float32, or auto: as stored, float32 if dense.")
     cache: str = option(

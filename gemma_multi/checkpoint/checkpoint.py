@@ -50,9 +50,12 @@ class Checkpoint:
 
     @property
     def stop_ids(self) -> frozenset[int]:
-        """What ends an answer: 1 and 106 always, whatever an older config leaves out."""
+        """What ends an answer: 1 and 106 always, whatever an older config leaves out, and with
+        FunctionGemma's tokenizer the beginning of a response, which is not the model's to give."""
         tokenizer, listed = self.tokenizer, self.generation.get("eos_token_id", [])
         stops = {tokenizer.eos_id, tokenizer.end_of_turn_id, *self.config.eos_token_ids}
+        if tokenizer.has_function_pieces:
+            stops.add(tokenizer.id("<start_function_response>"))
         return frozenset(stops | set(listed if isinstance(listed, list) else [listed]))
 
     @property

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from gemma_multi.cli.common import field_options, given, load_model, model_options, print_json
+from gemma_multi.cli.common import (
+    field_options,
+    given,
+    load_model,
+    model_options,
+    print_json,
+    read_file_or_text,
+)
 from gemma_multi.constraints import ConstraintOptions
 from gemma_multi.errors import GemmaError, OptionError
 from gemma_multi.sampling import GenerationOptions
+from gemma_multi.tools import Tool, read_tools
 
 if TYPE_CHECKING:
     from gemma_multi.generation import GenerationResult
@@ -20,13 +30,17 @@ if TYPE_CHECKING:
 @click.argument("prompt", required=False)
 @click.option("--system", help="Text in front of the conversation.")
 @click.option("--raw", is_flag=True, help="Continue the prompt as plain text, without a turn.")
+@click.option("--tools", metavar="FILE", help="Functions it may call: a JSON list, or its file.")
+@click.option("--tool-choice", default="auto", show_default=True,
+              help="auto, required, none, or the name of one.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="The result as one JSON object.")
 @model_options
 @field_options(ConstraintOptions)
 @field_options(GenerationOptions)
 def generate(
-    prompt: str | None, system: str | None, raw: bool, as_json: bool, **options: Any
-) -> None:
+    prompt: str | None, system: str | None, raw: bool, tools: str | None, tool_choice: str,
+    as_json: bool, **options: Any,
+) -> None:  # fmt: skip
     """Answer PROMPT, or what is piped in."""
     from gemma_multi.terminal import show_stream
 
@@ -35,12 +49,18 @@ def generate(
         raise OptionError("--raw continues plain text and takes no --system")
     if not text.strip():
         raise OptionError("the prompt is empty; give it some text")
+    declared = None if tools is None else _read_tools(tools)
     model = load_model(options)
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": text})
-    stream = model.stream(text if raw else messages, raw=raw, **given(options))
+    stream = model.stream(
+        text if raw else messages, raw=raw, tools=declared, tool_choice=tool_choice,
+        **given(options),
+    )  # fmt: skip
     if not as_json:
         show_stream(stream)
+        for call in stream.result.calls:
+            print_json(asdict(call))
         return
     for _ in stream:
         pass
@@ -54,6 +74,7 @@ def _facts(result: GenerationResult, backend: str) -> dict[str, Any]:
         "tokens": list(result.tokens),
         "finish_reason": result.finish_reason,
         **({} if result.parsed is None else {"parsed": result.parsed}),
+        **({"calls": [asdict(call) for call in result.calls]} if result.calls else {}),
         "prompt_tokens": result.prompt_tokens,
         "generated_tokens": result.generated_tokens,
         "seed": result.seed,
@@ -61,6 +82,15 @@ def _facts(result: GenerationResult, backend: str) -> dict[str, Any]:
         "decode_seconds": round(result.decode_seconds, 4),
         "backend": backend,
     }
+
+
+def _read_tools(value: str) -> tuple[Tool, ...]:
+    try:
+        return read_tools(json.loads(read_file_or_text(value)))
+    except ValueError as error:
+        if isinstance(error, GemmaError):
+            raise
+        raise OptionError(f"--tools {value}: no JSON: {error}") from None
 
 
 def _read_prompt(prompt: str | None) -> str:

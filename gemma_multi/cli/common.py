@@ -142,7 +142,7 @@ def read_file_or_text(value: str) -> str:
             return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise OptionError(f"{value} cannot be read: {error}") from error
-    if value.lstrip().startswith("{") or ":" in value:
+    if value.lstrip()[:1] in ("{", "[") or ":" in value:
         return value
     raise OptionError(f"there is no file {value!r}")
 

@@ -15,7 +15,7 @@ Design choices:
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +35,9 @@ class Constraint:
 
     kind: str  # of option it came from, for people
     grammar: str  # llguidance's
-    parse: Callable[[str], Any]  # makes a value of a finished text
+    parse: Callable[[Tokenizer, Sequence[int]], Any]  # makes a value of a finished text's tokens
+    # whether a text that begins with this token is for programs alone, and not shown as it comes
+    is_silent: Callable[[Tokenizer, int], bool] = lambda tokenizer, token: False
 
     @classmethod
     def of_schema(
@@ -44,20 +46,29 @@ class Constraint:
     ) -> Constraint:  # fmt: skip
         matcher = _llguidance()
         free: Any = {"whitespace_flexible": whitespace}
-        return cls("schema", matcher.grammar_from_json_schema(schema, overrides=free), parse)
+        grammar = matcher.grammar_from_json_schema(schema, overrides=free)
+        return cls("schema", grammar, _of_text(parse))
 
     @classmethod
     def of_choices(cls, texts: Collection[str]) -> Constraint:
         rules = " | ".join(map(json.dumps, texts))  # Lark quotes as JSON does
-        return cls("choices", _llguidance().grammar_from_lark(f"start: {rules}"), str)
+        return cls("choices", _llguidance().grammar_from_lark(f"start: {rules}"), _of_text(str))
 
     @classmethod
     def of_regex(cls, pattern: str) -> Constraint:
-        return cls("regex", _llguidance().grammar_from_regex(pattern), str)
+        return cls("regex", _llguidance().grammar_from_regex(pattern), _of_text(str))
 
     @classmethod
     def of_grammar(cls, lark: str) -> Constraint:
-        return cls("grammar", _llguidance().grammar_from_lark(lark), str)
+        return cls("grammar", _llguidance().grammar_from_lark(lark), _of_text(str))
+
+    @classmethod
+    def of_tools(
+        cls, lark: str, parse: Callable[[Tokenizer, Sequence[int]], Any],
+        is_call: Callable[[Tokenizer, int], bool],
+    ) -> Constraint:  # fmt: skip
+        """A text or calls, which `parse` reads; `is_call` tells them apart by the first token."""
+        return cls("tools", _llguidance().grammar_from_lark(lark), parse, is_call)
 
     def matcher(self, tokenizer: Tokenizer, stop_ids: Collection[int]) -> Matcher:
         """For one answer. Raises OptionError for what the grammar's language does not allow."""
@@ -120,6 +131,10 @@ class Matcher:
         if self._matcher.is_error():
             reason = _reason(self._matcher.get_error())
             raise OptionError(f"{self.constraint.kind} could not be followed: {reason}")
+
+
+def _of_text(parse: Callable[[str], Any]) -> Callable[[Tokenizer, Sequence[int]], Any]:
+    return lambda tokenizer, tokens: parse(tokenizer.decode(tokens))
 
 
 def _reason(message: str) -> str:

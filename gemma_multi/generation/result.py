@@ -23,6 +23,7 @@ class GenerationResult:
     prefill_seconds: float  # to read the prompt
     decode_seconds: float  # to generate the tokens after the first
     parsed: Any = None  # what a constrained text means: the object of a schema, else the text
+    calls: tuple[Any, ...] = ()  # of tools: `Call`s, whose text is in none of the above
     forced_tokens: int = 0  # generated ones that a constraint left no choice about
     reused_tokens: int = 0  # of the prompt, read for an earlier one
 

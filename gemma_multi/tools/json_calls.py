@@ -1,0 +1,72 @@
+"""Calls for a Gemma that has no tokens for them: told in words, answered in JSON.
+
+An answer that begins with `[` is a list of calls, and any other is text; the grammar lets nothing
+between the two through, so no call is ever half a call.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from gemma_multi import chat_template
+from gemma_multi.constraints import Constraint
+from gemma_multi.tokenizer import Tokenizer
+from gemma_multi.tools.format import ToolFormat, chosen
+from gemma_multi.tools.tool import Call, Tool
+
+_TOLD = """You can call these functions:
+{}
+To call one or more of them, answer with nothing but a JSON list such as
+[{{"name":"a_function","arguments":{{"an_argument":1}}}}]"""
+
+
+class JsonFormat(ToolFormat):
+    in_one_turn = False
+
+    def opening(
+        self, tokenizer: Tokenizer, tools: Sequence[Tool], system: str
+    ) -> tuple[list[int], str]:
+        declared = "\n".join(
+            _dump({"name": t.name, "description": t.description, "parameters": t.parameters})
+            for t in tools
+        )
+        told = _TOLD.format(declared)
+        return [], f"{system}\n\n{told}" if system else told
+
+    def constraint(self, tools: Sequence[Tool], choice: str) -> Constraint:
+        may, how, most = chosen(tools, choice)
+        calls = {"type": "array", "minItems": 1, "maxItems": most, "items": {"anyOf": [
+            {"type": "object", "properties": {
+                "name": {"const": tool.name}, "arguments": tool.parameters,
+            }, "required": ["name", "arguments"], "additionalProperties": False} for tool in may
+        ]}, "x-guidance": {"whitespace_flexible": False}}  # fmt: skip
+        rules = [r"text: /[^\[](?s:.*)/", f"calls: %json {json.dumps(calls)}"]
+        start = {"auto": "calls | text", "required": "calls", "none": "text"}[how]
+        if how == "none":
+            rules.pop()
+        grammar = "\n".join([f"start: {start}", *rules])
+        return Constraint.of_tools(grammar, _parse, lambda tokenizer, token: (
+            tokenizer.token_bytes(token).startswith(b"[")))  # fmt: skip
+
+    def response(
+        self, tokenizer: Tokenizer, calls: Sequence[Call], results: Sequence[Any]
+    ) -> list[int]:
+        told = [{"name": c.name, "result": r} for c, r in zip(calls, results, strict=True)]
+        turn = chat_template.encode_turn(tokenizer, "user", f"Results: {_dump(told)}")
+        return turn + chat_template.open_turn(tokenizer, "model")
+
+
+def _parse(tokenizer: Tokenizer, tokens: Sequence[int]) -> tuple[Call, ...]:
+    text = tokenizer.decode(tokens)
+    if not text.startswith("["):
+        return ()
+    return tuple(Call(one["name"], one["arguments"]) for one in json.loads(text))
+
+
+def _dump(value: Any) -> str:
+    from pydantic import TypeAdapter
+
+    plain = TypeAdapter(Any).dump_python(value, mode="json")
+    return json.dumps(plain, ensure_ascii=False, separators=(",", ":"))
