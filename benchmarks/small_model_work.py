@@ -190,7 +190,7 @@ def mask(base: Any) -> dict[str, Any]:
     for document in brown_documents()[:20]:
         words = document.split()
         value = {"title": " ".join(words[:12]), "words": words[12:30], "year": 1961, "score": 0.25}
-        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+        text = json.dumps(value, ensure_ascii=False)
         constraint = ConstraintOptions(schema=schema).compile()
         assert constraint is not None
         matcher = constraint.matcher(tokenizer, base.stop_ids)

@@ -179,6 +179,7 @@ class Model:
     def classify(
         self, text: str | Sequence[str], labels: Sequence[str], instruction: str | None = None,
         examples: Any = None, *, calibrate: bool = False, raw: bool = False,
+        progress: Progress = True,
     ) -> Any:  # fmt: skip
         """Which of `labels` a text gets: a `Classification` with the probability of each, or a list
         of them for a list of texts.
@@ -189,24 +190,31 @@ class Model:
         that are none, the same, or more than 1,000.
         """
         return tasks.classify(
-            self, text, labels, instruction, examples, calibrate=calibrate, raw=raw
-        )
+            self, text, labels, instruction, examples, calibrate=calibrate, raw=raw,
+            progress=progress,
+        )  # fmt: skip
 
     def route(
         self, query: str | Sequence[str], routes: Mapping[str, str], instruction: str | None = None,
         examples: Any = None, *, calibrate: bool = False, raw: bool = False,
+        progress: Progress = True,
     ) -> Any:  # fmt: skip
         """Which of `routes` (name -> description) a request should go to; like `classify`."""
-        return tasks.route(self, query, routes, instruction, examples, calibrate=calibrate, raw=raw)
+        return tasks.route(
+            self, query, routes, instruction, examples, calibrate=calibrate, raw=raw,
+            progress=progress,
+        )  # fmt: skip
 
     def extract(
         self, text: str | Sequence[str], schema: Any, instruction: str | None = None,
-        examples: Any = None, *, raw: bool = False, **options: Any,
+        examples: Any = None, *, raw: bool = False, progress: Progress = True, **options: Any,
     ) -> Any:  # fmt: skip
         """What a text says, as an object of `schema` (see `ConstraintOptions`): a dict, or an
         instance of the type that was given; a list of them for a list of texts. Greedy unless a
         `temperature` is given. Raises ConstraintError where `max_tokens` cuts it off."""
-        return tasks.extract(self, text, schema, instruction, examples, raw=raw, **options)
+        return tasks.extract(
+            self, text, schema, instruction, examples, raw=raw, progress=progress, **options
+        )
 
     def embed(
         self, texts: str | Sequence[str], pooling: str = "last", *, progress: Progress = True

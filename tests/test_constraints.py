@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import random
 import re
 import time
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,6 +15,7 @@ import jsonschema
 import numpy as np
 import pydantic
 import pytest
+from other_peoples_files import json_schemas
 from typing_extensions import TypedDict
 
 import gemma_multi
@@ -97,7 +100,7 @@ def test_choices_regexes_and_grammars(model: Model, seed: int) -> None:
 
 def test_a_text_can_hold_spaces_and_any_letters(one_model: Model) -> None:
     """What pieces spell `▁` is a space to the grammar."""
-    text = '{"a b":"Die Möwe 海鸥 🌊 und \\"mehr\\""}'
+    text = '{"a b": "Die Möwe 海鸥 🌊 und \\"mehr\\""}'
     asked = {"type": "object", "properties": {"a b": {"type": "string"}}, "required": ["a b"]}
     following = matcher(one_model, schema=asked)
     tokens = one_model.tokenizer.encode(text)
@@ -118,14 +121,17 @@ def test_only_stop_tokens_may_follow_or_end_a_whole_text(one_model: Model) -> No
 
 
 def test_whitespace_only_if_asked_for(one_model: Model) -> None:
-    asked = {"type": "array", "items": {"type": "integer"}}
-    for whitespace, expected in ((False, 1), (True, 3)):
-        following = matcher(one_model, schema=asked, whitespace=whitespace)
-        assert follow(following, one_model.tokenizer.encode("[ 1")) >= expected or not whitespace
-        assert following.accepting is False
-    spaced = one_model.tokenizer.encode("[\n 1,\n 2 ]")
-    assert follow(matcher(one_model, schema=asked, whitespace=True), spaced) == len(spaced)
-    assert follow(matcher(one_model, schema=asked), spaced) < len(spaced)
+    """Else as `json.dumps` writes, which forces most of it."""
+    asked = {"type": "array", "items": {"type": "object", "properties": {"a": {"type": "integer"}},
+             "required": ["a"]}}  # fmt: skip
+    value = [{"a": 1}, {"a": 22}]
+    indented, tight = json.dumps(value, indent=2), json.dumps(value, separators=(",", ":"))
+    either, free = (True, True), (False, True)  # without and with `whitespace`
+    for text, fits in ((json.dumps(value), either), (indented, free), (tight, free)):
+        tokens = one_model.tokenizer.encode(text)
+        for whitespace, fit in zip((False, True), fits, strict=True):
+            following = matcher(one_model, schema=asked, whitespace=whitespace)
+            assert (follow(following, tokens) == len(tokens)) is fit, (text, whitespace)
 
 
 def test_in_a_stream_and_in_a_chat(one_model: Model) -> None:
@@ -142,6 +148,97 @@ def test_in_a_stream_and_in_a_chat(one_model: Model) -> None:
         chat.send("And?", regex="[a-z]{100}", max_tokens=3)
     assert len(chat.messages) == 4  # that turn never happened
     assert chat.send("And then?", choices=["so", "no"]).text in ("so", "no")
+
+
+def random_schema(rng: random.Random, depth: int = 3) -> dict[str, Any]:
+    kinds = ["string", "integer", "number", "boolean", "null", "enum", "const", "pattern"]
+    if depth:
+        kinds += ["array", "object", "object", "anyOf"]
+        kinds += ["ref"] * (depth == 3)  # whose target stands at the root
+    low = rng.randint(-50, 50)
+    match rng.choice(kinds):
+        case "string":
+            least = rng.randint(0, 3)
+            return {"type": "string", "minLength": least, "maxLength": least + rng.randint(0, 9)}
+        case "pattern":
+            return {"type": "string", "pattern": rng.choice(["^[a-f]{2,4}$", "^a+b?$", "^(x|yz)-"])}
+        case "integer":
+            return {"type": "integer", "minimum": low, "maximum": low + rng.randint(0, 500)}
+        case "number":
+            return {"type": "number", "minimum": low, "exclusiveMaximum": low + rng.randint(1, 9)}
+        case "enum":
+            return {"enum": rng.sample(["a", "b c", 'd"e', 1, 2.5, None, True, {"k": [1]}], 3)}
+        case "const":
+            return {"const": rng.choice(["é 海", 0, [1, "x"], {"a": None}])}
+        case "array":
+            least = rng.randint(0, 2)
+            return {"type": "array", "items": random_schema(rng, depth - 1), "minItems": least,
+                    "maxItems": least + rng.randint(0, 3)}  # fmt: skip
+        case "object":
+            names = rng.sample(["id", "a name", "x", "größe", "n/1", 'q"'], rng.randint(1, 4))
+            return {"type": "object", "additionalProperties": rng.choice([True, False]),
+                    "properties": {name: random_schema(rng, depth - 1) for name in names},
+                    "required": rng.sample(names, rng.randint(0, len(names)))}  # fmt: skip
+        case "anyOf":
+            return {"anyOf": [random_schema(rng, depth - 1) for _ in range(2)]}
+        case "ref":
+            return {"$defs": {"t": random_schema(rng, depth - 1)}, "$ref": "#/$defs/t"}
+        case kind:
+            return {"type": kind}
+
+
+def at_random(matcher: Matcher, rng: random.Random, closing: list[int]) -> list[int] | None:
+    """A text of a model that knows nothing but which tokens end things; None if it never ends."""
+    tokens: list[int] = []
+    while not matcher.finished and len(tokens) < 600:
+        forced = matcher.forced()
+        if not forced:
+            allowed = matcher.allowed()
+            if allowed[list(STOPS)].any() and rng.random() < 0.7:
+                return tokens
+            closes = [token for token in closing if allowed[token]]
+            if not (closes and rng.random() < 0.5):
+                closes = np.flatnonzero(allowed).tolist()
+            forced = [rng.choice([t for t in closes if t not in STOPS] or closes)]
+            if forced[0] in STOPS:
+                return tokens
+        for token in forced:
+            matcher.take(token)
+        tokens += forced
+    return tokens if matcher.finished or matcher.accepting else None
+
+
+def test_a_thousand_schemas(one_model: Model) -> None:
+    """The published suite's and random ones: what is written validates, or is refused by name."""
+    rng = random.Random(0)
+    suite = {name: s for name, s in json_schemas().items() if name.startswith("draft4")}
+    schemas: dict[str, Any] = {**suite}
+    while len(schemas) < 1000:
+        schemas[f"random {len(schemas)}"] = random_schema(rng)
+    tokenizer = one_model.tokenizer
+    closing = [tokenizer.id(piece) for piece in ('"', "]", "}")]
+    written, refused = Counter[str](), {}
+    for name, asked in schemas.items():
+        kind = name.split()[0]
+        try:
+            following = matcher(one_model, schema=asked)
+        except OptionError as error:
+            refused[name] = str(error)
+            continue
+        for _ in range(2):
+            tokens = at_random(following, rng, closing)
+            if tokens is not None:
+                text = tokenizer.decode(tokens)
+                validator = jsonschema.Draft202012Validator(asked)
+                assert validator.is_valid(json.loads(text)), (name, asked, text)
+                written[kind] += 1
+            following = matcher(one_model, schema=asked)
+    assert written["random"] > 1500
+    assert written.total() > 1700
+    for name, message in refused.items():
+        assert re.search(r"cannot be obeyed: \S|recursive|could not be", message), (name, message)
+        # what they ask for is in nobody's power, or named
+        assert not name.startswith("random") or "nsatisfiable" in message, (name, message)
 
 
 # what it costs
@@ -301,7 +398,7 @@ def test_recursion_that_can_end_is_fine(one_model: Model) -> None:
         "name": {"enum": ["leaf", "branch"]},
         "below": {"type": "array", "items": {"$ref": "#/$defs/tree"}, "maxItems": 2},
     }, "required": ["name", "below"]}}, "$ref": "#/$defs/tree"}  # fmt: skip
-    text = '{"name":"branch","below":[{"name":"leaf","below":[]}]}'
+    text = '{"name": "branch", "below": [{"name": "leaf", "below": []}]}'
     following = matcher(one_model, schema=tree)
     tokens = one_model.tokenizer.encode(text)
     assert follow(following, tokens) == len(tokens)

@@ -4,7 +4,7 @@
 follows it through one answer, token by token. No engine knows of any of it.
 """
 
-from gemma_multi.constraints.constraint import Constraint, Matcher
+from gemma_multi.constraints.constraint import JSON_SPACES, Constraint, Matcher
 from gemma_multi.constraints.options import ConstraintOptions
 
-__all__ = ["Constraint", "ConstraintOptions", "Matcher"]
+__all__ = ["JSON_SPACES", "Constraint", "ConstraintOptions", "Matcher"]

@@ -4,8 +4,9 @@ llguidance does the work: it parses the grammar over our tokens' bytes (`vocabul
 tokens may come next in some hundredths of a millisecond, over 262,144 of them.
 
 Design choices:
-- JSON has no whitespace between its parts unless asked for: a small model that may write a line
-  break writes them until its tokens are spent.
+- JSON has the spaces that Python's `json.dumps` writes and no others, unless asked for: a small
+  model that may write a line break writes them until its tokens are spent, and rows that it was
+  fine-tuned on most likely look like that.
 - Tokens that must come are given as one run (`forced`), tokenised as a prompt would be, so that a
   driver reads them all at once.
 - Work is bounded: the library's limits on a grammar's size and on a step's parsing end in an
@@ -28,6 +29,9 @@ from gemma_multi.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from llguidance import LLMatcher
 
+# llguidance's options for JSON as `json.dumps` writes it
+JSON_SPACES: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+
 
 @dataclass(frozen=True)
 class Constraint:
@@ -45,8 +49,11 @@ class Constraint:
         whitespace: bool = False,
     ) -> Constraint:  # fmt: skip
         matcher = _llguidance()
-        free: Any = {"whitespace_flexible": whitespace}
-        grammar = matcher.grammar_from_json_schema(schema, overrides=free)
+        spaces = {"whitespace_flexible": True} if whitespace else JSON_SPACES
+        try:
+            grammar = matcher.grammar_from_json_schema(json.dumps(schema), overrides=spaces)
+        except ValueError as error:
+            raise OptionError(f"schema cannot be obeyed: {error}") from error
         return cls("schema", grammar, _of_text(parse))
 
     @classmethod

@@ -21,6 +21,7 @@ import numpy as np
 from gemma_multi.constraints.options import check_choices
 from gemma_multi.engines import LAST, Rows, Session
 from gemma_multi.errors import OptionError
+from gemma_multi.progress import Progress, reporting
 from gemma_multi.tasks.prompts import TaskPrompt, read_examples, read_instruction, read_texts
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class Classification:
 
 def classify(
     model: Model, texts: str | Sequence[str], labels: Sequence[str], instruction: str | None = None,
-    examples: Any = None, *, calibrate: bool = False, raw: bool = False,
+    examples: Any = None, *, calibrate: bool = False, raw: bool = False, progress: Progress = True,
 ) -> Any:  # fmt: skip
     """See `Model.classify`."""
     names = check_choices("labels", labels, MAX_LABELS)
@@ -60,12 +61,13 @@ def classify(
         if label not in names:
             raise OptionError(f"an example has the label {label!r}, expected one of {names}")
     prompt = TaskPrompt(read_instruction(instruction, default), tuple(answered), raw, "Label")
-    return classify_prompts(model, prompt, texts, names, calibrate)
+    return classify_prompts(model, prompt, texts, names, calibrate, progress)
 
 
 def classify_prompts(
-    model: Model, prompt: TaskPrompt, texts: Any, names: list[str], calibrate: bool
-) -> Any:
+    model: Model, prompt: TaskPrompt, texts: Any, names: list[str], calibrate: bool,
+    progress: Progress,
+) -> Any:  # fmt: skip
     """A Classification for each text, or one for one text."""
     given, single = read_texts(texts, "text")
     tree = _Node.of([prompt.answer_ids(model, name) for name in names])
@@ -74,7 +76,12 @@ def classify_prompts(
     if calibrate:
         prior, _, _ = _scores(model, prompt.ids(model, _NO_CONTENT), shared, tree, len(names))
     prompts = [prompt.ids(model, text) for text in given]  # each is checked before any is read
-    found = [_classification(model, ids, shared, tree, names, prior) for ids in prompts]
+    found = []
+    with reporting(progress, "classifying") as report:
+        for ids in prompts:
+            found.append(_classification(model, ids, shared, tree, names, prior))
+            if not single:
+                report(len(found), len(prompts))
     return found[0] if single else found
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from gemma_multi.constraints.schema import read_schema
 from gemma_multi.errors import OptionError
+from gemma_multi.progress import Progress, reporting
 from gemma_multi.streaming import TextStream
 from gemma_multi.tasks.prompts import TaskPrompt, read_examples, read_instruction, read_texts
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 def extract(
     model: Model, texts: str | Sequence[str], schema: Any, instruction: str | None = None,
-    examples: Any = None, *, raw: bool = False, **options: Any,
+    examples: Any = None, *, raw: bool = False, progress: Progress = True, **options: Any,
 ) -> Any:  # fmt: skip
     """See `Model.extract`."""
     given, single = read_texts(texts, "text")
@@ -29,23 +30,27 @@ def extract(
     prompt = TaskPrompt(read_instruction(instruction, default), answered, raw, "JSON")
     chosen, constraint = model.answer_options({"temperature": 0.0, **options, "schema": schema})
     shared, found = prompt.shared(model), []
-    for ids in [prompt.ids(model, text) for text in given]:
-        session, reused = model.prefixes.start(model.engine, ids, shared, model.context_length)
-        stream = TextStream(model, session, ids[session.length :], chosen, constraint, reused)
-        for _ in stream:
-            pass
-        found.append(stream.result.parsed)
+    prompts = [prompt.ids(model, text) for text in given]  # each is checked before any is read
+    with reporting(progress, "extracting") as report:
+        for ids in prompts:
+            session, reused = model.prefixes.start(model.engine, ids, shared, model.context_length)
+            stream = TextStream(model, session, ids[session.length :], chosen, constraint, reused)
+            for _ in stream:
+                pass
+            found.append(stream.result.parsed)
+            if not single:
+                report(len(found), len(prompts))
     return found[0] if single else found
 
 
 def _as_text(answer: Any) -> str:
-    """An example's object as the model is to write it: without whitespace."""
+    """An example's object as the model is to write it."""
     if isinstance(answer, str):
         return answer
     from pydantic import TypeAdapter
 
     try:
         plain = TypeAdapter(Any).dump_python(answer, mode="json")
-        return json.dumps(plain, ensure_ascii=False, separators=(",", ":"))
+        return json.dumps(plain, ensure_ascii=False)
     except ValueError as error:
         raise OptionError(f"an example's answer {answer!r} is no JSON: {error}") from None

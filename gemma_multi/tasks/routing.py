@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from gemma_multi.constraints.options import check_choices
 from gemma_multi.errors import OptionError
+from gemma_multi.progress import Progress
 from gemma_multi.tasks.classification import MAX_LABELS, classify_prompts
 from gemma_multi.tasks.prompts import TaskPrompt, read_examples, read_instruction
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 def route(
     model: Model, queries: str | Sequence[str], routes: Mapping[str, str],
     instruction: str | None = None, examples: Any = None, *, calibrate: bool = False,
-    raw: bool = False,
+    raw: bool = False, progress: Progress = True,
 ) -> Any:  # fmt: skip
     """See `Model.route`."""
     if not isinstance(routes, Mapping):
@@ -34,4 +35,4 @@ def route(
     described = [f"- {n}: {d}" if d else f"- {n}" for n, d in routes.items()]
     text = "\n".join([asked, *described, "Answer with its name only."])
     prompt = TaskPrompt(text, tuple(answered), raw, "Name")
-    return classify_prompts(model, prompt, queries, names, calibrate)
+    return classify_prompts(model, prompt, queries, names, calibrate, progress)

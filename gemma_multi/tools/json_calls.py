@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gemma_multi import chat_template
-from gemma_multi.constraints import Constraint
+from gemma_multi.constraints import JSON_SPACES, Constraint
 from gemma_multi.tokenizer import Tokenizer
 from gemma_multi.tools.format import ToolFormat, chosen
 from gemma_multi.tools.tool import Call, Tool
@@ -19,7 +19,7 @@ from gemma_multi.tools.tool import Call, Tool
 _TOLD = """You can call these functions:
 {}
 To call one or more of them, answer with nothing but a JSON list such as
-[{{"name":"a_function","arguments":{{"an_argument":1}}}}]"""
+[{{"name": "a_function", "arguments": {{"an_argument": 1}}}}]"""
 
 
 class JsonFormat(ToolFormat):
@@ -41,7 +41,7 @@ class JsonFormat(ToolFormat):
             {"type": "object", "properties": {
                 "name": {"const": tool.name}, "arguments": tool.parameters,
             }, "required": ["name", "arguments"], "additionalProperties": False} for tool in may
-        ]}, "x-guidance": {"whitespace_flexible": False}}  # fmt: skip
+        ]}, "x-guidance": JSON_SPACES}  # fmt: skip
         rules = [r"text: /[^\[](?s:.*)/", f"calls: %json {json.dumps(calls)}"]
         start = {"auto": "calls | text", "required": "calls", "none": "text"}[how]
         if how == "none":
@@ -69,4 +69,4 @@ def _dump(value: Any) -> str:
     from pydantic import TypeAdapter
 
     plain = TypeAdapter(Any).dump_python(value, mode="json")
-    return json.dumps(plain, ensure_ascii=False, separators=(",", ":"))
+    return json.dumps(plain, ensure_ascii=False)

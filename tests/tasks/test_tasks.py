@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -285,3 +286,12 @@ def test_commands(tmp_path: Any) -> None:
     said = json.loads(run("generate", TEXT, "--schema", str(schema), "--json"))
     assert said["parsed"] == json.loads(said["text"])
     assert run("generate", TEXT, "--choices", "yes", "--choices", "no").strip() in ("yes", "no")
+
+
+def test_the_example_runs_as_it_is() -> None:
+    example = Path(__file__).parents[2] / "examples" / "small_model_work.py"
+    done = subprocess.run([sys.executable, example], capture_output=True, text=True, check=True)
+    said = done.stdout.splitlines()
+    assert [line.split()[-2] for line in said[:3]] == ["negative", "positive", "neutral"]
+    assert said[3] == "person='Anna' company=None place='Rome' day='Friday'"
+    assert said[-1].endswith("579: negative")

@@ -227,7 +227,7 @@ def test_what_spells_a_marker_stays_text(fg_model: Model) -> None:
     plain = gemma_multi.load("storyteller", backend="litert")
     assert tool_format(plain.tokenizer).in_one_turn is False
     chat = plain.chat(tools=TOOLS)
-    chat.send('[{"name":"stop","arguments":{"now":true}}]', tool_choice="none", max_tokens=3)
+    chat.send('[{"name": "stop", "arguments": {"now": true}}]', tool_choice="none", max_tokens=3)
     assert chat.calls == ()
 
 
