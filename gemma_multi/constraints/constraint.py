@@ -49,7 +49,7 @@ class Constraint:
         whitespace: bool = False,
     ) -> Constraint:  # fmt: skip
         matcher = _llguidance()
-        spaces = {"whitespace_flexible": True} if whitespace else JSON_SPACES
+        spaces: Any = {"whitespace_flexible": True} if whitespace else JSON_SPACES
         try:
             grammar = matcher.grammar_from_json_schema(json.dumps(schema), overrides=spaces)
         except ValueError as error:

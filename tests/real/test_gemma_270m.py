@@ -12,6 +12,7 @@ import tokenizers
 from graph_in_numpy import Graph
 from nats import divergence
 from other_peoples_files import brown_documents, gemma_270m, gemma_tokenizer
+from real_rows import film_reviews
 from software_gpu import logits_on_gpu
 from varied_text import samples
 
@@ -195,3 +196,35 @@ def test_googles_delegate_computes_it_on_a_gpu(
 ) -> None:
     theirs = logits_on_gpu(software_gpu, for_gpus, text[:32], tmp_path)
     np.testing.assert_allclose(theirs, Graph(for_gpus).read(text[:32]), rtol=0, atol=2e-3)
+
+
+def test_a_trimmed_vocabulary_ships_in_75_mb(directory: Path, tmp_path: Path) -> None:
+    whole = gemma_multi.open_checkpoint(directory)
+    documents = brown_documents()[:20]
+    small = gemma_multi.trim(whole, documents, keep=32_768, progress=False)
+    assert gemma_multi.export(small, tmp_path / "small.litertlm", progress=False).nbytes < 75e6
+    old_ids = [whole.tokenizer.id(small.tokenizer.piece(i)) for i in range(32_768)]
+    text = documents[3][:600]
+    logits = [
+        gemma_multi.load(c, backend="keras", precision="float32")
+        .new_session().read(c.tokenizer.encode(text), ALL)
+        for c in (whole, small)
+    ]  # fmt: skip
+    np.testing.assert_allclose(logits[1], logits[0][:, old_ids], rtol=0, atol=1e-3)
+
+
+def test_film_reviews_are_classified_and_answers_fit(directory: Path) -> None:
+    """By a base model that was never trained on either."""
+    model = gemma_multi.load(directory, backend="litert", context_length=1024)
+    rows = [(r["prompt"].split("\n", 1)[1], r["completion"]) for r in film_reviews()[:108]]
+    found = model.classify(
+        [text for text, _ in rows[8:]], ["positive", "negative"],
+        "Is the film review positive or negative?", rows[:8], raw=True, progress=False,
+    )  # fmt: skip
+    right = sum(one.label == label for one, (_, label) in zip(found, rows[8:], strict=True))
+    assert right >= 65  # of a hundred
+    kind = {"type": "object", "properties": {"about": {"type": "string", "maxLength": 60},
+            "kind": {"enum": ["praise", "blame"]}}, "required": ["about", "kind"]}  # fmt: skip
+    for text, _ in rows[:5]:
+        made = model.extract(text, kind, raw=True)
+        assert set(made) == {"about", "kind"}

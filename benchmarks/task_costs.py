@@ -1,6 +1,6 @@
 """Small-model work on the real Gemma 3 270M in int4, on LiteRT: against plain generation of text.
 
-    python benchmarks/small_model_work.py [--rows 500] [--only WORDS] [--json FILE]
+    python benchmarks/task_costs.py [--rows 500] [--only WORDS] [--json FILE]
 
 Each line is one thing done two ways on the same weights, engine and cores, in turn, so that a
 machine that slows down slows both. Accuracy is of film reviews that people rated
