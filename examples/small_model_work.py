@@ -17,7 +17,7 @@ model = gemma_multi.load("storyteller")
 # A class, and how likely each is: read from logits, not parsed from an answer. The instruction
 # is read once for all texts.
 reviews = ["The kettle broke after a week.", "My new lamp works perfectly. I love it.",
-           "The chair arrived on Tuesday."]  # fmt: skip
+           "The parcel came on Tuesday."]  # fmt: skip
 labels = ["positive", "negative", "neutral"]
 asked = "What is the sentiment? Answer positive, negative or neutral."
 for review, found in zip(reviews, model.classify(reviews, labels, asked), strict=True):

@@ -101,6 +101,8 @@ class Chat:
         if choice is not None and not self.tools:
             raise OptionError("tool_choice is for a chat with tools")
         chosen, constraint = self._model.answer_options(options)
+        if choice is not None and constraint is not None:
+            raise OptionError(f"an answer cannot have both tools and {constraint.kind}; give one")
         if self.tools and constraint is None:
             constraint = self._format.constraint(self.tools, choice or "auto")
         return chosen, constraint
@@ -134,7 +136,7 @@ class ChatStream(TextStream):
         try:
             return super().__next__()
         except StopIteration:
-            if self._decoding.tokens or self._decoding.finish_reason != "cancelled":
+            if self._said_something or self._decoding.finish_reason not in ("cancelled", "closed"):
                 self._remember()
             else:
                 self._forget()
@@ -145,10 +147,15 @@ class ChatStream(TextStream):
 
     def close(self) -> None:
         super().close()
-        if self._decoding.tokens:
+        if self._said_something:
             self._remember()
         else:
             self._forget()
+
+    @property
+    def _said_something(self) -> bool:
+        """Half a call is nothing that was said."""
+        return bool(self._decoding.tokens and (self.result.calls or not self._silent))
 
     def _forget(self) -> None:
         """The turn never happened."""

@@ -30,12 +30,6 @@ def encode_prompt(
     return ids + open_turn(tokenizer, "model")
 
 
-def earlier_turns(tokenizer: Tokenizer, ids: Sequence[int]) -> int:
-    """How many tokens of a conversation's ids come before the last turn of a user."""
-    starts = [i for i, token in enumerate(ids) if token == tokenizer.start_of_turn_id]
-    return starts[-2] if len(starts) > 1 else 0
-
-
 def encode_answered(
     tokenizer: Tokenizer, turns: Sequence[tuple[str, str]]
 ) -> tuple[list[int], list[bool]]:

@@ -39,7 +39,7 @@ def load(
     adapter: the directory of a LoRA adapter in PEFT's layout, or several by name, of which the
         first is used; `Model.switch_adapter` switches among them.
     prefix_cache: memory for what prompts have in common (instructions, examples, earlier turns),
-        which is read once; 0 keeps nothing.
+        which is read once; 0, or less than one conversation's caches take, keeps nothing.
     progress: True for a bar on a terminal, False for none, or a function of (done, total).
     backend_options: the backend's own. LiteRT: `threads`, the processor's cores to use.
 

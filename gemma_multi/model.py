@@ -23,7 +23,7 @@ from gemma_multi.engines import ALL, Engine, Session, create_engine
 from gemma_multi.errors import ContextError, OptionError
 from gemma_multi.exporters import ExportReport, choose_format, export_checkpoint, save
 from gemma_multi.formats.peft import read_adapter
-from gemma_multi.generation import GenerationResult, TextScore
+from gemma_multi.generation import GenerationResult, TextScore, shared_beginning
 from gemma_multi.options import refuse_unknown
 from gemma_multi.prefixes import PrefixCache
 from gemma_multi.progress import Progress, reporting
@@ -156,6 +156,8 @@ class Model:
         """The same, as an iterator of text pieces; closing it stops generation."""
         chosen, constraint = self.answer_options(options)
         opening: list[int] = []
+        if tools is None and tool_choice != "auto":
+            raise OptionError(f"tool_choice is {tool_choice!r}, but there are no tools")
         if tools is not None:
             if raw or constraint is not None:
                 other = "raw=True" if raw else constraint.kind  # type: ignore[union-attr]
@@ -165,11 +167,25 @@ class Model:
             system, prompt = chat_template.split_system(prompt)
             opening, system = speaks.opening(self.tokenizer, declared, system)
             prompt = chat_template.with_system(system, prompt)
-        ids, earlier = self.encode(prompt, raw=raw, opening=opening), 0
-        if not isinstance(prompt, str):  # the turns before the last one may come again
-            earlier = chat_template.earlier_turns(self.tokenizer, ids)
+        ids = self.encode(prompt, raw=raw, opening=opening)
+        # what comes before the last turn's own text may come again
+        earlier = 0 if raw else self._shared_with_another(prompt, ids, opening)
         session, reused = self.prefixes.start(self.engine, ids, earlier, self.context_length)
         return TextStream(self, session, ids[session.length :], chosen, constraint, reused)
+
+    def _shared_with_another(
+        self, prompt: str | Sequence[chat_template.Message], ids: Sequence[int],
+        opening: Sequence[int],
+    ) -> int:  # fmt: skip
+        """How many of a prompt's ids do not depend on the text of its last turn."""
+        if isinstance(prompt, str) and not opening:
+            return 0
+        before, last = (
+            ([], prompt) if isinstance(prompt, str) else (prompt[:-1], prompt[-1]["content"])
+        )
+        another = {"role": "user", "content": "A" if last.strip().startswith("7") else "7"}
+        other = chat_template.encode_prompt(self.tokenizer, [*before, another], opening)
+        return shared_beginning(ids, other)
 
     def chat(self, system: str | None = None, tools: Sequence[Any] | None = None) -> Chat:
         """A conversation that remembers its turns and keeps their cache. With `tools`, what the

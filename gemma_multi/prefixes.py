@@ -28,7 +28,8 @@ class PrefixCache:
     """Sessions that have read beginnings of prompts."""
 
     def __init__(self, limit: str | int) -> None:
-        """`limit` is in bytes, or a text such as `"256 MB"`; 0 keeps nothing."""
+        """`limit` is in bytes, or a text such as `"256 MB"`; where it is less than one session may
+        take, nothing is kept."""
         self.limit = _bytes(limit)
         self._entries: list[Session] = []  # the least recently used first
 
@@ -53,7 +54,8 @@ class PrefixCache:
         if session is None:
             session = engine.session(context_length)
         keep = min(keep, len(ids) - 1)
-        if keep >= _LEAST and self.limit and session.length < keep:
+        fits = session.nbytes <= self.limit
+        if keep >= _LEAST and fits and session.length < keep:
             session.read(wanted[session.length : keep], NOTHING)
             self._add(session.fork())
         return session, reused

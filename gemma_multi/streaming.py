@@ -95,7 +95,8 @@ class TextStream:
         if self._decoding.options.prompt_lookup:
             lookup = PromptLookup([*session.ids.tolist(), *prompt])
         constraint, first = self._constraint, True
-        for token in generate_tokens(session, prompt, self._decoding, self._timing, lookup):
+        tokens = generate_tokens(session, prompt, self._decoding, self._timing, lookup)
+        for token in tokens:
             if first and constraint is not None:
                 self._silent = constraint.is_silent(model.tokenizer, token)
             first = False
@@ -104,6 +105,7 @@ class TextStream:
             held += decoder.feed(token)
             end = _find_stop(held, stops)
             if end is not None:
+                tokens.close()  # what was taken beyond it was never said
                 self._decoding.stop_early()
                 held = held[:end]
                 break

@@ -319,6 +319,21 @@ def test_rows_give_the_text_of_the_whole_head(monkeypatch: pytest.MonkeyPatch) -
     assert texts[0] == texts[1]
 
 
+def test_what_nobody_waited_for_was_never_said(one_model: Model) -> None:
+    """Though all of it was forced, and so taken at once."""
+    asked = {"choices": ["Once upon a time there was a dog"]}
+    stream = one_model.stream(PROMPT, **asked)
+    said = next(stream)
+    stream.close()
+    assert (stream.result.finish_reason, stream.result.parsed) == ("closed", None)
+    assert one_model.tokenizer.decode(stream.result.tokens) == stream.result.text == said
+    stream = one_model.stream(PROMPT, **asked)
+    next(stream)
+    stream.cancelled.set()
+    assert list(stream) == []
+    assert (stream.result.finish_reason, len(stream.result.tokens)) == ("cancelled", 1)
+
+
 # what is refused, or cut off
 
 
@@ -378,6 +393,7 @@ def nested(depth: int) -> dict[str, Any]:
         ({"choices": ["a", ""]}, "choices holds '', expected texts that are not empty"),
         ({"choices": ["\ud800"]}, "no Unicode text"),
         ({"choices": ["a"] * 10_001}, "10001 texts, expected at most 10000"),
+        ({"choices": ["a\u2581b"]}, "U+2581 is how tokenizers spell a space"),
         ({"regex": "["}, "unclosed character class"),
         ({"regex": ""}, "regex is '', expected a pattern"),
         ({"grammar": "start: foo"}, "unknown name"),
@@ -402,6 +418,10 @@ def test_recursion_that_can_end_is_fine(one_model: Model) -> None:
     following = matcher(one_model, schema=tree)
     tokens = one_model.tokenizer.encode(text)
     assert follow(following, tokens) == len(tokens)
+    inner = {"type": "object", "properties": {"b": {"type": "null"}}, "required": ["b"]}
+    mixed = {"$defs": {"B": inner}, "$ref": "#/$defs/B", "type": "object",
+             "properties": {"a": {"type": "null"}}, "required": ["a"]}  # fmt: skip
+    matcher(one_model, schema=mixed)  # neither part excludes the other
     either = {"anyOf": [{"type": "null"}, {"type": "array", "items": {"$ref": "#"}, "minItems": 1}]}
     assert Constraint.of_schema(either)
     matcher(one_model, schema=either)

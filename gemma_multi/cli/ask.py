@@ -18,7 +18,7 @@ from gemma_multi.cli.common import (
     read_file_or_text,
 )
 from gemma_multi.constraints import ConstraintOptions
-from gemma_multi.errors import GemmaError, OptionError
+from gemma_multi.errors import ConstraintError, GemmaError, OptionError
 from gemma_multi.sampling import GenerationOptions
 from gemma_multi.tools import Tool, read_tools
 
@@ -147,5 +147,9 @@ def chat(system: str | None, as_json: bool, **options: Any) -> None:
                 show_stream(stream)
         except KeyboardInterrupt:
             stream.close()
+        except ConstraintError as error:  # not what was asked for, and the chat goes on
+            if not interactive:
+                raise
+            notes.print(f"\n{error}", markup=False)
         if as_json:
             print_json(_facts(stream.result, model.backend))

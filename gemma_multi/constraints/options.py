@@ -10,6 +10,7 @@ from gemma_multi.constraints.constraint import Constraint
 from gemma_multi.constraints.schema import read_schema
 from gemma_multi.errors import OptionError
 from gemma_multi.options import option
+from gemma_multi.sentencepiece_model import SPACE
 
 MAX_CHOICES = 10_000
 
@@ -28,8 +29,8 @@ class ConstraintOptions:
     whitespace: bool = option(False, "Let JSON of a schema have spaces and line breaks anywhere.")
 
     def compile(self) -> Constraint | None:
-        """The constraint, or None for none. Raises OptionError for what is no schema, regex or
-        grammar, or holds what cannot be obeyed, by its name."""
+        """The constraint, or None for none. Raises OptionError for what is none of these. What is
+        wrong inside of a regex or a grammar is said when it is first followed."""
         given = [f.name for f in fields(self) if f.name != "whitespace" and self._has(f.name)]
         if len(given) > 1:
             raise OptionError(f"a text cannot have both {given[0]} and {given[1]}; give one")
@@ -75,6 +76,8 @@ def check_choices(name: str, texts: Any, most: int = MAX_CHOICES) -> list[str]:
     for text in texts:
         if not isinstance(text, str) or not text:
             raise OptionError(f"{name} holds {text!r}, expected texts that are not empty")
+        if SPACE in text:
+            raise OptionError(f"{name} holds {text!r}: U+2581 is how tokenizers spell a space")
         if text in seen:
             raise OptionError(f"{name} holds {text!r} twice")
         try:

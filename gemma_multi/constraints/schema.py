@@ -49,7 +49,7 @@ def _of_a_type(kind: Any) -> tuple[dict[str, Any], Callable[[str], Any]]:
     try:
         adapter = TypeAdapter(kind)
         schema = adapter.json_schema()
-    except (PydanticUserError, TypeError) as error:  # of which a schema cannot be made
+    except (PydanticUserError, NameError, TypeError) as error:  # of which a schema cannot be made
         reason = str(error).splitlines()[0]
         raise OptionError(f"schema is {kind!r}: {reason}; {expected}") from error
     _check(schema)
@@ -82,25 +82,34 @@ _MIXED = ("$ref", *_ALTERNATIVES)  # which say more of the object they stand in
 
 def _closed(schema: Any) -> Any:
     """The schema with `additionalProperties: false` where it says nothing of them. One that puts
-    objects together from parts (`allOf`) stays: each part would exclude the others."""
-    return schema if '"allOf"' in json.dumps(schema) else _close(schema)
+    objects together from parts stays: each part would exclude the others."""
+    return schema if _is_mixed(schema) else _close(schema)
+
+
+def _is_mixed(value: Any) -> bool:
+    if isinstance(value, list):
+        return any(map(_is_mixed, value))
+    if not isinstance(value, dict):
+        return False
+    if "allOf" in value or ("properties" in value and any(name in value for name in _MIXED)):
+        return True
+    return any(map(_is_mixed, value.values()))
 
 
 def _close(schema: Any) -> Any:
     if not isinstance(schema, dict):
         return schema
     closed = dict(schema)
-    mixed = "properties" in schema and any(name in schema for name in _MIXED)
     for name in _IN_A_MAP:
         if isinstance(schema.get(name), dict):
             closed[name] = {key: _close(inner) for key, inner in schema[name].items()}
     for name in _IN_A_LIST:
-        if isinstance(schema.get(name), list) and not mixed:
+        if isinstance(schema.get(name), list):
             closed[name] = [_close(inner) for inner in schema[name]]
     for name in ("items", "additionalProperties"):
         if name in schema:
             closed[name] = _close(schema[name])
-    if "properties" in schema and not mixed and "patternProperties" not in schema:
+    if "properties" in schema and "patternProperties" not in schema:
         closed.setdefault("additionalProperties", False)
     return closed
 

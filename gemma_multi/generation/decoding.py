@@ -104,6 +104,11 @@ class Decoding:
         """Ends the answer from outside."""
         self.finish_reason = self.finish_reason or reason
 
+    def cut(self, count: int, reason: FinishReason) -> None:
+        """Ends the answer after its first `count` tokens, though more were taken."""
+        del self.tokens[count:]
+        self.finish_reason = reason
+
     def stop_early(self) -> None:
         """Ends it at a stop text, even if it was the last token that completed it."""
         self.finish_reason = "stop"

@@ -47,7 +47,7 @@ def generate_tokens(
         forced = decoding.forced()
         unread += forced
         timing.decode += time.perf_counter() - started
-        yield from forced  # the caller's time is not ours
+        yield from _handed_out(forced, decoding)  # the caller's time is not ours
         if decoding.finished:
             return
         started = time.perf_counter()
@@ -72,10 +72,25 @@ def generate_tokens(
             if guess:
                 lookup.judge(right)
         timing.decode += time.perf_counter() - started
-        yield from chosen
+        yield from _handed_out(chosen, decoding)
         if decoding.finished:
             return
         unread = chosen[right:]
+
+
+def _handed_out(tokens: Sequence[int], decoding: Decoding) -> Generator[int]:
+    """Yields tokens that were taken at once. Those that nobody waited for were never said."""
+    said = len(decoding.tokens) - len(tokens)
+    for i, token in enumerate(tokens):
+        if i and decoding.cancelled.is_set():
+            decoding.cut(said + i, "cancelled")
+            return
+        try:
+            yield token
+        except GeneratorExit:
+            if i + 1 < len(tokens):
+                decoding.cut(said + i + 1, "closed")
+            raise
 
 
 def _with_guess(

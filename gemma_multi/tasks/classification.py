@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 MAX_LABELS = 1000
 _NO_CONTENT = "N/A"
+_LEAST = -1e4  # of log-probabilities that are compared: nothing minus nothing is no number
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def _classification(
     model: Model, ids: list[int], shared: int, tree: _Node, names: list[str], prior: np.ndarray
 ) -> Classification:
     scores, tokens, reused = _scores(model, ids, shared, tree, len(names))
-    scores = scores - prior
+    scores = np.maximum(scores, _LEAST) - np.maximum(prior, _LEAST)
     weights = np.exp(scores - scores.max())
     shares = (weights / weights.sum()).tolist()
     best = names[int(scores.argmax())]

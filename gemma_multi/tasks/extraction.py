@@ -23,7 +23,8 @@ def extract(
     """See `Model.extract`."""
     given, single = read_texts(texts, "text")
     plain, _ = read_schema(schema)
-    names = list(plain.get("properties", {}))
+    properties = plain.get("properties")
+    names = list(properties) if isinstance(properties, dict) else []
     what = ", ".join(names) if names else "what the text says"
     default = f"Extract from the text: {what}. Answer with JSON only."
     answered = tuple((t, _as_text(a)) for t, a in read_examples(examples))

@@ -7,7 +7,7 @@ never taught to answer) go on with.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +54,8 @@ class TaskPrompt:
 def read_examples(examples: Any) -> list[tuple[str, Any]]:
     """(text, answer) pairs, which may come as a dict. Raises OptionError."""
     pairs = examples.items() if isinstance(examples, Mapping) else examples or ()
+    if isinstance(pairs, str) or not isinstance(pairs, Iterable):
+        raise OptionError(f"examples are {examples!r}, expected pairs of a text and its answer")
     checked: list[tuple[str, Any]] = []
     for pair in pairs:
         if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
@@ -79,4 +81,7 @@ def read_texts(texts: Any, what: str) -> tuple[list[str], bool]:
         return [texts], True
     if isinstance(texts, bytes | Mapping) or not isinstance(texts, Sequence):
         raise OptionError(f"{what} is {texts!r}, expected a text or a list of texts")
+    for text in texts:
+        if not isinstance(text, str):
+            raise OptionError(f"{what} holds {text!r}, expected texts")
     return list(texts), False

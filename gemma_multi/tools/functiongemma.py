@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gemma_multi import chat_template
-from gemma_multi.constraints import Constraint
+from gemma_multi.constraints import JSON_SPACES, Constraint
 from gemma_multi.errors import OptionError
 from gemma_multi.tokenizer import Tokenizer
 from gemma_multi.tools.format import ToolFormat, chosen
@@ -209,7 +209,9 @@ class _Grammar:
         self.rules.append(f"{name}: {body}")
         return name
 
-    def _body(self, schema: dict[str, Any], where: str) -> str:
+    def _body(self, schema: Any, where: str) -> str:
+        if not isinstance(schema, dict):
+            raise OptionError(f"tool {where!r}: {schema!r} is no schema that says what may come")
         for name in ("anyOf", "oneOf"):
             if name in schema:
                 self._only(schema, {name}, where)
@@ -217,7 +219,7 @@ class _Grammar:
         if "const" in schema or "enum" in schema:
             values = [schema["const"]] if "const" in schema else schema["enum"]
             self._only(schema, {"const", "enum", "type"}, where)
-            return " | ".join(self._literal(value) for value in values)
+            return " | ".join(self._literal(value, where) for value in values)
         kind = schema.get("type")
         if isinstance(kind, list):
             return " | ".join(self.value({**schema, "type": one}, where) for one in kind)
@@ -227,7 +229,7 @@ class _Grammar:
             return f"<escape> /(?s:.{{{least},{most}}})/ <escape>"
         if kind in ("integer", "number", "boolean", "null"):
             plain = {key: value for key, value in schema.items() if key not in _PLAIN}
-            return f"%json {json.dumps(plain)}"
+            return f"%json {json.dumps({**plain, 'x-guidance': JSON_SPACES})}"
         if kind == "array":
             return self._array(schema, where)
         if kind == "object":
@@ -236,7 +238,7 @@ class _Grammar:
 
     def _array(self, schema: dict[str, Any], where: str) -> str:
         self._only(schema, {"type", "items", "minItems", "maxItems"}, where)
-        item = self.value(schema.get("items") or {"type": "string"}, where)
+        item = self.value(schema.get("items", {}), where)
         least, most = schema.get("minItems", 0), schema.get("maxItems")
         more = f'("," {item}){{{max(least - 1, 0)},{"" if most is None else most - 1}}}'
         filled = f"{item} {more}" if most is None or most > 0 else '""'
@@ -247,6 +249,11 @@ class _Grammar:
         behind all that is not the last, which a rule for each tail of the list sees to."""
         self._only(schema, {"type", "properties", "required"}, where)
         properties, required = schema.get("properties", {}), set(schema.get("required", ()))
+        if schema.get("additionalProperties") and not properties:
+            raise OptionError(f"tool {where!r}: an object of FunctionGemma's has named properties")
+        if required - set(properties):
+            missing = sorted(required - set(properties))[0]
+            raise OptionError(f"tool {where!r} requires {missing!r}, which is no property of it")
         tail, first_tail = '""', '""'  # after another property; as the first of all
         for name in sorted(properties, reverse=True):
             if not _KEY.fullmatch(name):
@@ -263,7 +270,9 @@ class _Grammar:
         self.rules.append(f"{name}: {body}")
         return name
 
-    def _literal(self, value: Any) -> str:
+    def _literal(self, value: Any, where: str) -> str:
+        if isinstance(value, list | dict):
+            raise OptionError(f"tool {where!r}: {value!r} cannot be a choice for FunctionGemma")
         if isinstance(value, str):
             return f"<escape> {json.dumps(value, ensure_ascii=False)} <escape>"
         return json.dumps(json.dumps(value))

@@ -68,5 +68,5 @@ def _parse(tokenizer: Tokenizer, tokens: Sequence[int]) -> tuple[Call, ...]:
 def _dump(value: Any) -> str:
     from pydantic import TypeAdapter
 
-    plain = TypeAdapter(Any).dump_python(value, mode="json")
+    plain = TypeAdapter(Any).dump_python(value, mode="json", fallback=str)
     return json.dumps(plain, ensure_ascii=False)

@@ -17,6 +17,7 @@ from gemma_multi.errors import OptionError
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 _ARGUMENT = re.compile(r"\s*(\w+)(?:\s*\([^)]*\))?\s*:\s*(.+)")
+_DEFINITIONS = ("$defs", "definitions")
 _EXPECTED = "expected a function, a pydantic model or {'name', 'description', 'parameters'}"
 
 
@@ -66,7 +67,9 @@ def _read(given: Any) -> Tool:
         return _of_json(given)
     if isinstance(given, type):
         schema, _ = read_schema(given)
-        return _tool(given.__name__, inspect.getdoc(given) or "", schema)
+        said = given.__dict__.get("__doc__") or ""  # its own, and none that dataclasses make
+        said = "" if said.startswith(f"{given.__name__}(") else inspect.cleandoc(said)
+        return _tool(given.__name__, said, schema)
     if callable(given):
         return _of_function(given)
     raise OptionError(f"tools hold {given!r}, {_EXPECTED}")
@@ -86,7 +89,11 @@ def _of_json(given: Mapping[str, Any]) -> Tool:
 
 def _of_function(function: Callable[..., Any]) -> Tool:
     name = getattr(function, "__name__", "")
-    for parameter in inspect.signature(function).parameters.values():
+    try:
+        signature = inspect.signature(function)
+    except ValueError as error:
+        raise OptionError(f"tool {name!r} says nothing of its parameters: {error}") from error
+    for parameter in signature.parameters.values():
         if parameter.annotation is inspect.Parameter.empty:
             raise OptionError(f"tool {name!r}: its parameter {parameter.name!r} has no type")
     schema, _ = read_schema(function)
@@ -114,7 +121,11 @@ def _tool(
         )
     if not isinstance(description, str):
         raise OptionError(f"tool {name!r} has the description {description!r}, expected text")
-    parameters = _without_references(schema, schema.get("$defs", {}), (), name)
+    definitions = {
+        f"#/{key}/{known}": inner
+        for key in _DEFINITIONS for known, inner in schema.get(key, {}).items()
+    }  # fmt: skip
+    parameters = _without_references(schema, definitions, (), name)
     if parameters.get("type") != "object":
         raise OptionError(f"tool {name!r}: its parameters are no object, but {parameters!r}")
     return Tool(name, description, parameters, function)
@@ -131,12 +142,12 @@ def _without_references(value: Any, definitions: Any, inside: tuple[str, ...], n
             key: _without_references(inner, definitions, inside, name)
             for key, inner in value.items()
             # pydantic's titles are names once more
-            if key not in ("$defs", "$schema") and not (key == "title" and isinstance(inner, str))
+            if key not in ("$schema", *_DEFINITIONS)
+            and not (key == "title" and isinstance(inner, str))
         }  # fmt: skip
-    known = str(reference).removeprefix("#/$defs/")
     if reference in inside:
         raise OptionError(f"tool {name!r}: its parameters are recursive at {reference!r}")
-    if known not in definitions:
+    if reference not in definitions:
         raise OptionError(f"tool {name!r}: its parameters refer to {reference!r}, which is nowhere")
-    found = _without_references(definitions[known], definitions, (*inside, reference), name)
+    found = _without_references(definitions[reference], definitions, (*inside, reference), name)
     return {**found, **{key: inner for key, inner in value.items() if key != "$ref"}}

@@ -42,10 +42,12 @@ def trimmed(checkpoint: Checkpoint, wanted: Iterable[int], keep: int | None = No
     Raises OptionError where `keep` is less than what must stay.
     """
     pieces = _Pieces(checkpoint.tokenizer.model, checkpoint.config.vocab_size)
-    kept = pieces.indispensable(checkpoint.tokenizer)
+    kept = pieces.indispensable(checkpoint.tokenizer) | pieces.known(_special_ids(checkpoint))
     if keep is not None and not len(kept) <= keep <= pieces.count:
         raise OptionError(f"keep is {keep}, expected {len(kept)} to {pieces.count} pieces")
     for one in wanted if keep is None else chain(wanted, pieces.by_frequency()):
+        if one >= pieces.count:
+            continue  # the model has no row for it
         more = {one, *pieces.on_the_way(one)} - kept
         if keep is None or len(kept) + len(more) <= keep:
             kept |= more
@@ -100,6 +102,11 @@ class _Pieces:
             always |= {one, *self.on_the_way(one)}
         return always
 
+    def known(self, ids: Iterable[int]) -> set[int]:
+        """Those of `ids` that have a row, and what their merging goes through."""
+        given = {one for one in ids if one < self.count}
+        return given | {part for one in given for part in self.on_the_way(one)}
+
     def by_frequency(self) -> list[int]:
         """Normal pieces, those that were merged first in training first."""
         return sorted(self._ids.values(), key=lambda i: -self._scores[i])
@@ -137,6 +144,16 @@ class _Pieces:
             if f"<{name}>" in places:
                 setattr(trainer, f"{name}_id", places[f"<{name}>"])
         return bytes(proto.SerializeToString())
+
+
+def _special_ids(checkpoint: Checkpoint) -> set[int]:
+    """What configs name: the tokens that begin, pad and end."""
+    config, found = checkpoint.config, set(checkpoint.stop_ids)
+    found |= {config.bos_token_id, config.pad_token_id}
+    for name, value in checkpoint.generation.items():
+        if name.endswith("_token_id"):
+            found |= {i for i in (value if isinstance(value, list) else [value]) if i is not None}
+    return found
 
 
 def _renumbered(generation: Any, new_ids: dict[int, int]) -> dict[str, Any]:

@@ -199,7 +199,23 @@ def test_the_least_recently_used_go_when_memory_ends(one_model: Model) -> None:
     assert [start(10), start(12), start(11)] == [20, 20, 0]
     cache.clear()
     assert start(10) == 0
-    assert len(PrefixCache(0)) == 0
+    too_small = PrefixCache(size - 1)  # nothing is forked to be thrown away
+    for _ in range(2):
+        assert too_small.start(one_model.engine, [2] * 30, 20, one_model.context_length)[1] == 0
+    assert len(too_small) == 0
+
+
+def test_a_system_text_is_read_once(one_model: Model) -> None:
+    one_model.prefixes.clear()
+    reused = [
+        one_model.generate(
+            [{"role": "system", "content": "You tell stories in a quiet voice, never of wolves."},
+             {"role": "user", "content": text}], max_tokens=2,
+        ).reused_tokens
+        for text in ("One of a fox, please.", "And of the sea?", "7 of them.")
+    ]  # fmt: skip
+    assert reused[0] == 0
+    assert min(reused[1:]) > 10
 
 
 @pytest.mark.parametrize(("limit", "expected"), [("256 MB", 256_000_000), ("1.5gb", 1_500_000_000),
@@ -241,6 +257,8 @@ def test_another_adapter_forgets_them() -> None:
         ({"text": " "}, "the text is ' ', expected some words"),
         ({"text": 7}, "text is 7, expected a text or a list of texts"),
         ({"text": ["fine", ""]}, "the text is ''"),
+        ({"text": ["fine", 5]}, "text holds 5, expected texts"),
+        ({"examples": 5}, "examples are 5, expected pairs"),
         ({"instruction": ""}, "instruction is '', expected some words"),
         ({"examples": ["a"]}, "expected pairs of a text and its answer"),
         ({"examples": [("x", "c")]}, "an example has the label 'c', expected one of"),

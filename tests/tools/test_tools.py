@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -146,6 +147,18 @@ def test_a_chat_replies_to_calls(model: Model) -> None:
     assert said.count("<end_of_turn>") == said.count("<start_of_turn>")
 
 
+def test_half_a_call_is_nothing_that_was_said(model: Model) -> None:
+    chat = model.chat(tools=TOOLS)
+    stream = chat.stream("Go.", tool_choice="get_weather")
+    stream.cancelled.set()
+    assert list(stream) == []
+    assert chat.messages == []
+    assert chat.calls == ()
+    with pytest.raises(ConstraintError):
+        chat.send("Go.", tool_choice="get_weather", max_tokens=3)
+    assert chat.messages == []
+
+
 # FunctionGemma's form
 
 
@@ -253,6 +266,18 @@ def test_a_tokenizer_json_may_know_more_than_the_model_file(
     assert found.encode("How are you?") == old_model.encode("How are you?")
 
 
+def test_numbers_have_no_room_for_whitespace(fg_model: Model) -> None:
+    def f(a: int | None) -> None: ...
+
+    speaks, tokenizer = tool_format(fg_model.tokenizer), fg_model.tokenizer
+    matcher = speaks.constraint(read_tools([f]), "f").matcher(tokenizer, fg_model.stop_ids)
+    for token in [tokenizer.id("<start_function_call>"), *tokenizer.encode("call:f{a:")]:
+        assert matcher.allowed()[token]
+        matcher.take(token)
+    assert not matcher.allowed()[tokenizer.encode("\n")[0]]
+    assert matcher.allowed()[tokenizer.encode("7")[0]]
+
+
 # declarations
 
 
@@ -287,6 +312,20 @@ def test_a_model_or_json_becomes_a_tool() -> None:
         second.run({"people": 2})
 
 
+def test_what_a_class_inherits_describes_nothing() -> None:
+    class Bare(pydantic.BaseModel):
+        now: bool
+
+    @dataclass
+    class Plain:
+        now: bool
+
+    assert [tool.description for tool in read_tools([Bare, Plain])] == ["", ""]
+    old = {"name": "f", "parameters": {"type": "object", "properties": {
+        "x": {"$ref": "#/definitions/X"}}, "definitions": {"X": {"type": "null"}}}}  # fmt: skip
+    assert read_tools([old])[0].parameters["properties"] == {"x": {"type": "null"}}
+
+
 class Tree(pydantic.BaseModel):
     below: list[Tree]
 
@@ -306,6 +345,8 @@ def untyped(x) -> None: ...  # type: ignore[no-untyped-def]
         ({"tools": [{"name": "a", "parameters": {"type": "string"}}]}, "are no object"),
         ({"tools": [stop, stop]}, "two tools are called 'stop'"),
         ({"tools": [Tree]}, "recursive"),
+        ({"tools": [max]}, "says nothing of its parameters|expected"),
+        ({"tool_choice": "stop"}, "tool_choice is 'stop', but there are no tools"),
         ({"tools": [untyped]}, "its parameter 'x' has no type"),
         ({"tools": TOOLS, "tool_choice": "go"}, "tool_choice is 'go', expected auto, required"),
         ({"tools": TOOLS, "raw": True}, "both tools and raw=True"),
@@ -322,6 +363,20 @@ def test_what_functiongemma_cannot_be_held_to(fg_model: Model) -> None:
         "x": {"type": "string", "pattern": "a+"}}}}  # fmt: skip
     with pytest.raises(OptionError, match=r"tool 'f\.x': .* no rule for the schema's 'pattern'"):
         fg_model.generate("Hi.", tools=[pattern])
+    for properties, message in (
+        (
+            {"x": {"type": "object", "additionalProperties": {"type": "integer"}}},
+            "named properties",
+        ),
+        ({"x": {"enum": [["z,b:1"]]}}, "cannot be a choice"),
+        ({"x": {"type": "array"}}, "cannot be held to the schema {}"),
+    ):
+        form = {"type": "object", "properties": properties}
+        with pytest.raises(OptionError, match=message):
+            fg_model.generate("Hi.", tools=[{"name": "f", "parameters": form}])
+    missing = {"name": "f", "parameters": {"type": "object", "properties": {}, "required": ["z"]}}
+    with pytest.raises(OptionError, match="requires 'z', which is no property"):
+        fg_model.generate("Hi.", tools=[missing])
     odd = {"name": "f", "parameters": {"type": "object", "properties": {"a b": {"type": "null"}}}}
     with pytest.raises(OptionError, match="'a b' cannot be a key"):
         fg_model.generate("Hi.", tools=[odd])

@@ -117,6 +117,14 @@ def test_so_many_pieces(whole: Checkpoint) -> None:
     assert trimmed(whole, [], whole.tokenizer.vocab_size).tokenizer == whole.tokenizer
 
 
+def test_tokens_that_end_an_answer_stay(whole: Checkpoint) -> None:
+    ends = whole.replace(generation={"eos_token_id": 4000, "temperature": 0.5})
+    small = gemma_multi.trim(ends, STORY)
+    new = small.generation["eos_token_id"]
+    assert small.tokenizer.piece(new) == whole.tokenizer.piece(4000)
+    assert small.stop_ids == {1, 106, new}
+
+
 def test_on_the_command_line(tmp_path: Path, small: Checkpoint) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"text": text}) + "\n" for text in STORY))
