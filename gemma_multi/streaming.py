@@ -91,8 +91,10 @@ class TextStream:
 
     def _pieces(self, model: Model, session: Session, prompt: Sequence[int]) -> Generator[str]:
         decoder, held, stops = model.tokenizer.stream(), "", self._decoding.options.stop
-        lookup = None
-        if self._decoding.options.prompt_lookup:
+        lookup, asked = None, self._decoding.options.prompt_lookup
+        if asked is None:
+            asked = model.engine.guesses_pay and self._decoding.options.temperature == 0
+        if asked:
             lookup = PromptLookup([*session.ids.tolist(), *prompt])
         constraint, first = self._constraint, True
         tokens = generate_tokens(session, prompt, self._decoding, self._timing, lookup)

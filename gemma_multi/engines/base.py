@@ -83,6 +83,9 @@ class Engine(ABC):
     device: str  # "cpu" or "gpu"
     gpu: str = ""  # its name and what it lacks, for people
     fixed_weights = False  # whether other weights need another engine
+    # whether the logits of some guessed tokens cost less than as many single steps from the first
+    # time on; one that compiles for them may not win that back in a text
+    guesses_pay = False
 
     def __init__(self, config: ModelConfig) -> None:
         self.config = config

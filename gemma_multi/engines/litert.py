@@ -101,6 +101,7 @@ def _check_gpu(file: TfliteFile, in_float32: bool) -> None:
 class LitertEngine(Engine):
     name = "litert"
     fixed_weights = True
+    guesses_pay = True
 
     def __init__(self, file: TfliteFile, place: Place, passing: bool = False) -> None:
         """`passing`: the file will not be run again, so what is packed for it is not kept."""

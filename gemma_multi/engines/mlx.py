@@ -56,6 +56,7 @@ def fast_type(mx: ModuleType) -> str:
 
 class MlxEngine(Engine):
     name = "mlx"
+    guesses_pay = True
 
     def __init__(self, mx: ModuleType, prepared: Prepared) -> None:
         checkpoint, self.precision, self.compute = prepared

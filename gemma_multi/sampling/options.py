@@ -35,7 +35,7 @@ class GenerationOptions:
     seed: int | None = option(None, "The same seed gives the same text; one is drawn if unset.")
     prompt_lookup: bool | None = option(
         None, "Guess several tokens where the text repeats what stood before, and read them at "
-        "once; where tokens are chosen greedily if unset."
+        "once; if unset, where tokens are chosen greedily and the backend gains from it."
     )  # fmt: skip
     stop: tuple[str, ...] = option(
         (), "Texts that end generation and are not part of the result; may be repeated."
@@ -51,9 +51,7 @@ class GenerationOptions:
         if self.seed is None:
             object.__setattr__(self, "seed", secrets.randbits(32))
         _whole("seed", self.seed, 0, most=(1 << 64) - 1)
-        if self.prompt_lookup is None:
-            object.__setattr__(self, "prompt_lookup", self.temperature == 0)
-        if not isinstance(self.prompt_lookup, bool):
+        if self.prompt_lookup not in (None, True, False):
             raise OptionError(f"prompt_lookup is {self.prompt_lookup!r}, expected True or False")
         stop: Any = (self.stop,) if isinstance(self.stop, str) else self.stop
         if not isinstance(stop, Sequence) or not all(isinstance(s, str) and s for s in stop):
