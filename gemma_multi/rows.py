@@ -1,8 +1,10 @@
 """Rows of training data, from files or from Python, one at a time.
 
-A row is a conversation (`messages`, or `prompt` and `completion`) or a plain `text`. Files are
-JSONL, CSV and Parquet; they are read as a stream, so a million rows take no more memory than ten.
-Every row is checked here, and a bad one is named by file and line. Nothing is dropped.
+A row is a conversation (`messages`, or `prompt` and `completion`) or a plain `text`. One with
+`tools` beside its messages may have `calls` for the content of a model's turn, and then a turn of
+the role `tool` whose content is what they gave. Files are JSONL, CSV and Parquet; they are read as
+a stream, so a million rows take no more memory than ten. Every row is checked here, and a bad one
+is named by file and line. Nothing is dropped.
 """
 
 from __future__ import annotations
@@ -14,23 +16,37 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gemma_multi.chat_template import ROLES, fold_system
+from gemma_multi.chat_template import ROLES, encode_answered, fold_system, split_system
 from gemma_multi.errors import DataError, OptionError
 from gemma_multi.files import unique_keys
+from gemma_multi.tokenizer import Tokenizer
+from gemma_multi.tools import Call, Tool, encode_with_tools, read_tools
 
 Data = str | Path | Iterable[Mapping[str, Any]]
-KINDS = {"messages": {"messages"}, "completion": {"prompt", "completion"}, "text": {"text"}}
-_EXPECTED = "expected 'messages', or 'prompt' and 'completion', or 'text'"
+KINDS = {
+    "messages": {"messages"},
+    "completion": {"prompt", "completion"},
+    "text": {"text"},
+    "tools": {"tools", "messages"},
+}
+_EXPECTED = "expected 'messages' (and 'tools'), or 'prompt' and 'completion', or 'text'"
+# what may follow a turn, in a row with tools
+_AFTER = {"": ("user",), "user": ("model", "calls"), "calls": ("tool",), "model": ("user",),
+          "tool": ("model", "calls")}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Row:
     """One example: a conversation that ends with the model's turn, or a text."""
 
-    turns: tuple[tuple[str, str], ...]  # (user|model, text); empty for a plain text
+    turns: tuple[tuple[str, Any], ...]  # (user|model, text); empty for a plain text
     text: str
     roles: tuple[str, ...]  # as the source named them
     line: int  # of the file, or the row's number in a Parquet file or an iterable, from 1
+    # where there are some, turns may also be ("calls", Calls) and ("tool", results), and system
+    # text is not in the first of them
+    tools: tuple[Tool, ...] = ()
+    system: str = ""
 
 
 def read_rows(data: Data) -> Iterator[Row]:
@@ -41,6 +57,16 @@ def read_rows(data: Data) -> Iterator[Row]:
             yield read_row(raw, line)
         except OptionError as error:
             raise DataError(f"{name}:{line}: {error}") from None
+
+
+def encode_row(tokenizer: Tokenizer, row: Row) -> tuple[list[int], list[bool]]:
+    """(token ids, which of them the model says); of a plain text it says all."""
+    if row.tools:
+        return encode_with_tools(tokenizer, row.turns, row.tools, row.system)
+    if row.turns:
+        return encode_answered(tokenizer, row.turns)
+    ids = [tokenizer.bos_id, *tokenizer.encode(row.text)]
+    return ids, [True] * len(ids)
 
 
 class Unreadable(str):
@@ -94,7 +120,69 @@ def read_row(raw: Any, line: int = 0) -> Row:
             ("model", _text(raw, "completion").strip()),
         )
         return Row(turns, "", ("prompt", "completion"), line)
+    if kind == "tools":
+        return _with_tools(raw["tools"], raw["messages"], line)
     return _conversation(raw["messages"], line)
+
+
+def _with_tools(given: Any, messages: Any, line: int) -> Row:
+    tools = read_tools(given)
+    if not isinstance(messages, list | tuple) or not messages:
+        raise OptionError("'messages' is empty or no list, expected {'role', 'content'} objects")
+    system, rest = split_system(messages)
+    turns: list[tuple[str, Any]] = []
+    for i, message in enumerate(rest):
+        before = turns[-1] if turns else ("", "")
+        turn = _turn(i, message, before[1], {tool.name: tool for tool in tools})
+        if turn[0] not in _AFTER[before[0]]:
+            expected = " or ".join(_AFTER[before[0]])
+            raise OptionError(f"message {i} is of {turn[0]!r}, but it is the turn of {expected}")
+        turns.append(turn)
+    if not turns or turns[-1][0] not in ("model", "calls"):
+        raise OptionError("has no answer: its last message is not the model's")
+    roles = tuple(message["role"] for message in messages)
+    return Row(tuple(turns), "", roles, line, tools, system)
+
+
+def _turn(i: int, message: Any, before: Any, tools: Mapping[str, Tool]) -> tuple[str, Any]:
+    """A message of a row with tools as (user|model|calls|tool, its content)."""
+    keys = set(message) if isinstance(message, Mapping) else set()
+    role = ROLES.get(message["role"], message["role"]) if "role" in keys else None
+    if role == "model" and keys == {"role", "calls"}:
+        calls = message["calls"]
+        if not isinstance(calls, list | tuple) or not calls:
+            raise OptionError(f"message {i}: 'calls' is empty or no list")
+        return "calls", tuple(_call(i, call, tools) for call in calls)
+    if keys != {"role", "content"}:
+        raise OptionError(
+            f"message {i} is {message!r}, expected 'role' and 'content', or of a model 'calls'"
+        )
+    content = message["content"]
+    if role == "tool":
+        if not isinstance(content, list | tuple) or len(content) != len(before):
+            raise OptionError(f"message {i}: expected a list of {len(before)} results")
+        return "tool", list(content)
+    if role not in ("user", "model"):
+        raise OptionError(f"message {i} has role {message['role']!r}, expected user, model or tool")
+    return role, _text(message, "content").strip()
+
+
+def _call(i: int, call: Any, tools: Mapping[str, Tool]) -> Call:
+    if not isinstance(call, Mapping) or set(call) != {"name", "arguments"}:
+        raise OptionError(f"message {i} calls {call!r}, expected 'name' and 'arguments'")
+    tool, arguments = tools.get(call["name"]), call["arguments"]
+    if tool is None:
+        raise OptionError(f"message {i} calls {call['name']!r}, which is not among its tools")
+    if not isinstance(arguments, Mapping):
+        raise OptionError(f"message {i}: the arguments of {tool.name!r} are {arguments!r}")
+    known, required = tool.parameters.get("properties", {}), tool.parameters.get("required", ())
+    for name in required:
+        if name not in arguments:
+            raise OptionError(f"message {i}: a call of {tool.name!r} lacks {name!r}")
+    for name in arguments:
+        if name not in known:
+            raise OptionError(f"message {i}: {tool.name!r} has no parameter {name!r}")
+    return Call(tool.name, dict(arguments))
 
 
 def _conversation(messages: Any, line: int) -> Row:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 from gemma_multi.checkpoint import Checkpoint
 from gemma_multi.errors import DataError, OptionError
 from gemma_multi.progress import Progress, reporting
-from gemma_multi.rows import data_name, read_rows
+from gemma_multi.rows import data_name, encode_row, read_rows
 from gemma_multi.sources import Source, open_checkpoint
+from gemma_multi.tokenizer import Tokenizer
 from gemma_multi.transforms import trimmed
 
 
@@ -54,18 +56,17 @@ def trim(
 
 def _used(checkpoint: Checkpoint, corpus: Any) -> list[int]:
     """The pieces of a corpus, the most frequent first."""
-    encode, found = checkpoint.tokenizer.encode, Counter[int]()
-    for text in _texts(corpus):
-        found.update(encode(text))
+    tokenizer, found = checkpoint.tokenizer, Counter[int]()
+    for ids in _encoded(tokenizer, corpus):
+        found.update(ids)
     if not found:
         raise DataError(f"{data_name(corpus)}: no text in it")
     return [piece for piece, _ in found.most_common()]
 
 
-def _texts(corpus: Any) -> Any:
+def _encoded(tokenizer: Tokenizer, corpus: Any) -> Iterator[list[int]]:
+    """The token ids of texts, or of rows as they are trained on."""
     if isinstance(corpus, list | tuple) and corpus and all(isinstance(t, str) for t in corpus):
-        yield from corpus
-        return
-    for row in read_rows(corpus):
-        yield from (text for _, text in row.turns)
-        yield row.text
+        yield from map(tokenizer.encode, corpus)
+    else:
+        yield from (encode_row(tokenizer, row)[0] for row in read_rows(corpus))

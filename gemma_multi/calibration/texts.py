@@ -16,12 +16,11 @@ from pathlib import Path
 import numpy as np
 
 from gemma_multi.calibration.writing import write_texts
-from gemma_multi.chat_template import encode_answered
 from gemma_multi.config import ModelConfig
 from gemma_multi.decoder import Decoder
 from gemma_multi.errors import DataError, OptionError
 from gemma_multi.progress import Report
-from gemma_multi.rows import Data, Row, data_name, read_rows
+from gemma_multi.rows import Data, data_name, encode_row, read_rows
 from gemma_multi.tokenizer import Tokenizer
 
 SELF = "self"
@@ -80,7 +79,7 @@ def _read(data: Data, tokenizer: Tokenizer, config: ModelConfig) -> list[np.ndar
     """The rows' texts, evenly thinned to a budget."""
     texts: list[np.ndarray] = []
     for row in read_rows(data):
-        ids = _encode(row, tokenizer)
+        ids, _ = encode_row(tokenizer, row)
         if max(ids) >= config.vocab_size:
             raise DataError(
                 f"{data_name(data)}:{row.line}: token {max(ids)} is outside the model's vocabulary "
@@ -96,12 +95,6 @@ def _read(data: Data, tokenizer: Tokenizer, config: ModelConfig) -> list[np.ndar
         )
     every = max(1.0, total / _MOST)
     return [texts[int(i * every)] for i in range(int(len(texts) / every))]
-
-
-def _encode(row: Row, tokenizer: Tokenizer) -> list[int]:
-    if row.turns:
-        return encode_answered(tokenizer, row.turns)[0]
-    return [tokenizer.bos_id, *tokenizer.encode(row.text)]
 
 
 def _parts(ids: list[int], bos: int, longest: int) -> list[np.ndarray]:

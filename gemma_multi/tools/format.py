@@ -34,6 +34,13 @@ class ToolFormat(ABC):
         ("none"). It parses into calls."""
 
     @abstractmethod
+    def calls(
+        self, tokenizer: Tokenizer, calls: Sequence[Call], tools: Sequence[Tool]
+    ) -> list[int]:
+        """Calls as the model says them, in the order that the constraint asks for, without what
+        ends its answer."""
+
+    @abstractmethod
     def response(
         self, tokenizer: Tokenizer, calls: Sequence[Call], results: Sequence[Any]
     ) -> list[int]:

@@ -74,6 +74,15 @@ class FunctionGemmaFormat(ToolFormat):
             "\n".join(rules), self._parse, lambda tokenizer, token: token == self._start
         )
 
+    def calls(
+        self, tokenizer: Tokenizer, calls: Sequence[Call], tools: Sequence[Tool]
+    ) -> list[int]:
+        ids: list[int] = []
+        for call in calls:
+            told = _Spelled(tokenizer).text(f"call:{call.name}").value(call.arguments)
+            ids += told.between("<start_function_call>", "<end_function_call>")
+        return ids
+
     def response(
         self, tokenizer: Tokenizer, calls: Sequence[Call], results: Sequence[Any]
     ) -> list[int]:

@@ -50,6 +50,13 @@ class JsonFormat(ToolFormat):
         return Constraint.of_tools(grammar, _parse, lambda tokenizer, token: (
             tokenizer.token_bytes(token).startswith(b"[")))  # fmt: skip
 
+    def calls(
+        self, tokenizer: Tokenizer, calls: Sequence[Call], tools: Sequence[Tool]
+    ) -> list[int]:
+        forms = {tool.name: tool.parameters for tool in tools}
+        told = [{"name": c.name, "arguments": _in_order(c.arguments, forms[c.name])} for c in calls]
+        return tokenizer.encode(_dump(told))
+
     def response(
         self, tokenizer: Tokenizer, calls: Sequence[Call], results: Sequence[Any]
     ) -> list[int]:
@@ -63,6 +70,17 @@ def _parse(tokenizer: Tokenizer, tokens: Sequence[int]) -> tuple[Call, ...]:
     if not text.startswith("["):
         return ()
     return tuple(Call(one["name"], one["arguments"]) for one in json.loads(text))
+
+
+def _in_order(value: Any, schema: Any) -> Any:
+    """A value with the keys of its objects in the order in which its schema names them."""
+    if isinstance(value, list) and isinstance(schema, dict):
+        return [_in_order(inner, schema.get("items")) for inner in value]
+    if not isinstance(value, dict) or not isinstance(schema, dict):
+        return value
+    named = schema.get("properties", {})
+    keys = [*(key for key in named if key in value), *(key for key in value if key not in named)]
+    return {key: _in_order(value[key], named.get(key)) for key in keys}
 
 
 def _dump(value: Any) -> str:

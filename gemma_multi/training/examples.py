@@ -16,9 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gemma_multi.chat_template import encode_answered
 from gemma_multi.errors import DataError
-from gemma_multi.rows import Data, Row, data_name, read_rows
+from gemma_multi.rows import Data, Row, data_name, encode_row, read_rows
 from gemma_multi.tokenizer import Tokenizer
 
 HAS_LOSS = 1 << 30
@@ -44,11 +43,9 @@ def check_enough(name: str, rows: int) -> None:
 
 def tokenize(tokenizer: Tokenizer, row: Row, loss_on: str = "answer") -> np.ndarray:
     """A row as `i32[T]`, HAS_LOSS set where a loss is taken. Texts end with `<eos>`."""
-    if row.turns:
-        ids, said = encode_answered(tokenizer, row.turns)
-    else:
-        ids = [tokenizer.bos_id, *tokenizer.encode(row.text), tokenizer.eos_id]
-        said = [True] * len(ids)
+    ids, said = encode_row(tokenizer, row)
+    if not row.turns:
+        ids, said = [*ids, tokenizer.eos_id], [*said, True]
     entries = np.array(ids, np.int32)
     loss_mask = np.array(said) if loss_on == "answer" else np.ones(len(ids), bool)
     loss_mask[0] = False  # nothing comes before <bos> that could predict it
