@@ -111,7 +111,7 @@ def test_embedding_and_head_share_one_buffer_in_all_signatures(tmp_path: Path) -
     data = (tmp_path / "model.tflite").read_bytes()
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(data, 0))
     names = [s.signatureKey.decode() for s in model.signatureDefs]
-    assert names == ["prefill_16", "prefill_128", DECODE, HIDDEN, SCORE]
+    assert names == ["prefill_16", "prefill_64", "prefill_128", DECODE, HIDDEN, SCORE]
     buffers = {t.buffer for g in model.subgraphs for t in g.tensors
                if t.name == b"model.embed_tokens.weight"}  # fmt: skip
     assert len(buffers) == 1
