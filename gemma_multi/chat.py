@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from gemma_multi import chat_template
 from gemma_multi.constraints import Constraint
 from gemma_multi.errors import ConstraintError, ContextError, OptionError
-from gemma_multi.generation import GenerationResult, shared_beginning
+from gemma_multi.generation import GenerationResult
+from gemma_multi.prefixes import shared_beginning
 from gemma_multi.sampling import GenerationOptions
 from gemma_multi.streaming import TextStream
 from gemma_multi.tools import Call, read_tools, tool_format
@@ -51,10 +52,7 @@ class Chat:
 
     def send(self, text: str, **options: Any) -> GenerationResult:
         """The model's answer to a user's turn."""
-        stream = self.stream(text, **options)
-        for _ in stream:
-            pass
-        return stream.result
+        return self.stream(text, **options).run()
 
     def stream(self, text: str, **options: Any) -> ChatStream:
         """The answer piece by piece. Closing it early, or starting another, keeps what was said
@@ -86,9 +84,7 @@ class Chat:
         turn = self._format.response(self._model.tokenizer, self.calls, results)
         said = {"role": "tool", "content": list(results)}
         self._answer = stream = ChatStream(self, turn, said, chosen, constraint)
-        for _ in stream:
-            pass
-        return stream.result
+        return stream.run()
 
     def _finish_last(self) -> None:
         if self._answer is not None:
@@ -126,7 +122,7 @@ class ChatStream(TextStream):
         if chat._adapter != model.active_adapter:
             chat._start_session()
         # what an earlier turn generated but never read is read now, with the new turn
-        known = shared_beginning(chat._session.ids.tolist(), self._before)
+        known = shared_beginning(chat._session.ids, self._before)
         chat._session.truncate(min(known, len(self._before) - 1))
         self._chat, self._said = chat, said
         reused = chat._session.length

@@ -23,9 +23,9 @@ from gemma_multi.engines import ALL, Engine, Session, create_engine
 from gemma_multi.errors import ContextError, OptionError
 from gemma_multi.exporters import ExportReport, choose_format, export_checkpoint, save
 from gemma_multi.formats.peft import read_adapter
-from gemma_multi.generation import GenerationResult, TextScore, shared_beginning
+from gemma_multi.generation import GenerationResult, TextScore
 from gemma_multi.options import refuse_unknown
-from gemma_multi.prefixes import PrefixCache
+from gemma_multi.prefixes import PrefixCache, shared_beginning
 from gemma_multi.progress import Progress, reporting
 from gemma_multi.sampling import GenerationOptions
 from gemma_multi.streaming import TextStream
@@ -144,10 +144,7 @@ class Model:
         than the context, ConstraintError where `max_tokens` ends a constrained text before it is
         whole.
         """
-        stream = self.stream(prompt, raw=raw, tools=tools, tool_choice=tool_choice, **options)
-        for _ in stream:
-            pass
-        return stream.result
+        return self.stream(prompt, raw=raw, tools=tools, tool_choice=tool_choice, **options).run()
 
     def stream(
         self, prompt: str | Sequence[chat_template.Message], *, raw: bool = False,

@@ -63,7 +63,7 @@ class PrefixCache:
     def _best(self, wanted: np.ndarray, context_length: int) -> tuple[Session | None, int]:
         best, most = None, _LEAST - 1
         for entry in self._entries:
-            shared = _shared(entry.ids, wanted[:-1])
+            shared = shared_beginning(entry.ids, wanted[:-1])
             if shared > most and entry.context_length == context_length:
                 best, most = entry, shared
         if best is None:
@@ -80,10 +80,10 @@ class PrefixCache:
             del self._entries[0]
 
 
-def _shared(a: np.ndarray, b: np.ndarray) -> int:
+def shared_beginning(a: Sequence[int] | np.ndarray, b: Sequence[int] | np.ndarray) -> int:
     """How many tokens two rows have in common at their beginning."""
     length = min(len(a), len(b))
-    different = np.flatnonzero(a[:length] != b[:length])
+    different = np.flatnonzero(np.asarray(a[:length]) != np.asarray(b[:length]))
     return int(different[0]) if len(different) else length
 
 

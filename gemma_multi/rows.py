@@ -48,6 +48,15 @@ class Row:
     tools: tuple[Tool, ...] = ()
     system: str = ""
 
+    @property
+    def kind(self) -> str:
+        """Of `KINDS`."""
+        if not self.turns:
+            return "text"
+        if self.tools:
+            return "tools"
+        return "completion" if "prompt" in self.roles else "messages"
+
 
 def read_rows(data: Data) -> Iterator[Row]:
     """Every row of `data`. Raises DataError naming the first bad one."""

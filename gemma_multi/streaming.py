@@ -59,6 +59,12 @@ class TextStream:
     def __next__(self) -> str:
         return next(self._generator)
 
+    def run(self) -> GenerationResult:
+        """Generates what is left of it; the result."""
+        for _ in self:
+            pass
+        return self.result
+
     def close(self) -> None:
         """Stops generation; what came so far stays in `result`."""
         self._generator.close()

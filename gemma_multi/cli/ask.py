@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gemma_multi.cli.common import (
+    argument_or_piped,
     field_options,
     given,
     load_model,
@@ -44,7 +45,7 @@ def generate(
     """Answer PROMPT, or what is piped in."""
     from gemma_multi.terminal import show_stream
 
-    text = _read_prompt(prompt)
+    text = argument_or_piped(prompt, "prompt")
     if raw and system:
         raise OptionError("--raw continues plain text and takes no --system")
     if not text.strip():
@@ -62,9 +63,7 @@ def generate(
         for call in stream.result.calls:
             print_json(asdict(call))
         return
-    for _ in stream:
-        pass
-    print_json(_facts(stream.result, model.backend))
+    print_json(_facts(stream.run(), model.backend))
 
 
 def _facts(result: GenerationResult, backend: str) -> dict[str, Any]:
@@ -91,14 +90,6 @@ def _read_tools(value: str) -> tuple[Tool, ...]:
         if isinstance(error, GemmaError):
             raise
         raise OptionError(f"--tools {value}: no JSON: {error}") from None
-
-
-def _read_prompt(prompt: str | None) -> str:
-    if prompt is not None:
-        return prompt
-    if sys.stdin is None or sys.stdin.isatty():
-        raise OptionError("no prompt: give one as an argument or pipe it in")
-    return sys.stdin.read()
 
 
 @click.command()
@@ -141,8 +132,7 @@ def chat(system: str | None, as_json: bool, **options: Any) -> None:
             continue
         try:
             if as_json:
-                for _ in stream:
-                    pass
+                stream.run()
             else:
                 show_stream(stream)
         except KeyboardInterrupt:

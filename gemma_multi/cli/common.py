@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -131,6 +132,20 @@ def load_model(options: dict[str, Any]) -> Any:
     ConstraintOptions(**given(constraints)).compile()
     GenerationOptions.merge({}, given({n: v for n, v in options.items() if n not in constraints}))
     return load(**chosen)
+
+
+def argument_or_piped(text: str | None, what: str) -> str:
+    """A command's argument, or what is piped in where it has none."""
+    if text is not None:
+        return text
+    check_piped(what)
+    return sys.stdin.read()
+
+
+def check_piped(what: str) -> None:
+    """Raises OptionError where somebody sits at the other end of standard input."""
+    if sys.stdin is None or sys.stdin.isatty():
+        raise OptionError(f"no {what}: give one as an argument or pipe it in")
 
 
 def read_file_or_text(value: str) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from gemma_multi.cli.common import (
+    argument_or_piped,
+    check_piped,
     field_options,
     given,
     load_model,
@@ -18,7 +20,9 @@ from gemma_multi.cli.common import (
 )
 from gemma_multi.errors import OptionError
 from gemma_multi.sampling import GenerationOptions
-from gemma_multi.tasks import Classification
+
+if TYPE_CHECKING:
+    from gemma_multi.tasks import Classification
 
 _TASK = (
     click.option("--instruction", help="What the model is told in front of each text."),
@@ -94,15 +98,12 @@ def extract(
 
 
 def _texts(text: str | None, lines: bool) -> Iterator[str]:
+    if not lines:
+        return iter([argument_or_piped(text, "text")])
     if text is not None:
-        if lines:
-            raise OptionError("--lines reads what is piped in, and takes no text beside it")
-        return iter([text])
-    if sys.stdin is None or sys.stdin.isatty():
-        raise OptionError("no text: give one as an argument or pipe it in")
-    if lines:
-        return (line for line in sys.stdin if line.strip())
-    return iter([sys.stdin.read()])
+        raise OptionError("--lines reads what is piped in, and takes no text beside it")
+    check_piped("text")
+    return (line for line in sys.stdin if line.strip())
 
 
 def _show(found: Classification, as_json: bool) -> None:

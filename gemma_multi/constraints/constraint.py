@@ -79,9 +79,7 @@ class Constraint:
 
     def matcher(self, tokenizer: Tokenizer, stop_ids: Collection[int]) -> Matcher:
         """For one answer. Raises OptionError for what the grammar's language does not allow."""
-        from llguidance import LLMatcher
-
-        found = LLMatcher(
+        found = _llguidance()(
             llguidance_tokenizer(tokenizer, frozenset(stop_ids)), self.grammar, log_level=0
         )
         if found.is_error():

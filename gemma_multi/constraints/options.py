@@ -34,7 +34,7 @@ class ConstraintOptions:
         given = [f.name for f in fields(self) if f.name != "whitespace" and self._has(f.name)]
         if len(given) > 1:
             raise OptionError(f"a text cannot have both {given[0]} and {given[1]}; give one")
-        if self.whitespace not in (False, True):
+        if not isinstance(self.whitespace, bool):
             raise OptionError(f"whitespace is {self.whitespace!r}, expected True or False")
         if self.whitespace and given != ["schema"]:
             raise OptionError("whitespace=True is for JSON, and needs a schema")

@@ -36,6 +36,15 @@ def read_schema(schema: Any) -> tuple[dict[str, Any], Callable[[str], Any]]:
     return _of_a_type(schema)
 
 
+def write_json(value: Any, fallback: Callable[[Any], Any] | None = None) -> str:
+    """A value of any type as a model is to read or write it; `fallback` makes what JSON has no form
+    for into something else. Raises ValueError where there is none."""
+    from pydantic import TypeAdapter
+
+    plain = TypeAdapter(Any).dump_python(value, mode="json", fallback=fallback)
+    return json.dumps(plain, ensure_ascii=False)
+
+
 def _of_a_type(kind: Any) -> tuple[dict[str, Any], Callable[[str], Any]]:
     from pydantic import TypeAdapter
     from pydantic.errors import PydanticUserError

@@ -2,7 +2,7 @@
 
 from gemma_multi.generation.decoding import Decoding
 from gemma_multi.generation.lookup import PromptLookup
-from gemma_multi.generation.loop import Timing, generate_tokens, shared_beginning
+from gemma_multi.generation.loop import Timing, generate_tokens
 from gemma_multi.generation.result import FinishReason, GenerationResult, TextScore
 
 __all__ = [
@@ -13,5 +13,4 @@ __all__ = [
     "TextScore",
     "Timing",
     "generate_tokens",
-    "shared_beginning",
 ]

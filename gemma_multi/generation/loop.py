@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from gemma_multi.engines.base import ALL, NOTHING, Session
 from gemma_multi.generation.decoding import Decoding
 from gemma_multi.generation.lookup import PromptLookup
+from gemma_multi.prefixes import shared_beginning
 
 _PROMPT_CHUNK = 512  # tokens read between two looks at the cancel flag
 
@@ -112,11 +113,3 @@ def _with_guess(
             break
     session.truncate(session.length - len(guess) + shared_beginning(chosen, guess))
     return chosen
-
-
-def shared_beginning(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens two rows have in common at their beginning."""
-    for i, (left, right) in enumerate(zip(a, b, strict=False)):
-        if left != right:
-            return i
-    return min(len(a), len(b))

@@ -51,7 +51,7 @@ class GenerationOptions:
         if self.seed is None:
             object.__setattr__(self, "seed", secrets.randbits(32))
         _whole("seed", self.seed, 0, most=(1 << 64) - 1)
-        if self.prompt_lookup not in (None, True, False):
+        if self.prompt_lookup is not None and not isinstance(self.prompt_lookup, bool):
             raise OptionError(f"prompt_lookup is {self.prompt_lookup!r}, expected True or False")
         stop: Any = (self.stop,) if isinstance(self.stop, str) else self.stop
         if not isinstance(stop, Sequence) or not all(isinstance(s, str) and s for s in stop):

@@ -22,7 +22,7 @@ from gemma_multi.constraints.options import check_choices
 from gemma_multi.engines import LAST, Rows, Session
 from gemma_multi.errors import OptionError
 from gemma_multi.progress import Progress, reporting
-from gemma_multi.tasks.prompts import TaskPrompt, read_examples, read_instruction, read_texts
+from gemma_multi.tasks.prompts import TaskPrompt, read_choices, read_instruction, read_texts
 
 if TYPE_CHECKING:
     from gemma_multi.model import Model
@@ -57,11 +57,8 @@ def classify(
     """See `Model.classify`."""
     names = check_choices("labels", labels, MAX_LABELS)
     default = f"Classify the text as one of: {', '.join(names)}. Answer with one of them only."
-    answered = read_examples(examples)
-    for _, label in answered:
-        if label not in names:
-            raise OptionError(f"an example has the label {label!r}, expected one of {names}")
-    prompt = TaskPrompt(read_instruction(instruction, default), tuple(answered), raw, "Label")
+    answered = read_choices(examples, "label", names)
+    prompt = TaskPrompt(read_instruction(instruction, default), answered, raw, "Label")
     return classify_prompts(model, prompt, texts, names, calibrate, progress)
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from gemma_multi.constraints.schema import read_schema
+from gemma_multi.constraints.schema import read_schema, write_json
 from gemma_multi.errors import OptionError
 from gemma_multi.progress import Progress, reporting
 from gemma_multi.streaming import TextStream
@@ -36,9 +35,7 @@ def extract(
         for ids in prompts:
             session, reused = model.prefixes.start(model.engine, ids, shared, model.context_length)
             stream = TextStream(model, session, ids[session.length :], chosen, constraint, reused)
-            for _ in stream:
-                pass
-            found.append(stream.result.parsed)
+            found.append(stream.run().parsed)
             if not single:
                 report(len(found), len(prompts))
     return found[0] if single else found
@@ -48,10 +45,7 @@ def _as_text(answer: Any) -> str:
     """An example's object as the model is to write it."""
     if isinstance(answer, str):
         return answer
-    from pydantic import TypeAdapter
-
     try:
-        plain = TypeAdapter(Any).dump_python(answer, mode="json")
-        return json.dumps(plain, ensure_ascii=False)
+        return write_json(answer)
     except ValueError as error:
         raise OptionError(f"an example's answer {answer!r} is no JSON: {error}") from None

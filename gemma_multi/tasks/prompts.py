@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gemma_multi.errors import OptionError
+from gemma_multi.prefixes import shared_beginning
 
 if TYPE_CHECKING:
     from gemma_multi.model import Model
@@ -44,11 +45,19 @@ class TaskPrompt:
 
     def shared(self, model: Model) -> int:
         """How many tokens of every prompt are the same."""
-        one, other = self.ids(model, "A"), self.ids(model, "7")
-        return next(i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+        return shared_beginning(self.ids(model, "A"), self.ids(model, "7"))
 
     def _block(self, text: str, answer: str) -> str:
         return f"Text: {text.strip()}\n{self.heading}:{answer}"
+
+
+def read_choices(examples: Any, what: str, names: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """Examples whose answers are among `names`."""
+    pairs = read_examples(examples)
+    for _, answer in pairs:
+        if answer not in names:
+            raise OptionError(f"an example has the {what} {answer!r}, expected one of {names}")
+    return tuple(pairs)
 
 
 def read_examples(examples: Any) -> list[tuple[str, Any]]:

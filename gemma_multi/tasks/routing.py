@@ -9,7 +9,7 @@ from gemma_multi.constraints.options import check_choices
 from gemma_multi.errors import OptionError
 from gemma_multi.progress import Progress
 from gemma_multi.tasks.classification import MAX_LABELS, classify_prompts
-from gemma_multi.tasks.prompts import TaskPrompt, read_examples, read_instruction
+from gemma_multi.tasks.prompts import TaskPrompt, read_choices, read_instruction
 
 if TYPE_CHECKING:
     from gemma_multi.model import Model
@@ -27,12 +27,9 @@ def route(
     for name, description in routes.items():
         if not isinstance(description, str):
             raise OptionError(f"route {name!r} has the description {description!r}, expected text")
-    answered = read_examples(examples)
-    for _, name in answered:
-        if name not in names:
-            raise OptionError(f"an example has the route {name!r}, expected one of {names}")
+    answered = read_choices(examples, "route", names)
     asked = read_instruction(instruction, "Which of these should take care of the request?")
     described = [f"- {n}: {d}" if d else f"- {n}" for n, d in routes.items()]
     text = "\n".join([asked, *described, "Answer with its name only."])
-    prompt = TaskPrompt(text, tuple(answered), raw, "Name")
+    prompt = TaskPrompt(text, answered, raw, "Name")
     return classify_prompts(model, prompt, queries, names, calibrate, progress)

@@ -12,6 +12,7 @@ from typing import Any
 
 from gemma_multi import chat_template
 from gemma_multi.constraints import JSON_SPACES, Constraint
+from gemma_multi.constraints.schema import write_json
 from gemma_multi.tokenizer import Tokenizer
 from gemma_multi.tools.format import ToolFormat, chosen
 from gemma_multi.tools.tool import Call, Tool
@@ -29,7 +30,9 @@ class JsonFormat(ToolFormat):
         self, tokenizer: Tokenizer, tools: Sequence[Tool], system: str
     ) -> tuple[list[int], str]:
         declared = "\n".join(
-            _dump({"name": t.name, "description": t.description, "parameters": t.parameters})
+            write_json(
+                {"name": t.name, "description": t.description, "parameters": t.parameters}, str
+            )
             for t in tools
         )
         told = _TOLD.format(declared)
@@ -55,13 +58,15 @@ class JsonFormat(ToolFormat):
     ) -> list[int]:
         forms = {tool.name: tool.parameters for tool in tools}
         told = [{"name": c.name, "arguments": _in_order(c.arguments, forms[c.name])} for c in calls]
-        return tokenizer.encode(_dump(told))
+        return tokenizer.encode(write_json(told, fallback=str))
 
     def response(
         self, tokenizer: Tokenizer, calls: Sequence[Call], results: Sequence[Any]
     ) -> list[int]:
         told = [{"name": c.name, "result": r} for c, r in zip(calls, results, strict=True)]
-        turn = chat_template.encode_turn(tokenizer, "user", f"Results: {_dump(told)}")
+        turn = chat_template.encode_turn(
+            tokenizer, "user", f"Results: {write_json(told, fallback=str)}"
+        )
         return turn + chat_template.open_turn(tokenizer, "model")
 
 
@@ -81,10 +86,3 @@ def _in_order(value: Any, schema: Any) -> Any:
     named = schema.get("properties", {})
     keys = [*(key for key in named if key in value), *(key for key in value if key not in named)]
     return {key: _in_order(value[key], named.get(key)) for key in keys}
-
-
-def _dump(value: Any) -> str:
-    from pydantic import TypeAdapter
-
-    plain = TypeAdapter(Any).dump_python(value, mode="json", fallback=str)
-    return json.dumps(plain, ensure_ascii=False)

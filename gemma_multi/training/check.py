@@ -102,15 +102,7 @@ def _rows(
             report.bad += 1
             report.bad_rows += [f"{name}:{line}: {error}"][: NAMED - len(report.bad_rows)]
             continue
-        kinds[
-            "text"
-            if not row.turns
-            else "tools"
-            if row.tools
-            else "completion"
-            if "prompt" in row.roles
-            else "messages"
-        ] += 1
+        kinds[row.kind] += 1
         roles.update(row.roles)
         entries = tokenize(tokenizer, row)
         report.tokens += len(entries)
