@@ -14,17 +14,18 @@ from pathlib import Path
 
 GEMMA, APACHE = "gemma", "apache-2.0"
 PROVENANCE_FILE, NOTICE_FILE = "provenance.json", "NOTICE"
+_LINKS = {
+    GEMMA: "https://ai.google.dev/gemma/terms",
+    APACHE: "https://www.apache.org/licenses/LICENSE-2.0",
+}
 _TERMS = {
     GEMMA: (
         "Gemma is provided under and subject to the Gemma Terms of Use found at\n"
-        "https://ai.google.dev/gemma/terms\n"
+        f"{_LINKS[GEMMA]}\n"
         "Use is also subject to the Gemma Prohibited Use Policy found at\n"
         "https://ai.google.dev/gemma/prohibited_use_policy"
     ),
-    APACHE: (
-        "Licensed under the Apache License, Version 2.0, found at\n"
-        "https://www.apache.org/licenses/LICENSE-2.0"
-    ),
+    APACHE: (f"Licensed under the Apache License, Version 2.0, found at\n{_LINKS[APACHE]}"),
 }
 
 
@@ -40,6 +41,11 @@ class Provenance:
     # which order its channels were put in when it was calibrated; "" for the source's own. An
     # adapter changes weights in one order and fits no other
     channels: str = ""
+
+    @property
+    def license_link(self) -> str:
+        """Where the licence can be read."""
+        return _LINKS[self.license]
 
     def modified(self, how: str) -> Provenance:
         return replace(self, modifications=(*self.modifications, how))
@@ -66,10 +72,10 @@ class Provenance:
         return json.dumps(asdict(self), indent=2).encode() + b"\n"
 
     @classmethod
-    def read(cls, directory: Path) -> Provenance:
-        """The directory's own account, or Gemma's terms and its name where it has none."""
+    def from_json(cls, text: str | bytes) -> Provenance | None:
+        """What `to_json` wrote; None for anything else."""
         try:
-            data = json.loads((directory / PROVENANCE_FILE).read_text(encoding="utf-8"))
+            data = json.loads(text)
             return cls(
                 license=data["license"] if data["license"] in _TERMS else GEMMA,
                 source=str(data["source"]),
@@ -78,8 +84,15 @@ class Provenance:
                 received_notice=str(data.get("received_notice", "")),
                 channels=str(data.get("channels", "")),
             )
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            return cls(source=directory.name, received_notice=_text(directory / NOTICE_FILE))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return None
+
+    @classmethod
+    def read(cls, directory: Path) -> Provenance:
+        """The directory's own account, or Gemma's terms and its name where it has none."""
+        return cls.from_json(_text(directory / PROVENANCE_FILE)) or cls(
+            source=directory.name, received_notice=_text(directory / NOTICE_FILE)
+        )
 
 
 def _text(path: Path) -> str:

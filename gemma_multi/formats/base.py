@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gemma_multi.checkpoint import Checkpoint
+from gemma_multi.errors import CheckpointError
 
 
 @dataclass(frozen=True)
@@ -25,3 +27,13 @@ class Format:
     @property
     def is_directory(self) -> bool:
         return not self.suffix
+
+
+def checked_generation(data: dict[str, Any], where: str) -> dict[str, Any]:
+    """The options a checkpoint brings along; its stop ids are checked here, the rest on use."""
+    eos = data.get("eos_token_id", [])
+    if not all(type(i) is int for i in (eos if isinstance(eos, list) else [eos])):
+        raise CheckpointError(
+            f"{where}: eos_token_id is {eos!r}, expected a token id or a list of them"
+        )
+    return data

@@ -20,6 +20,7 @@ from gemma_multi.checkpoint import Checkpoint, Origin, Provenance, Tensor, Tenso
 from gemma_multi.config import ModelConfig
 from gemma_multi.errors import CheckpointError
 from gemma_multi.files import file_stamp, read_optional_json
+from gemma_multi.formats.base import checked_generation
 from gemma_multi.safetensors_file import check_finite, read_safetensors
 from gemma_multi.tokenizer import Tokenizer
 
@@ -53,7 +54,9 @@ def read_directory(path: Path, format_name: str, read_packed: ReadPacked) -> Che
         config=config,
         tensors=_read_tensors(path, config, format_name, read_packed),
         provenance=Provenance.read(path),
-        generation=_read_generation_config(path / GENERATION_FILE),
+        generation=checked_generation(
+            read_optional_json(path / GENERATION_FILE), str(path / GENERATION_FILE)
+        ),
         path=path,
         make_tokenizer=cache(lambda: Tokenizer.from_directory(path, config.vocab_size)),
     )
@@ -98,17 +101,6 @@ def _read_tensors(
         raise CheckpointError(f"{file}: tensor {name!r} does not belong to a Gemma 3 text model")
     identity = " ".join(file_stamp(file) for file in sorted(files))
     return Tensors.of(tensors, Origin(format_name, identity))
-
-
-def _read_generation_config(path: Path) -> dict[str, Any]:
-    """The options a checkpoint brings along; its stop ids are checked here, the rest on use."""
-    data = read_optional_json(path)
-    eos = data.get("eos_token_id", [])
-    if not all(type(i) is int for i in (eos if isinstance(eos, list) else [eos])):
-        raise CheckpointError(
-            f"{path}: eos_token_id is {eos!r}, expected a token id or a list of them"
-        )
-    return data
 
 
 def _weight_files(path: Path) -> dict[Path, set[str] | None]:

@@ -11,14 +11,20 @@ from pathlib import Path
 from gemma_multi.checkpoint import Checkpoint, Provenance
 from gemma_multi.errors import TokenizerError
 from gemma_multi.files import begins_with
-from gemma_multi.formats.base import Format
+from gemma_multi.formats.base import Format, checked_generation
 from gemma_multi.formats.gguf.file import MAGIC, GgufFile
 from gemma_multi.formats.gguf.layout import (
+    GENERATION,
     KINDS,
+    PAD_PIECE,
+    PROVENANCE,
+    REPOSITORY,
+    RESERVED,
     SCORES,
     TOKENIZER_MODEL,
     TOKENS,
     read_config,
+    read_own,
 )
 from gemma_multi.formats.gguf.tensors import read_tensors
 from gemma_multi.sentencepiece_model import SPACE, PieceKind, sentencepiece_from_pieces
@@ -32,6 +38,7 @@ def _read(path: Path) -> Checkpoint:
         config=config,
         tensors=read_tensors(file, config, FORMAT.name),
         provenance=_read_provenance(file),
+        generation=checked_generation(read_own(file, GENERATION), f"{path}: {GENERATION}"),
         path=path,
         make_tokenizer=cache(partial(_read_tokenizer, file)),
     )
@@ -39,7 +46,9 @@ def _read(path: Path) -> Checkpoint:
 
 def _read_provenance(file: GgufFile) -> Provenance:
     data = file.metadata
-    named = (data.get(f"general.{key}") for key in ("source.huggingface.repository", "name"))
+    if (ours := Provenance.from_json(str(data.get(PROVENANCE)))) is not None:
+        return ours
+    named = (data.get(key) for key in (REPOSITORY, "general.name"))
     source = next((str(name) for name in named if name), file.path.stem)
     kinds = sorted({tensor.kind for tensor in file.tensors.values() if len(tensor.shape) == 2})
     license = str(data.get("general.license", ""))
@@ -70,6 +79,8 @@ def _read_tokenizer(file: GgufFile) -> Tokenizer:
             (_spelled(token.decode("utf-8"), kind), float(score), _kind(token, kind))
             for token, score, kind in zip(tokens, scores, map(int, kinds), strict=True)
         ]
+        while pieces and pieces[-1][2] == PieceKind.UNUSED and pieces[-1][0].startswith(PAD_PIECE):
+            pieces.pop()  # there for the embedding's rows
         return Tokenizer(sentencepiece_from_pieces(pieces))
     except (ValueError, AttributeError, TokenizerError) as error:
         raise TokenizerError(f"{path}: its tokenizer: {error}") from error
@@ -77,7 +88,7 @@ def _read_tokenizer(file: GgufFile) -> Tokenizer:
 
 def _kind(token: bytes, kind: int) -> PieceKind:
     """llama.cpp's converter makes Gemma's reserved pieces control pieces; text may spell them."""
-    reserved = kind == PieceKind.CONTROL and token.startswith(b"<unused")
+    reserved = kind == PieceKind.CONTROL and token.startswith(RESERVED.encode())
     return PieceKind.USER_DEFINED if reserved else PieceKind(kind)
 
 

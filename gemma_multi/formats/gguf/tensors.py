@@ -7,7 +7,9 @@
 | Q8_0 | int8 in groups of 32 | the same |
 | any other | float32 | by the gguf package's dequantiser, a few thousand rows at a time |
 
-A norm whose `1 + w` comes from a bfloat16 `w`, as in every Gemma, is that `w` again.
+Scales are float16 in the file. A tensor whose scales bfloat16 holds as well has them in that type,
+as our own grid does. A norm whose `1 + w` comes from a bfloat16 `w`, as in every Gemma, is that `w`
+again; where that loses anything, a file of ours has the norms once more.
 """
 
 from __future__ import annotations
@@ -22,13 +24,14 @@ from gemma_multi.config import EMBEDDING, ModelConfig
 from gemma_multi.errors import CheckpointError
 from gemma_multi.files import file_stamp
 from gemma_multi.formats.gguf.file import GgufFile, StoredTensor
-from gemma_multi.formats.gguf.layout import HEAD, stored_name
+from gemma_multi.formats.gguf.layout import HEAD, NORM_TYPES, NORMS, stored_name
 from gemma_multi.quantization.int4 import CODE_MIN, GROUP_SIZE, SMALLEST_SCALE
 from gemma_multi.quantization.tensor import BFLOAT16, QuantizedTensor, pack
 from gemma_multi.safetensors_file import check_finite
 
-_DENSE = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": BFLOAT16}
-_GRIDS = {"Q4_0": 4, "Q8_0": 8}  # a block is a float16 scale and 32 codes
+DTYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": BFLOAT16}
+BITS = {"Q4_0": 4, "Q8_0": 8}  # a block is a float16 scale and 32 codes
+_TYPES = {dtype.name: dtype for dtype in DTYPES.values()}
 _CHUNK_ROWS = 1 << 13
 
 
@@ -54,10 +57,11 @@ def read_tensors(file: GgufFile, config: ModelConfig, format_name: str) -> Tenso
                 f"{file.path}: tensor {name!r} does not belong to a Gemma 3 text model"
             )
 
-    norms = {
-        name: _read_norm(file.path, stored_name(name), tensor)
+    gains = {
+        name: _dense(file.path, stored_name(name), tensor).astype(np.float32)
         for name, tensor in stored.items() if len(tensor.shape) == 1
     }  # fmt: skip
+    norms = {name: norm_of(gain) for name, gain in gains.items()} | _kept_norms(file, gains)
 
     def read(name: str) -> Tensor:
         if name in norms:
@@ -74,10 +78,10 @@ def read_tensors(file: GgufFile, config: ModelConfig, format_name: str) -> Tenso
 def _info(tensor: StoredTensor) -> TensorInfo:
     """Of a matrix, without reading it."""
     size = math.prod(tensor.shape)
-    if tensor.kind in _GRIDS:  # a scale and a bias a group
-        bits = _GRIDS[tensor.kind]
+    if tensor.kind in BITS:  # a scale and a bias a group
+        bits = BITS[tensor.kind]
         return TensorInfo(tensor.shape, f"int{bits}", size * bits // 8 + size // GROUP_SIZE * 4)
-    dtype = _DENSE.get(tensor.kind, _DENSE["F32"])
+    dtype = DTYPES.get(tensor.kind, DTYPES["F32"])
     return TensorInfo(tensor.shape, dtype.name, size * dtype.itemsize)
 
 
@@ -92,22 +96,45 @@ def _check_head(file: GgufFile) -> None:
         )
 
 
-def _read_norm(path: Path, name: str, tensor: StoredTensor) -> np.ndarray:
-    gain = _dense(path, name, tensor).astype(np.float32)
+def gain_of(norm: np.ndarray) -> np.ndarray:
+    """What a file has for a norm: `1 + w` in float32."""
+    return 1 + norm.astype(np.float32)
+
+
+def norm_of(gain: np.ndarray) -> np.ndarray:
+    """A norm from what a file has for it: in bfloat16 if that gives the same, else in float32."""
     weight = gain - np.float32(1)
     short = weight.astype(BFLOAT16)
-    return short if np.array_equal(1 + short.astype(np.float32), gain) else weight
+    return short if np.array_equal(gain_of(short), gain) else weight
+
+
+def _kept_norms(file: GgufFile, gains: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The norms of a file that has them as they were; none that its tensors do not agree with."""
+    data, types = (file.metadata.get(key, ()) for key in (NORMS, NORM_TYPES))
+    if not isinstance(data, np.ndarray) or not isinstance(types, list) or len(types) != len(gains):
+        return {}
+    kept, begin = {}, 0
+    for (name, gain), kind in zip(gains.items(), types, strict=True):
+        dtype = _TYPES.get(kind.decode("utf-8", "replace"))
+        if dtype is None:
+            return {}
+        part = data.view(np.uint8)[begin : (begin := begin + gain.size * dtype.itemsize)]
+        if part.size == gain.size * dtype.itemsize:
+            norm = np.frombuffer(part.tobytes(), dtype)
+            if np.array_equal(gain_of(norm), gain):
+                kept[name] = norm
+    return kept
 
 
 def _read_matrix(path: Path, name: str, tensor: StoredTensor) -> Tensor:
-    if tensor.kind in _GRIDS:
-        return _read_grid(path, name, tensor, _GRIDS[tensor.kind])
+    if tensor.kind in BITS:
+        return _read_grid(path, name, tensor, BITS[tensor.kind])
     return _dense(path, name, tensor)
 
 
 def _dense(path: Path, name: str, tensor: StoredTensor) -> np.ndarray:
-    if tensor.kind in _DENSE:
-        array = tensor.data.view(np.ndarray).view(_DENSE[tensor.kind]).reshape(tensor.shape)
+    if tensor.kind in DTYPES:
+        array = tensor.data.view(np.ndarray).view(DTYPES[tensor.kind]).reshape(tensor.shape)
     else:
         array = _dequantize(path, name, tensor)
     check_finite(path, name, array)
@@ -147,6 +174,8 @@ def _read_grid(path: Path, name: str, tensor: StoredTensor, bits: int) -> Tensor
             codes[empty] = -CODE_MIN
             scales = np.where(empty, np.float16(SMALLEST_SCALE), scales)
         words = pack(codes.reshape(rows, width), 4)
+    if np.array_equal(scales.astype(BFLOAT16), scales):
+        return QuantizedTensor.centred(words, scales, bits)
     with np.errstate(over="ignore"):
         biases = scales * np.float16(-(1 << (bits - 1)))
     if not np.isfinite(biases).all():  # no weights of a model: 128 times it passes 65,504
