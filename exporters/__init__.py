@@ -43,7 +43,8 @@ def choose_format(output: str | Path, name: str | None = None) -> Format:
     for one in writable:
         if one.suffix and one.suffix == suffix:
             return one
-    files = " or ".join(one.suffix for one in writable if one.suffix)
+    *others, last = (one.suffix for one in writable if one.suffix)
+    files = f"{', '.join(others)} or {last}"
     directories = " or ".join(repr(one.name) for one in writable if one.is_directory)
     raise OptionError(
         f"{output}: the name must end in {files}, to say what it is; for a directory give "

@@ -153,7 +153,7 @@ def test_a_bad_output_is_refused_before_a_model_is_looked_for(tmp_path: Path) ->
 # formats, backends and options are found where they stand
 
 
-@pytest.mark.parametrize("name", ["huggingface", "mlx", "tflite", "litertlm"])
+@pytest.mark.parametrize("name", ["gguf", "huggingface", "mlx", "tflite", "litertlm"])
 def test_a_format_is_a_pair(name: str) -> None:
     assert formats()[name].name == exporters()[name].format == name
 
@@ -187,7 +187,7 @@ def test_an_int4_model_is_no_hugging_face_directory_unless_made_dense(tmp_path: 
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"format": "gguf2"}, "format is 'gguf2', expected one of huggingface, litertlm, mlx, tflite"),
+    [({"format": "gguf2"}, "format is 'gguf2', expected one of gguf, huggingface, litertlm, mlx, "),
      ({"format": "mlx", "cache": "int8"}, "format 'mlx' takes no option 'cache'; expected one of"),
      ({"format": "mlx", "precision": "int3"}, "unknown precision 'int3'")],
 )  # fmt: skip
