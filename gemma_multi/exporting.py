@@ -25,7 +25,7 @@ def export(
     """Writes a model in another format.
 
     model, revision, local_files_only: what to export; see `open_checkpoint`.
-    output: a new file or directory. `.tflite` and `.litertlm` say what they are.
+    output: a new file or directory. `.gguf`, `.tflite` and `.litertlm` say what they are.
     format: for a directory `"huggingface"` (dense) or `"mlx"` (dense or quantised).
     progress: True for a bar on a terminal, False for none, or a function of (done, total).
     options: the format's own. All take `precision`; `.tflite` and `.litertlm` also

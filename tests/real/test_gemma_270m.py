@@ -58,6 +58,17 @@ def test_every_tensor_is_what_gguf_says(path: Path, checkpoint: Checkpoint) -> N
         np.testing.assert_array_equal(ours + (len(info.shape) == 1), dense)
 
 
+def test_a_gguf_as_google_publishes_it(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """Q4_0 with an embedding in Q8_0, in Google's 241 MB, and the same when it is opened."""
+    int4 = quantize_checkpoint(checkpoint, 4, embedding_bits=8)[0]
+    report = gemma_multi.export(int4, tmp_path / "m.gguf", progress=False)
+    assert 240e6 < report.nbytes < 242e6
+    opened = gemma_multi.open_checkpoint(tmp_path / "m.gguf")
+    assert (opened.config, opened.digest()) == (int4.config, int4.digest())
+    for text in samples(300):
+        assert opened.tokenizer.encode(text) == checkpoint.tokenizer.encode(text), repr(text)
+
+
 def test_its_tokenizer_gives_hugging_faces_ids(checkpoint: Checkpoint) -> None:
     theirs = tokenizers.Tokenizer.from_file(str(gemma_tokenizer() / "tokenizer.json"))
     special = theirs.get_added_tokens_decoder().values()
