@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from gemma_multi.checkpoint import Checkpoint, Provenance, Tensor
-from gemma_multi.config import SLIDING, ModelConfig, alternate
+from gemma_multi.config import EMBEDDING, SLIDING, ModelConfig, alternate
 from gemma_multi.errors import CheckpointError
 from gemma_multi.exporters.base import Exporter, ExportReport
 from gemma_multi.files import begins_with, read_optional_json, renamed_when_whole
@@ -84,34 +84,35 @@ def _write(
     total = done + parameters
     if dense is None:  # else row by row, as they are written
         checkpoint = to_precision(checkpoint, precision, lambda some, _: progress(some, total))
-    infos = checkpoint.tensors.infos
-    kinds = {
-        name: layout.KIND_OF[dense or info.dtype] if len(info.shape) == 2 else "F32"
-        for name, info in infos.items()
-    }
-    how = "exported as GGUF in " + ", ".join(sorted(set(_matrix_kinds(kinds, checkpoint))))
+    infos, shapes = checkpoint.tensors.infos, checkpoint.config.tensor_shapes()
+    matrices = {
+        name: layout.KIND_OF[dense or infos[name].dtype]
+        for name, shape in shapes.items() if len(shape) == 2
+    }  # fmt: skip
+    how = "exported as GGUF in " + ", ".join(sorted(set(matrices.values())))
     provenance = checkpoint.provenance.modified(how)
     output.parent.mkdir(parents=True, exist_ok=True)
     with (
         renamed_when_whole(output) as target,
         closing(GGUFWriter(target, layout.ARCHITECTURE)) as writer,
     ):
-        for key, value in _metadata(checkpoint, provenance, kinds).items():
+        for key, value in _metadata(checkpoint, provenance, matrices).items():
             _add(writer, key, value)
         sizes = {}
-        for name, info in infos.items():
-            block, nbytes = GGML_QUANT_SIZES[kind := GGMLQuantizationType[kinds[name]]]
-            sizes[name] = math.prod(info.shape) // block * nbytes
+        for name, shape in shapes.items():
+            kind = GGMLQuantizationType[matrices.get(name, "F32")]
+            block, nbytes = GGML_QUANT_SIZES[kind]
+            sizes[name] = math.prod(shape) // block * nbytes
             writer.add_tensor_info(
-                layout.stored_name(name), info.shape, np.float32, sizes[name], raw_dtype=kind
+                layout.stored_name(name), shape, np.float32, sizes[name], raw_dtype=kind
             )
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for name, info in infos.items():
-            parts = _stored(name, checkpoint.tensors[name], kinds[name])
+        for name, shape in shapes.items():
+            parts = _stored(name, checkpoint.tensors[name], matrices.get(name, "F32"))
             writer.write_tensor_data(_Streamed(sizes[name], parts))
-            done += math.prod(info.shape)
+            done += math.prod(shape)
             progress(done, total)
         writer.flush()
         os.fsync(writer.fout[0].fileno())
@@ -140,22 +141,19 @@ def _check_config(config: ModelConfig) -> None:
         )
 
 
-def _matrix_kinds(kinds: Mapping[str, str], checkpoint: Checkpoint) -> list[str]:
-    return [kinds[name] for name, info in checkpoint.tensors.infos.items() if len(info.shape) == 2]
-
-
 # metadata
 
 
 def _metadata(
-    checkpoint: Checkpoint, provenance: Provenance, kinds: Mapping[str, str]
+    checkpoint: Checkpoint, provenance: Provenance, matrices: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Every key of the file but the architecture, which the writer has."""
+    """Every key of the file but the architecture, which the writer has. `matrices` says what each
+    is stored as."""
     import gguf
 
     source, config = provenance.source, checkpoint.config
-    matrices = _matrix_kinds(kinds, checkpoint)
-    (most, _), *_ = Counter(matrices[1:]).most_common(1)  # the embedding comes first
+    linear = Counter(kind for name, kind in matrices.items() if name != EMBEDDING)
+    ((most, _),) = linear.most_common(1)
     file_type = gguf.LlamaFileType[f"{'ALL' if most == 'F32' else 'MOSTLY'}_{most}"]
     sampling = GenerationOptions.merge(checkpoint.generation, {})
     own = config.dtype, config.embedding_scale, config.residual_scale, config.eos_token_ids
@@ -182,7 +180,7 @@ def _metadata(
     if is_repository_id(source):
         entries[layout.REPOSITORY] = source
         entries["general.source.url"] = f"https://huggingface.co/{source}"
-    if any(kind in BITS for kind in matrices):
+    if any(kind in BITS for kind in matrices.values()):
         entries["general.quantization_version"] = gguf.GGML_QUANT_VERSION
     return entries
 
@@ -199,7 +197,8 @@ def _shape(config: ModelConfig) -> dict[str, Any]:
         "attention.key_length": config.head_dim,
         "attention.value_length": config.head_dim,
         "attention.layer_norm_rms_epsilon": config.rms_norm_eps,
-        "attention.sliding_window": config.sliding_window,
+        # llama.cpp ends the process on a window that no layer has
+        "attention.sliding_window": config.sliding_window * (SLIDING in config.layer_types),
         "rope.freq_base": config.rope_theta,
     }
     if config.layer_types != alternate(config.num_hidden_layers, layout.GEMMA_PERIOD):
@@ -269,8 +268,8 @@ def _chat_template(path: Path | None) -> str:
 
 def _norms(checkpoint: Checkpoint) -> dict[str, Any]:
     """The norms as they are, where `1 + w` in float32 would not give them back."""
-    infos = checkpoint.tensors.infos
-    norms = [checkpoint.weight(name) for name, info in infos.items() if len(info.shape) == 1]
+    shapes = checkpoint.config.tensor_shapes()
+    norms = [checkpoint.weight(name) for name, shape in shapes.items() if len(shape) == 1]
     again = (norm_of(gain_of(norm)) for norm in norms)
     pairs = zip(norms, again, strict=True)
     if all(a.dtype == b.dtype and a.tobytes() == b.tobytes() for a, b in pairs):

@@ -372,6 +372,14 @@ def test_what_the_architecture_has_anyway_is_not_said(tmp_path: Path) -> None:
     assert layout.NORMS not in data  # bfloat16 norms are found again without
 
 
+def test_a_model_without_sliding_layers_says_that_there_is_no_window(tmp_path: Path) -> None:
+    opened = export(speaking(layer_types=(FULL,) * 8), tmp_path / "m.gguf")
+    assert metadata(tmp_path / "m.gguf")["gemma3.attention.sliding_window"] == 0
+    assert opened.config.layer_types == (FULL,) * 8
+    all_slide = export(speaking(layer_types=(SLIDING,) * 8), tmp_path / "n.gguf")
+    assert all_slide.config.layer_types == (SLIDING,) * 8
+
+
 def test_norms_changed_since_are_read_as_they_are_now(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     original = export(float32_norms(), path)

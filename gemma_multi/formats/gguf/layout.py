@@ -125,6 +125,9 @@ def read_config(file: GgufFile) -> ModelConfig:
         raise ConfigError(
             f"{file.path}: rope.scaling.type is {scaling!r}; Gemma 3 has 'none' or 'linear'"
         )
+    window, pattern = value("attention.sliding_window"), value(PATTERN)
+    if window == 0:  # no layer slides
+        window, pattern = value("context_length"), 1
     own = read_own(file, CONFIG)
     try:
         return ModelConfig.from_dict({
@@ -136,8 +139,8 @@ def read_config(file: GgufFile) -> ModelConfig:
             "num_key_value_heads": value("attention.head_count_kv", heads),
             "head_dim": width,
             "intermediate_size": value("feed_forward_length"),
-            "sliding_window": value("attention.sliding_window"),
-            "layer_types": _layer_types(value(PATTERN), layers),
+            "sliding_window": window,
+            "layer_types": _layer_types(pattern, layers),
             "max_position_embeddings": value("context_length"),
             "rope_theta": value("rope.freq_base", 1e6),
             "rope_local_base_freq": value("rope.freq_base_swa", LOCAL_ROPE_BASE),
@@ -169,4 +172,7 @@ def _layer_types(pattern: Any, layers: Any) -> list[str] | None:
 
 def _shortest(value: Any) -> Any:
     """A float32 as people write it: 1e-6, not 9.999999974752427e-07. (Others as they are.)"""
-    return float(str(np.float32(value))) if isinstance(value, float) else value
+    if not isinstance(value, float):
+        return value
+    with np.errstate(over="ignore"):
+        return float(str(np.float32(value)))
