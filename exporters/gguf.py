@@ -47,19 +47,22 @@ from gemma_multi.transforms import DENSE, GRIDS, to_precision
 _CHUNK_ROWS = 1 << 12
 _ROUNDED = 2.0**-8  # how far an embedding scale may be from the root it stands for, relatively
 _PAD_SCORE = -1000.0
-# As Google's: turns are trimmed, system text is not and stands in the first user's turn.
+# As Google's: turns are trimmed, system text is not and stands in the first user's turn. (No filter
+# is mapped and no macro called, of which llama.cpp's own engine lacks some.)
 _TEMPLATE = """\
 {{ bos_token }}
 {%- set ns = namespace(system="") -%}
 {%- for message in messages -%}
-{%- if message.content is string -%}{%- set parts = [message.content] -%}
-{%- else -%}{%- set parts = message.content | map(attribute="text") | list -%}
-{%- endif -%}
 {%- if message.role == "system" or message.role == "developer" -%}
-{%- set ns.system = parts | join("") + "\\n\\n" -%}
+{%- set text = message.content if message.content is string else message.content[0].text -%}
+{%- set ns.system = text + "\\n\\n" -%}
 {%- else -%}
 {{ "<start_of_turn>" + ("model" if message.role == "assistant" else message.role) + "\\n" }}
-{{- ns.system + parts | map("trim") | join("") + "<end_of_turn>\\n" -}}
+{{- ns.system -}}
+{%- if message.content is string -%}{{ message.content | trim }}
+{%- else -%}{%- for part in message.content -%}{{ part.text | trim }}{%- endfor -%}
+{%- endif -%}
+{{ "<end_of_turn>\\n" }}
 {%- set ns.system = "" -%}
 {%- endif -%}
 {%- endfor -%}
