@@ -1,7 +1,7 @@
-"""GGUF files for tests, written by the gguf package from a checkpoint.
+"""GGUF files for tests, written and read by the gguf package.
 
 llama.cpp's converter is the model: norms as `1 + w`, the spaces of added pieces spelled as spaces,
-reserved pieces as control pieces.
+reserved pieces as control pieces. What our exporter would never write, a file from here can have.
 """
 
 from __future__ import annotations
@@ -13,13 +13,45 @@ from typing import Any
 import gguf
 import numpy as np
 from gguf import GGMLQuantizationType as Kind
+from tiny import tiny_checkpoint
 
+import gemma_multi
 from gemma_multi.checkpoint import Checkpoint
 from gemma_multi.formats.gguf.layout import stored_name
+from gemma_multi.quantization.tensor import BFLOAT16
 from gemma_multi.sentencepiece_model import SPACE
 from gemma_multi.tokenizer import Tokenizer
 
 USER_DEFINED = 4
+
+
+def speaking(**changes: Any) -> Checkpoint:
+    """With a row for each piece of its tokenizer, and norms in bfloat16 as Gemma's are."""
+    checkpoint = tiny_checkpoint(vocab_size=4096, **changes)
+    return checkpoint.with_tensors(
+        {n: t.astype(BFLOAT16) for n, t in checkpoint.tensors.items() if t.ndim == 1}
+    )
+
+
+def export(checkpoint: Any, path: Path, **options: Any) -> Checkpoint:
+    """What a file opens as that our exporter wrote."""
+    gemma_multi.export(checkpoint, path, progress=False, **options)
+    return gemma_multi.open_checkpoint(path)
+
+
+def dequantized(path: Path) -> dict[str, np.ndarray]:
+    """Every tensor as the gguf package reads and dequantises it."""
+    return {
+        t.name: gguf.quants.dequantize(t.data, t.tensor_type).astype(np.float32).reshape(
+            [int(n) for n in t.shape[::-1]]
+        )
+        for t in gguf.GGUFReader(path).tensors
+    }  # fmt: skip
+
+
+def entries(path: Path) -> dict[str, Any]:
+    """The metadata as the gguf package reads them."""
+    return {key: field.contents() for key, field in gguf.GGUFReader(path).fields.items()}
 
 
 def metadata_of(checkpoint: Checkpoint) -> dict[str, Any]:

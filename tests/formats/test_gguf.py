@@ -13,7 +13,7 @@ import pytest
 import tokenizers
 from fuzzing import fuzz
 from gguf import GGMLQuantizationType as Kind
-from gguf_files import write_gguf
+from gguf_files import dequantized, speaking, write_gguf
 from tiny import tiny_checkpoint
 from varied_text import samples
 
@@ -32,13 +32,8 @@ GATE = "model.layers.0.mlp.gate_proj.weight"
 
 
 def theirs(path: Path) -> dict[str, np.ndarray]:
-    """Every tensor as the gguf package reads and dequantises it; norms less the one inside."""
-    found = {}
-    for tensor in gguf.GGUFReader(path).tensors:
-        dense = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
-        shape = [int(n) for n in tensor.shape[::-1]]
-        found[tensor.name] = dense.reshape(shape) - (1 if len(shape) == 1 else 0)
-    return found
+    """Every tensor as the gguf package dequantises it; norms less the one inside."""
+    return {name: dense - (dense.ndim == 1) for name, dense in dequantized(path).items()}
 
 
 @pytest.mark.parametrize(
@@ -141,11 +136,6 @@ def test_a_block_without_a_scale_is_zero_on_the_grid(tmp_path: Path) -> None:
     assert isinstance(tensor, QuantizedTensor)
     assert tensor.grid == "portable"
     assert not tensor.dequantize()[3, 32:64].any()
-
-
-def speaking(**changes: Any) -> Checkpoint:
-    """With a row for each of its tokenizer's pieces."""
-    return tiny_checkpoint(vocab_size=4096, **changes)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
