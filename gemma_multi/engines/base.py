@@ -86,6 +86,7 @@ class Engine(ABC):
     # whether the logits of some guessed tokens cost less than as many single steps from the first
     # time on; one that compiles for them may not win that back in a text
     guesses_pay = False
+    batches_pay = False  # whether sessions that are read together cost less than one after another
 
     def __init__(self, config: ModelConfig) -> None:
         self.config = config

@@ -4,8 +4,9 @@ Design choices:
 - The backbone's layers are called one by one, with caches of our own (`keras_decoder`), and the
   head is applied only where logits are wanted: over a vocabulary of 262,144 the head of a
   prompt of 512 tokens would cost half a gigabyte.
-- XLA compiles for fixed shapes. Prompts are read in chunks of a few sizes, and the cache of a
-  global layer has a few capacities and grows from one to the next.
+- XLA compiles for fixed shapes: prompts are read in chunks of a few sizes.
+- Sessions that are read together are rows of one batch (`keras_caches`). The head is a program of
+  its own, so that what is wanted of a chunk does not compile the layers once more.
 - int4 weights become their grid values in the compute type: at 270M unpacking every step would
   save memory and cost time.
 """
@@ -14,8 +15,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
-from typing import Any
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, cast
 
 import numpy as np
 
@@ -35,15 +39,17 @@ from gemma_multi.engines.base import (
     ring_reaches,
 )
 from gemma_multi.engines.keras_backbone import build_backbone, import_keras, weight_slots
-from gemma_multi.engines.keras_decoder import Cache, cache_positions, run_layers
+from gemma_multi.engines.keras_caches import ROWS, Table, seat_together
+from gemma_multi.engines.keras_decoder import Cache, run_layers
 from gemma_multi.engines.keras_runtime import KerasRuntime
 from gemma_multi.engines.precision import Prepared, prepare
 from gemma_multi.quantization.tensor import QuantizedTensor
 
 _CHUNKS = {512: 257, 128: 33, 16: 2, 1: 1}  # tokens -> from how many on padding is worth it
-_CAPACITIES = (512, 2048, 8192)  # positions; past these, multiples of the last
+_TOGETHER = {128: 97, 32: 2, 1: 1}  # of many sessions, each of which is padded
 _FEWEST_ROWS = 16  # of the head; more go in powers of two, so that few shapes are compiled
-_ROWS, _STATES = "rows", "states"  # what a program gives, beside the values of Want
+_MOST_ROWS = 4096  # of the head for several sessions; beyond, the whole of it is multiplied
+_HIDDEN, _LOGITS, _STATES = "hidden", "logits", "states"  # what the program of a chunk gives
 
 
 def _create(checkpoint: Checkpoint, request: Request) -> Engine:
@@ -53,6 +59,7 @@ def _create(checkpoint: Checkpoint, request: Request) -> Engine:
 
 class KerasEngine(Engine):
     name = "keras"
+    batches_pay = True
 
     def __init__(self, runtime: KerasRuntime, prepared: Prepared) -> None:
         checkpoint, self.precision, self.compute = prepared
@@ -62,7 +69,11 @@ class KerasEngine(Engine):
         self.slots = weight_slots(self.backbone, self.config)
         for name in self.slots:
             self._assign(name, checkpoint.tensors[name])
-        self.forward = self.runtime.compile(self._forward, self.backbone.variables)
+        compiled, variables = runtime.compile, self.backbone.variables
+        self.forward = compiled(self._forward, variables, ("wanted", "fresh"), donated=(1,))
+        self.head = compiled(self._head, variables)
+        self.head_rows = compiled(self._head_rows, variables)
+        self._reading_together = threading.RLock()
 
     def _assign(self, name: str, tensor: Tensor) -> None:
         slot = self.slots[name]
@@ -72,56 +83,149 @@ class KerasEngine(Engine):
 
     def assign(self, tensors: Mapping[str, Tensor]) -> None:
         super().assign(tensors)
-        self.forward.refresh()
+        for program in (self.forward, self.head, self.head_rows):
+            program.refresh()
+
+    # What follows is traced by the framework: its arrays only.
 
     def _forward(
-        self,
-        ids: Any,
-        caches: list[Cache],
-        start: Any,
-        count: Any,
-        rows: Any,
-        *,
-        wanted: str,
-        fresh: bool,
+        self, ids: Any, caches: list[Cache], start: Any, count: Any, *, wanted: str, fresh: bool
     ) -> tuple[Any, list[Cache]]:
-        """One chunk through the model: (what is wanted, caches). Traced by the framework, so its
-        arrays only. Of `i32[1, T]` the first `count` are real; `rows` are token ids,
-        whose rows of the head are multiplied."""
+        """One chunk through the model, `i32[B, T]`, of which `count` are real: (what is wanted,
+        caches). See `run_layers`."""
         from keras import ops
 
-        backbone = self.backbone
-        x, states, written = run_layers(backbone, self.config, ids, caches, start, count, fresh)
+        x, states, written = run_layers(
+            self.backbone, self.config, ids, caches, start, count, fresh
+        )
         if wanted == _STATES:
             return ops.cast(ops.concatenate([*states, x]), "float32"), written
-        if wanted == NOTHING.value:
-            return ops.zeros((1,), "float32"), written
-        if wanted == ALL.value:
-            return ops.cast(backbone.token_embedding(x, reverse=True)[0], "float32"), written
-        x = ops.slice(x, (0, count - 1, 0), (1, 1, self.config.hidden_size))
-        if wanted == HIDDEN.value:
-            return ops.cast(x[0, 0], "float32"), written
-        if wanted == _ROWS:
-            weights = ops.take(backbone.token_embedding.embeddings, rows, axis=0)
-            logits = ops.matmul(ops.cast(weights, x.dtype), x[0, 0])
-        else:
-            logits = backbone.token_embedding(x, reverse=True)[0, 0]
-        return ops.cast(logits, "float32"), written
+        if wanted == _LOGITS:
+            logits = self.backbone.token_embedding(x, reverse=True)[0]
+            return ops.cast(logits, "float32"), written
+        rows, width, hidden = x.shape
+        last = ops.maximum(count - 1, 0) + width * ops.arange(rows, dtype="int32")
+        return ops.take(ops.reshape(x, (-1, hidden)), last, axis=0), written
+
+    def _head(self, hidden: Any) -> Any:
+        """`[B, D]` -> the logits of the whole vocabulary, `f32[B, V]`."""
+        from keras import ops
+
+        return ops.cast(self.backbone.token_embedding(hidden, reverse=True), "float32")
+
+    def _head_rows(self, hidden: Any, ids: Any) -> Any:
+        """`[B, D]` -> the logits of some tokens, `f32[B, N]`: only their rows are multiplied."""
+        from keras import ops
+
+        weights = ops.take(self.backbone.token_embedding.embeddings, ids, axis=0)
+        return ops.cast(ops.matmul(hidden, ops.transpose(ops.cast(weights, hidden.dtype))),
+                        "float32")  # fmt: skip
+
+    # Until here.
+
+    def wanted_of(self, hidden: Any, wants: Sequence[Wanted]) -> list[Any]:
+        """What is wanted of each row of `[B, D]`, the last norm's output."""
+        if all(want is NOTHING for want in wants):
+            return [None] * len(wants)
+        every = [want.ids for want in wants if isinstance(want, Rows)]
+        few = np.unique(np.concatenate(every)) if every else np.zeros(0, np.int64)
+        if LAST in wants or len(few) > _MOST_ROWS:
+            logits, ids = _Shared(self.head(hidden)), None
+        elif len(few):
+            logits, ids = _Shared(self.head_rows(hidden, _padded(few))), few
+        states = _Shared(hidden)
+        found: list[Any] = []
+        for row, want in enumerate(wants):
+            if want is NOTHING:
+                found.append(None)
+            elif want is HIDDEN:
+                found.append(_Part(states, row))
+            elif isinstance(want, Rows):
+                at = want.ids if ids is None else np.searchsorted(ids, want.ids)
+                found.append(_Part(logits, row, at))
+            else:
+                found.append(_Part(logits, row))
+        return found
 
     def numpy(self, array: Any) -> np.ndarray:
-        if isinstance(array, _Chunks):
-            return np.concatenate([np.asarray(part)[:count] for part, count in array.parts])
-        if isinstance(array, _Padded):
-            return np.asarray(array.values)[: array.count]
+        if isinstance(array, _Part | _Chunks):
+            return array.numpy()
         return np.asarray(array)
 
-    def new_caches(self, capacity: int) -> list[Cache]:
-        zeros, config, caches = self.runtime.zeros, self.config, []
-        for i in range(config.num_hidden_layers):
-            positions = cache_positions(config, i, capacity)
-            shape = (1, positions, config.num_key_value_heads, config.head_dim)
-            caches.append((zeros(shape, self.compute), zeros(shape, self.compute)))
-        return caches
+    def _read(
+        self, sessions: Sequence[Session], ids: Sequence[np.ndarray], wants: Sequence[Wanted]
+    ) -> list[Any]:
+        """Those that read one token in one batch, those that read several in another, where each
+        is padded to the longest."""
+        found: dict[int, Any] = {}
+        together: list[int] = []
+        for one in (True, False):
+            alike = [
+                i for i, row in enumerate(ids) if (len(row) == 1) is one and wants[i] is not ALL
+            ]
+            if len(alike) > 1:
+                together += alike
+                for part in range(0, len(alike), ROWS[-1]):
+                    group = alike[part : part + ROWS[-1]]
+                    results = self._read_together(
+                        [cast(KerasSession, sessions[i]) for i in group],
+                        [ids[i] for i in group], [wants[i] for i in group],
+                    )  # fmt: skip
+                    found |= dict(zip(group, results, strict=True))
+        for i, session in enumerate(sessions):
+            if i not in together:
+                found[i] = session._reading(ids[i], wants[i])
+        return [found[i] for i in range(len(sessions))]
+
+    def _read_together(
+        self, sessions: list[KerasSession], ids: list[np.ndarray], wants: list[Wanted]
+    ) -> list[Any]:
+        """Sessions in one table, chunk by chunk, of which each row reads what it has left."""
+        with self._reading_together:
+            try:
+                table = seat_together(self, sessions)
+                hidden = self._last_states(table, sessions, ids)
+                by_row: list[Wanted] = [NOTHING] * table.rows
+                for session, want in zip(sessions, wants, strict=True):
+                    by_row[session.row] = want
+                found = self.wanted_of(hidden, by_row)
+                for session, row in zip(sessions, ids, strict=True):
+                    session._append(row)
+            except BaseException:  # an interrupt may leave half of it in the caches
+                for session in sessions:
+                    session._forget()
+                raise
+            return [found[session.row] for session in sessions]
+
+    def _last_states(
+        self, table: Table, sessions: list[KerasSession], ids: list[np.ndarray]
+    ) -> Any:
+        """Reads `ids` into the table; `[B, D]`, the last norm's output for the last of each."""
+        given = {session.row: row for session, row in zip(sessions, ids, strict=True)}
+        seated, longest = table.sessions(), max(map(len, ids))
+        width = next(width for width, least in _TOGETHER.items() if longest >= least)
+        begin = np.zeros(table.rows, np.int32)
+        for row, session in seated.items():
+            begin[row] = session.length
+        table.reserve(int(begin.max()) + -(-longest // width) * width)
+        fresh = width > 1 and not any(session.length for session in sessions)
+        states = None
+        for done in range(0, longest, width):
+            tokens = np.zeros((table.rows, width), np.int32)
+            count = np.zeros(table.rows, np.int32)
+            for row, of in given.items():
+                part = of[done : done + width]
+                tokens[row, : len(part)], count[row] = part, len(part)
+            start = begin + [min(done, len(given.get(row, ()))) for row in range(table.rows)]
+            x, table.layers = self.forward(
+                tokens, table.layers, start.astype(np.int32), count, wanted=_HIDDEN,
+                fresh=fresh and not done,
+            )  # fmt: skip
+            states = x if states is None else self.runtime.where(count[:, None] > 0, x, states)
+        for row, session in seated.items():
+            # a row that read nothing has padding where its next token will be
+            session.written = max(session.written, session.length + len(given.get(row, (0,))))
+        return states
 
     def weight(self, name: str, rows: slice = slice(None)) -> np.ndarray:
         slot = self.slots[name]
@@ -140,18 +244,40 @@ class KerasEngine(Engine):
         return np.concatenate([np.asarray(states)[:, :count] for states, count in parts], axis=1)
 
 
+class _Shared:
+    """An array that several rows are part of, brought over once."""
+
+    def __init__(self, values: Any) -> None:
+        self._values = values
+
+    @cached_property
+    def numpy(self) -> np.ndarray:
+        return np.asarray(self._values)
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """A row of an array, and of that the places `at`."""
+
+    of: _Shared
+    row: int
+    at: np.ndarray | None = None
+
+    def numpy(self) -> np.ndarray:
+        values = self.of.numpy[self.row]
+        if self.at is not None:
+            values = values[self.at]
+        return values.astype(np.float32, copy=False)
+
+
 class _Chunks:
     """The logits after each token, chunk by chunk on the device, each with its padding."""
 
     def __init__(self, parts: list[tuple[Any, int]]) -> None:
         self.parts = parts  # (array [T, ...], how many are real)
 
-
-class _Padded:
-    """Values of which the first `count` were asked for."""
-
-    def __init__(self, values: Any, count: int) -> None:
-        self.values, self.count = values, count
+    def numpy(self) -> np.ndarray:
+        return np.concatenate([np.asarray(part)[:count] for part, count in self.parts])
 
 
 class KerasSession(Session):
@@ -159,82 +285,77 @@ class KerasSession(Session):
 
     def __init__(self, engine: KerasEngine, context_length: int) -> None:
         super().__init__(engine, context_length)
-        self._caches: list[Cache] = []
-        self._capacity = 0  # of the global layers' caches
-        self._written = 0  # positions ever written since it was empty: what rings have lost
+        self.table: Table | None = None  # where it sits
+        self.row = 0
+        self.written = 0  # positions ever written since it was empty: what rings have lost
+
+    def sit(self, table: Table | None, row: int = 0) -> None:
+        if self.table is not None:
+            self.table.users.discard(self)
+        self.table, self.row = table, row
+        if table is not None and table.rows == 1:
+            table.users.add(self)
+
+    def _alone(self, positions: int) -> Table:
+        """A table of its own, to be written."""
+        if self.table is None:
+            self.sit(Table.empty(self.engine, 1, positions))
+        elif self.table.rows > 1:
+            with self.engine._reading_together:
+                self.sit(self.table.row(self.row))
+        elif len(self.table.users) > 1:
+            self.sit(self.table.copy())
+        assert self.table is not None
+        self.table.reserve(positions)
+        return self.table
 
     def _forward(self, ids: np.ndarray, want: Wanted) -> Any:
         if want is ALL:
-            return _Chunks(list(self.read_chunks(ids, ALL.value, ALL.value)))
-        rows = want.ids if isinstance(want, Rows) else None
-        last = _ROWS if isinstance(want, Rows) else want.value
-        *_, (result, _) = self.read_chunks(ids, NOTHING.value, last, rows)
-        if rows is not None:
-            return _Padded(result, len(rows))
-        return None if want is NOTHING else result
+            return _Chunks(list(self.read_chunks(ids, _LOGITS, _LOGITS)))
+        *_, (hidden, _) = self.read_chunks(ids, _HIDDEN, _HIDDEN)
+        return self.engine.wanted_of(hidden, [want])[0]
 
-    def read_chunks(
-        self, ids: np.ndarray, wanted: str, last: str, rows: np.ndarray | None = None
-    ) -> Iterator[tuple[Any, int]]:
+    def read_chunks(self, ids: np.ndarray, wanted: str, last: str) -> Iterator[tuple[Any, int]]:
         """(what is `wanted` of each chunk, and of the `last` one, with its padding; how many of
         its tokens are real)."""
-        padded_rows = _padded_rows(rows)
         total, done = len(ids), 0
         while done < total:
             width = next(c for c, least in _CHUNKS.items() if total - done >= least)
             chunk = ids[done : done + width]
             start, count = self.length + done, len(chunk)
-            self._reserve(start + width)
-            self._written = max(self._written, start + count)
+            table = self._alone(start + width)
+            self.written = max(self.written, start + count)
             kind = last if done + count == total else wanted
-            if width == 1 and kind == ALL.value:
-                kind = LAST.value  # one program less
-            result, self._caches = self.engine.forward(
-                np.pad(chunk, (0, width - count))[None], self._caches, np.int32(start),
-                np.int32(count), padded_rows, wanted=kind, fresh=width > 1 and not start,
+            result, table.layers = self.engine.forward(
+                np.pad(chunk, (0, width - count))[None], table.layers,
+                np.array([start], np.int32), np.array([count], np.int32),
+                wanted=kind, fresh=width > 1 and not start,
             )  # fmt: skip
             done += count
-            yield result[None] if kind == LAST.value and last == ALL.value else result, count
-
-    def _reserve(self, positions: int) -> None:
-        """Makes the caches hold at least so many positions."""
-        if positions <= self._capacity:
-            return
-        step = _CAPACITIES[-1]
-        capacity = next((c for c in _CAPACITIES if c >= positions), -(-positions // step) * step)
-        if not self._caches:
-            self._caches = self.engine.new_caches(capacity)
-        else:
-            pad = self.engine.runtime.pad_positions
-            extra = capacity - self._capacity
-            self._caches = [
-                cache if self.config.is_sliding(i) else (pad(cache[0], extra), pad(cache[1], extra))
-                for i, cache in enumerate(self._caches)
-            ]
-        self._capacity = capacity
+            yield result, count
 
     def _rewind(self, length: int) -> bool:
         if not length:
-            self._caches, self._capacity, self._written = [], 0, 0
+            self.sit(None)
+            self.written = 0
             return True
         if SLIDING not in self.config.layer_types:
             return True
         window = self.config.sliding_window
-        return ring_reaches(self._written, length, window + SPARE, window)
+        return ring_reaches(self.written, length, window + SPARE, window)
 
     def _copy(self) -> Session:
         copy = KerasSession(self.engine, self.context_length)
-        duplicate = self.engine.runtime.copy
-        copy._caches = [(duplicate(keys), duplicate(values)) for keys, values in self._caches]
-        copy._capacity, copy._written = self._capacity, self._written
+        if self.table is not None:
+            with self.engine._reading_together:
+                copy.sit(self.table if self.table.rows == 1 else self.table.row(self.row))
+        copy.written = self.written
         return copy
 
 
-def _padded_rows(rows: np.ndarray | None) -> np.ndarray:
-    if rows is None:
-        return np.zeros(1, np.int32)
-    size = max(_FEWEST_ROWS, 1 << (len(rows) - 1).bit_length())
-    return np.pad(rows, (0, size - len(rows))).astype(np.int32)
+def _padded(ids: np.ndarray) -> np.ndarray:
+    size = max(_FEWEST_ROWS, 1 << (len(ids) - 1).bit_length())
+    return np.pad(ids, (0, size - len(ids))).astype(np.int32)
 
 
 def _modules() -> tuple[str, ...]:

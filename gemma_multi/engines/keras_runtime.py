@@ -7,7 +7,7 @@ XLA. A directory the user has set with `jax_compilation_cache_dir` is left as it
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property
 from types import ModuleType
 from typing import Any
 
@@ -90,27 +90,50 @@ class KerasRuntime:
         return self.jax.numpy.copy(array) if self.on_jax else array
 
     def pad_positions(self, cache: Any, extra: int) -> Any:
-        """`[B, S, heads, dim]` -> `[B, S + extra, heads, dim]`, zeros behind."""
+        """`[B, S, KV, H]` -> `[B, S + extra, KV, H]`, zeros behind."""
         pads = ((0, 0), (0, extra), (0, 0), (0, 0))
         return self.jax.numpy.pad(cache, pads) if self.on_jax else self.tf.pad(cache, pads)
 
-    def compile(self, function: Callable[..., Any], variables: list[Any]) -> Compiled:
-        """`function(ids, caches, start, count, rows, **static)`, compiled once per shape."""
-        return Compiled(self, function, variables)
+    def where(self, condition: np.ndarray, these: Any, others: Any) -> Any:
+        return (self.jax.numpy if self.on_jax else self.tf).where(condition, these, others)
+
+    def take_row(self, layers: Any, row: int) -> Any:
+        """Caches `[B, ...]` -> those of one row, `[1, ...]`."""
+        return self._rows[0](layers, np.int32(row))
+
+    def put_row(self, layers: Any, given: Any, row: int) -> Any:
+        """Caches `[B, ...]`, which are given away, with `given`, `[1, ...]`, in one row."""
+        return self._rows[1](layers, given, np.int32(row))
+
+    @cached_property
+    def _rows(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
+        if not self.on_jax:
+            return _take_row, _put_row
+        return self.jax.jit(_take_row), self.jax.jit(_put_row, donate_argnums=0)
+
+    def compile(
+        self, function: Callable[..., Any], variables: list[Any], static: tuple[str, ...] = (),
+        donated: tuple[int, ...] = (),
+    ) -> Compiled:  # fmt: skip
+        """`function(*arrays, **static)`, compiled once per shape. Those of its arrays that are
+        `donated`, by their place, are given away."""
+        return Compiled(self, function, variables, static, donated)
 
 
 class Compiled:
     """A function of a model's variables, whose values are read once, not at every call."""
 
     def __init__(
-        self, runtime: KerasRuntime, function: Callable[..., Any], variables: list[Any]
-    ) -> None:
+        self, runtime: KerasRuntime, function: Callable[..., Any], variables: list[Any],
+        static: tuple[str, ...], donated: tuple[int, ...],
+    ) -> None:  # fmt: skip
         self._runtime, self._function, self._variables = runtime, function, variables
         self._trace: Callable[..., Any]
         if runtime.on_jax:
             self._trace = runtime.jax.jit(
-                self._stateless, static_argnames=("wanted", "fresh"), donate_argnums=1
-            )
+                self._stateless, static_argnames=static,
+                donate_argnums=tuple(1 + place for place in donated),
+            )  # fmt: skip
         self.refresh()
 
     def refresh(self) -> None:
@@ -122,20 +145,36 @@ class Compiled:
             # of TensorFlow's holds on to the values it was traced with
             self._trace = self._runtime.tf.function(self._function)
 
-    def __call__(
-        self, ids: Any, caches: Any, start: Any, count: Any, rows: Any, **static: Any
-    ) -> Any:
+    def __call__(self, *arrays: Any, **static: Any) -> Any:
         if self._runtime.on_jax:
-            return self._trace(self._values, caches, ids, start, count, rows, **static)
-        integer = partial(self._runtime.tf.constant, dtype="int32")
-        given = (integer(ids), caches, integer(start), integer(count), integer(rows))
+            return self._trace(self._values, *arrays, **static)
+        constant = self._runtime.tf.constant
+        given = (constant(a) if isinstance(a, np.ndarray) else a for a in arrays)
         return self._trace(*given, **static)
 
-    def _stateless(
-        self, values: list[Any], caches: Any, ids: Any, start: Any, count: Any, rows: Any,
-        **static: Any,
-    ) -> Any:  # fmt: skip
+    def _stateless(self, values: list[Any], *arrays: Any, **static: Any) -> Any:
         scope = self._runtime.keras.src.backend.common.stateless_scope.StatelessScope
         mapping = list(zip(self._variables, values, strict=True))
         with scope(state_mapping=mapping):
-            return self._function(ids, caches, start, count, rows, **static)
+            return self._function(*arrays, **static)
+
+
+def _take_row(layers: Any, row: Any) -> Any:
+    from keras import ops
+
+    def taken(cache: Any) -> Any:
+        return ops.slice(cache, (row, 0, 0, 0), (1, *cache.shape[1:]))
+
+    return [(taken(keys), taken(values)) for keys, values in layers]
+
+
+def _put_row(layers: Any, given: Any, row: Any) -> Any:
+    from keras import ops
+
+    def put(cache: Any, new: Any) -> Any:
+        return ops.slice_update(cache, (row, 0, 0, 0), new)
+
+    return [
+        (put(keys, new[0]), put(values, new[1]))
+        for (keys, values), new in zip(layers, given, strict=True)
+    ]
