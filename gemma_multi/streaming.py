@@ -8,19 +8,22 @@ that does not is an error.
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Sequence
+import time
+from collections import deque
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from gemma_multi.constraints import Constraint
-from gemma_multi.engines import Session
+from gemma_multi.engines import NOTHING, Session
 from gemma_multi.errors import ConstraintError, OptionError
 from gemma_multi.generation import (
     Decoding,
+    FinishReason,
     GenerationResult,
     PromptLookup,
-    Timing,
-    generate_tokens,
+    answer,
 )
+from gemma_multi.reads import Read, Reads, next_read
 from gemma_multi.sampling import GenerationOptions
 
 if TYPE_CHECKING:
@@ -40,24 +43,62 @@ class TextStream:
             raise OptionError(
                 f"a stop text may cut off what {constraint.kind} asks for; give one of the two"
             )
-        self._timing = Timing()
         self._prompt_tokens, self._reused = len(prompt) + session.length, reused
-        self._text: list[str] = []
+        self._prefill = self._decode = 0.0  # seconds
         self._constraint, self._parsed = constraint, None
         self._tokenizer = model.tokenizer
-        self._silent = False  # whether it is for programs alone, such as calls of tools
         self._decoding = Decoding(
             options, [*session.ids.tolist(), *prompt], model.stop_ids,
             vocabulary=model.tokenizer.vocab_size, context_length=session.context_length,
             matcher=constraint.matcher(model.tokenizer, model.stop_ids) if constraint else None,
         )  # fmt: skip
-        self._generator = self._pieces(model, session, prompt)
+        self._text: list[str] = []  # what was said
+        self._tokens_said = 0  # tokens up to there
+        self._pieces: deque[tuple[str, int]] = deque()  # to be said, and the tokens up to there
+        self._tokens_heard, self._held = 0, ""  # tokens so far, and text that is held back
+        self._silent = False  # whether it is for programs alone, such as calls of tools
+        self._detokenizer = model.tokenizer.stream()
+        lookup, asked = None, options.prompt_lookup
+        if asked is None:
+            asked = model.engine.guesses_pay and options.temperature == 0
+        if asked:
+            lookup = PromptLookup([*session.ids.tolist(), *prompt])
+        # None once it is generated, which is before it is ended: all is said then, and parsed
+        self._reads: Reads[None] | None = answer(
+            session, prompt, self._decoding, self._hear, lookup
+        )
+        self._read: Read | None = None  # the next one
+        self._prompt_is_read = self._ended = False
 
     def __iter__(self) -> TextStream:
         return self
 
     def __next__(self) -> str:
-        return next(self._generator)
+        # several tokens came at once, and these are what nobody has heard of them
+        if self._pieces and self._decoding.cancelled.is_set():
+            self._cut("cancelled")
+        while not self._pieces and self._reads is not None:
+            started = time.perf_counter()
+            try:
+                read = self._read
+                self._go_on(read and read.session.read(read.ids, read.want), started)
+            except BaseException:
+                self._reads, self._ended = None, True
+                raise
+        if self._pieces:
+            return self._say()
+        self._end()
+        raise StopIteration
+
+    def whole(self) -> Reads[GenerationResult]:
+        """The reads of all of it, and its result: for a driver of many."""
+        while self._reads is not None:
+            started = time.perf_counter()
+            self._go_on((yield self._read) if self._read else None, started)
+        while self._pieces:
+            self._say()
+        self._end()
+        return self.result
 
     def run(self) -> GenerationResult:
         """Generates what is left of it; the result."""
@@ -67,7 +108,12 @@ class TextStream:
 
     def close(self) -> None:
         """Stops generation; what came so far stays in `result`."""
-        self._generator.close()
+        if self._pieces:
+            self._cut("closed")
+        elif self._reads is not None:
+            self._reads.close()
+        self._pieces.clear()
+        self._reads, self._ended = None, True
 
     @property
     def cancelled(self) -> threading.Event:
@@ -83,8 +129,8 @@ class TextStream:
             finish_reason=decoding.finish_reason or "closed",
             prompt_tokens=self._prompt_tokens,
             seed=decoding.options.seed or 0,
-            prefill_seconds=self._timing.prefill,
-            decode_seconds=self._timing.decode,
+            prefill_seconds=self._prefill,
+            decode_seconds=self._decode,
             parsed=None if self._is_for_tools else self._parsed,
             calls=self._parsed or () if self._is_for_tools else (),
             forced_tokens=decoding.forced_tokens,
@@ -95,42 +141,66 @@ class TextStream:
     def _is_for_tools(self) -> bool:
         return self._constraint is not None and self._constraint.kind == "tools"
 
-    def _pieces(self, model: Model, session: Session, prompt: Sequence[int]) -> Generator[str]:
-        decoder, held, stops = model.tokenizer.stream(), "", self._decoding.options.stop
-        lookup, asked = None, self._decoding.options.prompt_lookup
-        if asked is None:
-            asked = model.engine.guesses_pay and self._decoding.options.temperature == 0
-        if asked:
-            lookup = PromptLookup([*session.ids.tolist(), *prompt])
-        constraint, first = self._constraint, True
-        tokens = generate_tokens(session, prompt, self._decoding, self._timing, lookup)
-        for token in tokens:
-            if first and constraint is not None:
-                self._silent = constraint.is_silent(model.tokenizer, token)
-            first = False
-            if self._silent:
-                continue
-            held += decoder.feed(token)
-            end = _find_stop(held, stops)
-            if end is not None:
-                tokens.close()  # what was taken beyond it was never said
-                self._decoding.stop_early()
-                held = held[:end]
-                break
-            safe = len(held) - _possible_stop(held, stops)
-            if safe:
-                piece, held = held[:safe], held[safe:]
-                self._text.append(piece)
-                yield piece
+    def _go_on(self, result: Any, started: float) -> None:
+        """With what came of the last read, to the next."""
+        assert self._reads is not None
+        of_prompt = not self._prompt_is_read
+        if self._read is not None and self._read.want is not NOTHING:
+            self._prompt_is_read = True
+        self._read = next_read(self._reads, result)
+        if self._read is None:
+            self._reads = None
+            self._put(self._held + self._detokenizer.finish())
+        elapsed = time.perf_counter() - started
+        if of_prompt:
+            self._prefill += elapsed
         else:
-            held += decoder.finish()
-        if held:
-            self._text.append(held)
-            yield held
-        if self._constraint is not None:
-            self._parsed = self._read(self._constraint)
+            self._decode += elapsed
 
-    def _read(self, constraint: Constraint) -> Any:
+    def _hear(self, tokens: Sequence[int]) -> None:
+        """Tokens that were taken become text, as far as it is decided."""
+        for token in tokens:
+            self._tokens_heard += 1
+            if self._tokens_heard == 1 and self._constraint is not None:
+                self._silent = self._constraint.is_silent(self._tokenizer, token)
+            if self._silent:
+                self._tokens_said = self._tokens_heard
+                continue
+            self._held += self._detokenizer.feed(token)
+            stops = self._decoding.options.stop
+            end = _find_stop(self._held, stops)
+            if end is not None:
+                self._decoding.cut(self._tokens_heard, "stop")  # what was taken beyond it is not said
+                self._put(self._held[:end])
+                self._detokenizer, self._held = self._tokenizer.stream(), ""
+                return
+            safe = len(self._held) - _possible_stop(self._held, stops)
+            piece, self._held = self._held[:safe], self._held[safe:]
+            self._put(piece)
+
+    def _put(self, piece: str) -> None:
+        if piece:
+            self._pieces.append((piece, self._tokens_heard))
+
+    def _say(self) -> str:
+        piece, self._tokens_said = self._pieces.popleft()
+        self._text.append(piece)
+        return piece
+
+    def _cut(self, reason: FinishReason) -> None:
+        """Ends it at what was said."""
+        if self._tokens_said < len(self._decoding.tokens):
+            self._pieces.clear()
+            self._decoding.cut(self._tokens_said, reason)
+            self._reads, self._held = None, ""
+
+    def _end(self) -> None:
+        if not self._ended and self._constraint is not None:
+            self._ended = True
+            self._parsed = self._parse(self._constraint)
+        self._ended = True
+
+    def _parse(self, constraint: Constraint) -> Any:
         """What the whole text means. Raises ConstraintError where it is not whole."""
         decoding = self._decoding
         text = self._tokenizer.decode(decoding.tokens)

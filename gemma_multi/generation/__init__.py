@@ -1,8 +1,8 @@
-"""From tokens to an answer: the decoding state, the loop that drives an engine, the result."""
+"""From tokens to an answer: the decoding state, the reads of an answer, the result."""
 
 from gemma_multi.generation.decoding import Decoding
 from gemma_multi.generation.lookup import PromptLookup
-from gemma_multi.generation.loop import Timing, generate_tokens
+from gemma_multi.generation.loop import answer, generate_tokens
 from gemma_multi.generation.result import FinishReason, GenerationResult, TextScore
 
 __all__ = [
@@ -11,6 +11,6 @@ __all__ = [
     "GenerationResult",
     "PromptLookup",
     "TextScore",
-    "Timing",
+    "answer",
     "generate_tokens",
 ]

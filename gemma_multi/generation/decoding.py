@@ -109,10 +109,6 @@ class Decoding:
         del self.tokens[count:]
         self.finish_reason = reason
 
-    def stop_early(self) -> None:
-        """Ends it at a stop text, even if it was the last token that completed it."""
-        self.finish_reason = "stop"
-
     def _take(self, token: int) -> bool:
         """Adds a token unless it ends the answer, and sees whether it was the last."""
         if token in self._stop_ids:
