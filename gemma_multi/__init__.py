@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from gemma_multi.sampling import GenerationOptions
     from gemma_multi.sources import open_checkpoint
     from gemma_multi.streaming import TextStream
-    from gemma_multi.tasks import Classification
+    from gemma_multi.tasks import BatchRow, Classification
     from gemma_multi.tokenizer import Tokenizer
     from gemma_multi.tools import Call, Tool
     from gemma_multi.training.finetune import finetune
@@ -54,6 +54,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "BackendError": "errors",
+    "BatchRow": "tasks",
     "Call": "tools",
     "Chat": "chat",
     "Checkpoint": "checkpoint",
@@ -94,6 +95,7 @@ _HOME = {
 }
 __all__ = [
     "BackendError",
+    "BatchRow",
     "Call",
     "Chat",
     "Checkpoint",

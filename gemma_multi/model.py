@@ -7,7 +7,7 @@ loop (`generation.loop`) asks the engine's session for logits and the decoding f
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from gemma_multi.prefixes import PrefixCache, shared_beginning
 from gemma_multi.progress import Progress, reporting
 from gemma_multi.sampling import GenerationOptions
 from gemma_multi.streaming import TextStream
+from gemma_multi.tasks import BatchRow
 from gemma_multi.tokenizer import Tokenizer
 from gemma_multi.tools import read_tools, tool_format
 from gemma_multi.transforms import cast_to_stored, merge
@@ -235,6 +236,21 @@ class Model:
         """Texts as directions of length 1: `f32[N, D]`, or `f32[D]` of one text. `pooling` takes
         the last token's hidden state, or the mean of all. Raises OptionError for an empty text."""
         return tasks.embed(self, texts, pooling, progress)
+
+    def batch(
+        self, items: Iterable[Any], task: str = "generate", *, width: int | None = None,
+        progress: Progress = True, **options: Any,
+    ) -> Iterator[BatchRow]:  # fmt: skip
+        """A task ("generate", "classify", "route", "extract" or "embed") over rows, which may be
+        without end: a `BatchRow` for each, in order, as they are done.
+
+        An item is what the task takes for one text, or a dict of it (`prompt`, `messages`, `text`
+        or `query`) with options of its own, and `adapter`: the name of the one to answer with.
+        `options` are for all rows. `width` rows are on their way at a time, on Keras and MLX in
+        one batch, and a greedy text does not depend on which they are. What a row is refused for,
+        or fails with, is its `error`; what is wrong for all of them raises OptionError at once.
+        """
+        return tasks.batch(self, items, task, width=width, progress=progress, **options)
 
     def encode(
         self, prompt: str | Sequence[chat_template.Message], *, raw: bool = False,

@@ -1,7 +1,8 @@
 """Progress: what takes longer than two seconds says how far it is.
 
 Every public verb takes `progress`: True shows a bar on a terminal's standard error (and nothing
-elsewhere), False is silent, and a function is called with what is done and what there is in all.
+elsewhere), False is silent, and a function is called with what is done and what there is in all,
+0 where nobody knows.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ def complete(reads: Reads[T]) -> T:
             read = reads.send(result)
             result = read.session.read(read.ids, read.want)
     except StopIteration as end:
-        return end.value  # type: ignore[no-any-return]
+        return end.value
     finally:
         reads.close()
 
@@ -62,14 +62,15 @@ def complete_together(
     more = True
     while True:
         # newcomers come several at once, and read their prompts together
-        while more and len(active) <= width - max(1, width // 4):
-            for job in itertools.islice(jobs, width - len(active)):
+        while more and (room := width - len(active)) >= max(1, width // 4):
+            new = list(itertools.islice(jobs, room))
+            more = len(new) == room
+            for job in new:
                 place, row = next(places), _Row(job)
                 if row.advance(None):
                     active[place] = row
                 else:
                     yield place, row.outcome
-            more = len(active) == width
         if not active:
             return
         results = engine.read(

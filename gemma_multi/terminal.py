@@ -109,4 +109,4 @@ def progress_bar(label: str) -> Iterator[Any]:
         *columns, rich_progress.TimeRemainingColumn(), console=notes, transient=True, disable=quiet
     ) as progress:
         task = progress.add_task(label, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+        yield lambda done, total: progress.update(task, completed=done, total=total or None)

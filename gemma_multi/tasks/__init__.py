@@ -4,9 +4,10 @@ Each task is a prompt (`prompts`), whose instruction and examples are read once 
 a way to read the answer that needs no parsing of free text.
 """
 
+from gemma_multi.tasks.batch import BatchRow, batch
 from gemma_multi.tasks.classification import Classification, classify
 from gemma_multi.tasks.embedding import embed
 from gemma_multi.tasks.extraction import extract
 from gemma_multi.tasks.routing import route
 
-__all__ = ["Classification", "classify", "embed", "extract", "route"]
+__all__ = ["BatchRow", "Classification", "batch", "classify", "embed", "extract", "route"]

@@ -21,8 +21,10 @@ import numpy as np
 from gemma_multi.constraints.options import check_choices
 from gemma_multi.engines import LAST, Rows, Session
 from gemma_multi.errors import OptionError
-from gemma_multi.progress import Progress, reporting
+from gemma_multi.progress import Progress
+from gemma_multi.reads import Read, Reads, complete
 from gemma_multi.tasks.prompts import TaskPrompt, read_choices, read_instruction, read_texts
+from gemma_multi.tasks.running import run_all
 
 if TYPE_CHECKING:
     from gemma_multi.model import Model
@@ -55,82 +57,93 @@ def classify(
     examples: Any = None, *, calibrate: bool = False, raw: bool = False, progress: Progress = True,
 ) -> Any:  # fmt: skip
     """See `Model.classify`."""
+    classifier = by_labels(
+        model, labels, instruction, examples, calibrate=calibrate, raw=raw
+    )  # fmt: skip
+    return classifier.all(texts, progress)
+
+
+def by_labels(
+    model: Model, labels: Sequence[str], instruction: str | None = None, examples: Any = None, *,
+    calibrate: bool = False, raw: bool = False,
+) -> Classifier:  # fmt: skip
+    """Raises OptionError."""
     names = check_choices("labels", labels, MAX_LABELS)
     default = f"Classify the text as one of: {', '.join(names)}. Answer with one of them only."
     answered = read_choices(examples, "label", names)
     prompt = TaskPrompt(read_instruction(instruction, default), answered, raw, "Label")
-    return classify_prompts(model, prompt, texts, names, calibrate, progress)
+    return Classifier(model, prompt, names, calibrate)
 
 
-def classify_prompts(
-    model: Model, prompt: TaskPrompt, texts: Any, names: list[str], calibrate: bool,
-    progress: Progress,
-) -> Any:  # fmt: skip
-    """A Classification for each text, or one for one text."""
-    given, single = read_texts(texts, "text")
-    tree = _Node.of([prompt.answer_ids(model, name) for name in names])
-    shared = prompt.shared(model)
-    prior = np.zeros(len(names))
-    if calibrate:
-        prior, _, _ = _scores(model, prompt.ids(model, _NO_CONTENT), shared, tree, len(names))
-    prompts = [prompt.ids(model, text) for text in given]  # each is checked before any is read
-    found = []
-    with reporting(progress, "classifying") as report:
-        for ids in prompts:
-            found.append(_classification(model, ids, shared, tree, names, prior))
-            if not single:
-                report(len(found), len(prompts))
-    return found[0] if single else found
+class Classifier:
+    """A prompt and the labels that an answer to it may begin with."""
 
+    def __init__(self, model: Model, prompt: TaskPrompt, names: list[str], calibrate: bool) -> None:
+        self._model, self._prompt, self._names = model, prompt, names
+        self._tree = _Node.of([prompt.answer_ids(model, name) for name in names])
+        self._shared = prompt.shared(model)
+        self._prior = np.zeros(len(names))
+        if calibrate:
+            self._prior = complete(self._scores(prompt.ids(model, _NO_CONTENT)))[0]
 
-def _classification(
-    model: Model, ids: list[int], shared: int, tree: _Node, names: list[str], prior: np.ndarray
-) -> Classification:
-    scores, tokens, reused = _scores(model, ids, shared, tree, len(names))
-    scores = np.maximum(scores, _LEAST) - np.maximum(prior, _LEAST)
-    weights = np.exp(scores - scores.max())
-    shares = (weights / weights.sum()).tolist()
-    best = names[int(scores.argmax())]
-    return Classification(best, dict(zip(names, shares, strict=True)), tokens, reused)
+    def all(self, texts: str | Sequence[str], progress: Progress) -> Any:
+        """A Classification for each text, or one for one text."""
+        given, single = read_texts(texts, "text")
+        # each is checked before any is read
+        jobs = [self(text) for text in given]
+        return run_all(self._model, jobs, single, "classifying", progress)
 
+    def __call__(self, text: str) -> Reads[Classification]:
+        """The reads for one text. Raises OptionError for one that is none or too long."""
+        return self._classification(self._prompt.ids(self._model, text))
 
-def _scores(
-    model: Model, ids: list[int], shared: int, tree: _Node, count: int
-) -> tuple[np.ndarray, int, int]:
-    """The log-probability of each label up to a constant that is the same for all, `f64[count]`,
-    the prompt's tokens and those of them that were read before."""
-    deepest = tree.depth() - 1  # tokens of labels that are read as well
-    if len(ids) + deepest > model.context_length:
-        model.check_prompt(ids)
-        raise OptionError(
-            f"the prompt is {len(ids)} tokens long and the labels {deepest + 1}, but the context "
-            f"holds {model.context_length}"
+    def _classification(self, ids: list[int]) -> Reads[Classification]:
+        scores, reused = yield from self._scores(ids)
+        scores = np.maximum(scores, _LEAST) - np.maximum(self._prior, _LEAST)
+        weights = np.exp(scores - scores.max())
+        shares = dict(zip(self._names, (weights / weights.sum()).tolist(), strict=True))
+        return Classification(self._names[int(scores.argmax())], shares, len(ids), reused)
+
+    def _scores(self, ids: list[int]) -> Reads[tuple[np.ndarray, int]]:
+        """The log-probability of each label up to a constant that is the same for all, `f64[N]`,
+        and how many tokens of the prompt were read before."""
+        model, tree = self._model, self._tree
+        deepest = tree.depth() - 1  # tokens of labels that are read as well
+        if len(ids) + deepest > model.context_length:
+            model.check_prompt(ids)
+            raise OptionError(
+                f"the prompt is {len(ids)} tokens long and the labels {deepest + 1}, but the "
+                f"context holds {model.context_length}"
+            )
+        session, reused = model.prefixes.start(
+            model.engine, ids, self._shared, model.context_length
         )
-    session, reused = model.prefixes.start(model.engine, ids, shared, model.context_length)
-    scores = np.full(count, -np.inf)
-    firsts = np.array(sorted(tree.children))
-    # labels that are the beginning of others are nothing here: the root is no label
-    logits = session.read(ids[session.length :], Rows(firsts)).astype(np.float64)
-    for token, logit in zip(firsts.tolist(), logits.tolist(), strict=True):
-        _descend(session, token, tree.children[token], logit, scores, len(tree.children) > 1)
-    return scores, len(ids), reused
+        scores = np.full(len(self._names), -np.inf)
+        firsts = np.array(sorted(tree.children))
+        # labels that are the beginning of others are nothing here: the root is no label
+        logits = yield Read(session, ids[session.length :], Rows(firsts))
+        several = len(tree.children) > 1
+        for token, logit in zip(firsts.tolist(), logits.tolist(), strict=True):
+            yield from _descend(session, token, tree.children[token], logit, scores, several)
+        return scores, reused
 
 
 def _descend(
     session: Session, token: int, node: _Node, reached: float, scores: np.ndarray, fork: bool
-) -> float:
+) -> Reads[float]:
     """Fills in the scores of the labels from a node on, which is reached with a log-probability;
     the logarithm of what they have of it together."""
     taken = -np.inf  # by the labels that go on
     if node.children:
         session = session.fork() if fork else session
-        logits = session.read([token], LAST)
+        logits = yield Read(session, [token], LAST)
         top = logits.max()
         total = float(top + np.log(np.exp(logits - top).sum(dtype=np.float64)))
         for child, below in node.children.items():
             on = reached + float(logits[child]) - total
             several = len(node.children) > 1
-            taken = np.logaddexp(taken, _descend(session, child, below, on, scores, several))
+            found = yield from _descend(session, child, below, on, scores, several)
+            taken = np.logaddexp(taken, found)
     if node.label is None:
         return float(taken)
     # all that reaches it and does not go on to a longer label

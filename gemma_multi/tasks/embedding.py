@@ -7,15 +7,17 @@ fine-tuning on it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gemma_multi.engines import HIDDEN
 from gemma_multi.errors import OptionError
-from gemma_multi.progress import Progress, reporting
+from gemma_multi.progress import Progress
+from gemma_multi.reads import Read, Reads
 from gemma_multi.tasks.prompts import read_texts
+from gemma_multi.tasks.running import run_all
 
 if TYPE_CHECKING:
     from gemma_multi.model import Model
@@ -27,21 +29,30 @@ def embed(
     model: Model, texts: str | Sequence[str], pooling: str = "last", progress: Progress = True
 ) -> np.ndarray:
     """See `Model.embed`."""
+    given, single = read_texts(texts, "texts")
+    embedder = by_pooling(model, pooling)
+    jobs = [embedder(text) for text in given]
+    # those of one length in a row: engines compile for lengths, and pad to the longest of a batch
+    order = sorted(range(len(given)), key=lambda i: len(given[i]))
+    found = run_all(model, [jobs[i] for i in order], single, "embedding", progress)
+    if single:
+        return np.asarray(found)
+    rows = np.zeros((len(given), model.config.hidden_size), np.float32)
+    for i, row in zip(order, found, strict=True):
+        rows[i] = row
+    return rows
+
+
+def by_pooling(model: Model, pooling: str = "last") -> Callable[[str], Reads[np.ndarray]]:
+    """The reads for a text, which raises OptionError where it is empty. Raises OptionError."""
     if pooling not in _POOLINGS:
         raise OptionError(f"pooling is {pooling!r}, expected one of {', '.join(_POOLINGS)}")
-    given, single = read_texts(texts, "texts")
-    prompts = [model.encode(text, raw=True) for text in given]
-    rows = np.zeros((len(prompts), model.config.hidden_size), np.float32)
-    with reporting(progress, "embedding") as report:
-        # those of one length in a row: engines compile for lengths
-        for done, i in enumerate(sorted(range(len(prompts)), key=lambda i: len(prompts[i]))):
-            rows[i] = _vector(model, prompts[i], pooling)
-            report(done + 1, len(prompts))
-    rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-    return rows[0] if single else rows
 
+    def reads(ids: list[int]) -> Reads[np.ndarray]:
+        if pooling == "last":
+            vector = yield Read(model.new_session(), ids, HIDDEN)
+        else:
+            vector = model.engine.trace(ids)[-1].mean(axis=0)
+        return vector / np.maximum(np.linalg.norm(vector), 1e-12)
 
-def _vector(model: Model, ids: list[int], pooling: str) -> Any:
-    if pooling == "last":
-        return model.new_session().read(ids, HIDDEN)
-    return model.engine.trace(ids)[-1].mean(axis=0)
+    return lambda text: reads(model.encode(text, raw=True))

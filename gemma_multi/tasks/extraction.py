@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gemma_multi.constraints.schema import read_schema, write_json
 from gemma_multi.errors import OptionError
-from gemma_multi.progress import Progress, reporting
+from gemma_multi.progress import Progress
+from gemma_multi.reads import Reads
 from gemma_multi.streaming import TextStream
 from gemma_multi.tasks.prompts import TaskPrompt, read_examples, read_instruction, read_texts
+from gemma_multi.tasks.running import run_all
 
 if TYPE_CHECKING:
     from gemma_multi.model import Model
@@ -21,6 +23,17 @@ def extract(
 ) -> Any:  # fmt: skip
     """See `Model.extract`."""
     given, single = read_texts(texts, "text")
+    extractor = by_schema(model, schema, instruction, examples, raw=raw, **options)
+    jobs = [extractor(text) for text in given]  # each is checked before any is read
+    return run_all(model, jobs, single, "extracting", progress)
+
+
+def by_schema(
+    model: Model, schema: Any, instruction: str | None = None, examples: Any = None, *,
+    raw: bool = False, **options: Any,
+) -> Callable[[str], Reads[Any]]:  # fmt: skip
+    """The reads for a text, which raises OptionError where it is none or too long. Raises
+    OptionError."""
     plain, _ = read_schema(schema)
     properties = plain.get("properties")
     names = list(properties) if isinstance(properties, dict) else []
@@ -29,16 +42,14 @@ def extract(
     answered = tuple((t, _as_text(a)) for t, a in read_examples(examples))
     prompt = TaskPrompt(read_instruction(instruction, default), answered, raw, "JSON")
     chosen, constraint = model.answer_options({"temperature": 0.0, **options, "schema": schema})
-    shared, found = prompt.shared(model), []
-    prompts = [prompt.ids(model, text) for text in given]  # each is checked before any is read
-    with reporting(progress, "extracting") as report:
-        for ids in prompts:
-            session, reused = model.prefixes.start(model.engine, ids, shared, model.context_length)
-            stream = TextStream(model, session, ids[session.length :], chosen, constraint, reused)
-            found.append(stream.run().parsed)
-            if not single:
-                report(len(found), len(prompts))
-    return found[0] if single else found
+    shared = prompt.shared(model)
+
+    def reads(ids: list[int]) -> Reads[Any]:
+        session, reused = model.prefixes.start(model.engine, ids, shared, model.context_length)
+        stream = TextStream(model, session, ids[session.length :], chosen, constraint, reused)
+        return (yield from stream.whole()).parsed
+
+    return lambda text: reads(prompt.ids(model, text))
 
 
 def _as_text(answer: Any) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from gemma_multi.constraints.options import check_choices
 from gemma_multi.errors import OptionError
 from gemma_multi.progress import Progress
-from gemma_multi.tasks.classification import MAX_LABELS, classify_prompts
+from gemma_multi.tasks.classification import MAX_LABELS, Classifier
 from gemma_multi.tasks.prompts import TaskPrompt, read_choices, read_instruction
 
 if TYPE_CHECKING:
@@ -21,6 +21,15 @@ def route(
     raw: bool = False, progress: Progress = True,
 ) -> Any:  # fmt: skip
     """See `Model.route`."""
+    classifier = by_routes(model, routes, instruction, examples, calibrate=calibrate, raw=raw)
+    return classifier.all(queries, progress)
+
+
+def by_routes(
+    model: Model, routes: Mapping[str, str], instruction: str | None = None, examples: Any = None,
+    *, calibrate: bool = False, raw: bool = False,
+) -> Classifier:  # fmt: skip
+    """Raises OptionError."""
     if not isinstance(routes, Mapping):
         raise OptionError(f"routes is {routes!r}, expected a dict of names and descriptions")
     names = check_choices("routes", list(routes), MAX_LABELS)
@@ -32,4 +41,4 @@ def route(
     described = [f"- {n}: {d}" if d else f"- {n}" for n, d in routes.items()]
     text = "\n".join([asked, *described, "Answer with its name only."])
     prompt = TaskPrompt(text, answered, raw, "Name")
-    return classify_prompts(model, prompt, queries, names, calibrate, progress)
+    return Classifier(model, prompt, names, calibrate)

@@ -137,6 +137,69 @@ def test_sessions_of_unequal_lengths_read_together(engine: Engine) -> None:
         assert_close(engine, session.read([11]), alone.read([11]))
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_sessions_come_and_go_between_reads_together(exact_engine: Engine, seed: int) -> None:
+    """Any of them, in any order, by any number of tokens; some fork, go back, end, or read alone
+    in between. Each knows its own tokens and no others."""
+    rng = np.random.default_rng(seed)
+    sessions: list[Any] = []
+    for _ in range(25):
+        sessions += [exact_engine.session() for _ in range(rng.integers(0, 4))]
+        together = [s for s in sessions if rng.random() < 0.8]
+        rng.shuffle(together)
+        several = rng.random() < 0.4
+        ids = [tokens(int(rng.integers(1, 12)) if several and rng.random() < 0.5 else 1,
+                      int(rng.integers(1 << 30))) for _ in together]  # fmt: skip
+        before = [s.ids.tolist() for s in together]
+        wants = [[LAST, HIDDEN, NOTHING, Rows(np.array([3, 300, 7]))][rng.integers(4)] for _ in ids]
+        if together:
+            found = exact_engine.read(together, ids, wants)
+            for i in rng.choice(len(together), min(2, len(together)), replace=False):
+                whole = [*before[i], *ids[i].tolist()]
+                assert together[i].ids.tolist() == whole
+                expected = exact_engine.session().read(whole, wants[i])
+                if expected is None:
+                    assert found[i] is None
+                else:
+                    assert_close(exact_engine, exact_engine.numpy(found[i]), expected)
+        for session in list(sessions):
+            change = rng.random()
+            if change < 0.1:
+                sessions.append(session.fork())
+            elif change < 0.2:
+                session.truncate(int(session.length * rng.random()))
+            elif change < 0.3 or session.length > 200:
+                sessions.remove(session)
+            elif change < 0.35:
+                session.read(tokens(3), NOTHING)
+        del together
+    for session in sessions:
+        expected = exact_engine.session().read([*session.ids.tolist(), 11])
+        assert_close(exact_engine, session.read([11]), expected)
+
+
+@pytest.mark.parametrize("at", ["_append", "_forward"])
+def test_an_interrupted_read_of_many_leaves_no_half_read_session(
+    exact_engine: Engine, at: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sessions = [exact_engine.session() for _ in range(3)]
+    exact_engine.read(sessions, [tokens(5)] * 3, NOTHING)
+    owner: Any = exact_engine if at == "_forward" and exact_engine.batches_pay else sessions[1]
+    name = "forward" if owner is exact_engine else at
+
+    def interrupt(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            exact_engine.read(sessions, [tokens(1)] * 3)
+    assert all(session.length in (0, 5, 6) for session in sessions)
+    for session in sessions:
+        expected = exact_engine.session().read([*session.ids.tolist(), 11])
+        assert_close(exact_engine, session.read([11]), expected)
+
+
 def test_a_refused_row_leaves_all_sessions_as_they_were(exact_engine: Engine) -> None:
     one, other = exact_engine.session(), exact_engine.session(context_length=4)
     exact_engine.read([one, other], [[5, 6], [7]], NOTHING)
