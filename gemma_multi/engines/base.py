@@ -4,7 +4,7 @@ Design choices:
 - An engine knows nothing of text, chat, sampling or files. The generation loop, written once,
   sits above it.
 - A session is one conversation. Many advance together through `Engine.read`, each by as many
-  tokens as it is given; here they take turns, and an engine that can read them in one batch does.
+  tokens as it is given: in one batch on an engine that gains by it, else they take turns.
 - `want` says what a read is for, so that nothing else is computed: over a vocabulary of 262,144
   tokens the head costs more than some layers. What comes back stays in the framework's memory, as
   its own array, until `Engine.numpy` (or `Session.read`, which is one session and NumPy) brings it
@@ -135,11 +135,35 @@ class Engine(ABC):
     def _read(
         self, sessions: Sequence[Session], ids: Sequence[np.ndarray], wants: Sequence[Wanted]
     ) -> list[Array | None]:
-        """One after the other; an engine may do it in a batch of unequal lengths."""
-        return [
-            session._reading(row, want)
-            for session, row, want in zip(sessions, ids, wants, strict=True)
-        ]
+        """Where a batch pays, those that read one token in one, and those that read several in
+        another, where each is padded to the longest; what is left one after the other."""
+        found: dict[int, Array | None] = {}
+        for one in (True, False):
+            alike = [
+                i for i, row in enumerate(ids) if (len(row) == 1) is one and wants[i] is not ALL
+            ]
+            if self.batches_pay and len(alike) > 1:
+                rows = [sessions[i] for i in alike]
+                try:
+                    results = self._read_together(
+                        rows, [ids[i] for i in alike], [wants[i] for i in alike]
+                    )
+                except BaseException:  # an interrupt may leave half of it in the caches
+                    for session in rows:
+                        session._forget()
+                    raise
+                found |= dict(zip(alike, results, strict=True))
+        for i, session in enumerate(sessions):
+            if i not in found:
+                found[i] = session._reading(ids[i], wants[i])
+        return [found[i] for i in range(len(sessions))]
+
+    def _read_together(
+        self, sessions: Sequence[Any], ids: Sequence[np.ndarray], wants: Sequence[Wanted]
+    ) -> list[Array | None]:
+        """The same in one batch, of rows of unequal lengths; of an engine whose `batches_pay`.
+        Nobody wants ALL."""
+        raise NotImplementedError
 
     def numpy(self, array: Array) -> np.ndarray:
         """What `read` gave, as NumPy: waits for it, and copies it from the device."""

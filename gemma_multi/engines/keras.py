@@ -19,7 +19,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -152,53 +152,32 @@ class KerasEngine(Engine):
             return array.numpy()
         return np.asarray(array)
 
-    def _read(
-        self, sessions: Sequence[Session], ids: Sequence[np.ndarray], wants: Sequence[Wanted]
-    ) -> list[Any]:
-        """Those that read one token in one batch, those that read several in another, where each
-        is padded to the longest."""
-        found: dict[int, Any] = {}
-        together: list[int] = []
-        for one in (True, False):
-            alike = [
-                i for i, row in enumerate(ids) if (len(row) == 1) is one and wants[i] is not ALL
-            ]
-            if len(alike) > 1:
-                together += alike
-                for part in range(0, len(alike), ROWS[-1]):
-                    group = alike[part : part + ROWS[-1]]
-                    results = self._read_together(
-                        [cast(KerasSession, sessions[i]) for i in group],
-                        [ids[i] for i in group], [wants[i] for i in group],
-                    )  # fmt: skip
-                    found |= dict(zip(group, results, strict=True))
-        for i, session in enumerate(sessions):
-            if i not in together:
-                found[i] = session._reading(ids[i], wants[i])
-        return [found[i] for i in range(len(sessions))]
-
     def _read_together(
-        self, sessions: list[KerasSession], ids: list[np.ndarray], wants: list[Wanted]
+        self, sessions: Sequence[KerasSession], ids: Sequence[np.ndarray], wants: Sequence[Wanted]
     ) -> list[Any]:
         """Sessions in one table, chunk by chunk, of which each row reads what it has left."""
-        with self._reading_together:
-            try:
-                table = seat_together(self, sessions)
-                hidden = self._last_states(table, sessions, ids)
-                by_row: list[Wanted] = [NOTHING] * table.rows
-                for session, want in zip(sessions, wants, strict=True):
-                    by_row[session.row] = want
-                found = self.wanted_of(hidden, by_row)
-                for session, row in zip(sessions, ids, strict=True):
-                    session._append(row)
-            except BaseException:  # an interrupt may leave half of it in the caches
-                for session in sessions:
-                    session._forget()
-                raise
-            return [found[session.row] for session in sessions]
+        results: list[Any] = []
+        for begin in range(0, len(sessions), ROWS[-1]):
+            part = slice(begin, begin + ROWS[-1])
+            with self._reading_together:
+                results += self._read_table(list(sessions[part]), ids[part], wants[part])
+        return results
+
+    def _read_table(
+        self, sessions: list[KerasSession], ids: Sequence[np.ndarray], wants: Sequence[Wanted]
+    ) -> list[Any]:
+        table = seat_together(self, sessions)
+        hidden = self._last_states(table, sessions, ids)
+        by_row: list[Wanted] = [NOTHING] * table.rows
+        for session, want in zip(sessions, wants, strict=True):
+            by_row[session.row] = want
+        found = self.wanted_of(hidden, by_row)
+        for session, row in zip(sessions, ids, strict=True):
+            session._append(row)
+        return [found[session.row] for session in sessions]
 
     def _last_states(
-        self, table: Table, sessions: list[KerasSession], ids: list[np.ndarray]
+        self, table: Table, sessions: list[KerasSession], ids: Sequence[np.ndarray]
     ) -> Any:
         """Reads `ids` into the table; `[B, D]`, the last norm's output for the last of each."""
         given = {session.row: row for session, row in zip(sessions, ids, strict=True)}

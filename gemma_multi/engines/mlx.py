@@ -1,42 +1,39 @@
 """MLX engine: mlx-lm's `gemma3_text` and its caches, on Apple silicon (and, slowly, Linux CPUs).
 
 Design choices:
-- mlx-lm's package imports transformers and its own servers at import, several seconds. Only the
-  architecture is wanted, so the two files that hold it are imported on their own.
-- Quantised weights stay packed and go to MLX as the checkpoint holds them. On a CPU, whose packed
-  kernels are twenty times slower than BLAS, a layer that is given many rows unpacks itself.
+- Quantised weights stay packed and go to MLX as the checkpoint holds them.
 - On a GPU activations are bfloat16, or float16 where the chip has no bfloat16. On a CPU they are
   float32, which MLX computes faster there.
+- Sessions that are read together are rows of one batch (`mlx_batch`).
 - Sliding layers keep their window and `SPARE` positions in a ring of our own (`mlx_cache`).
-- mlx-lm's norms are given the config's eps and gain, by which the residual stream is carried at
-  another scale.
 """
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import sys
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from gemma_multi.checkpoint import Checkpoint, Tensor
-from gemma_multi.config import ModelConfig, alternate, round_scale
+from gemma_multi.config import round_scale
 from gemma_multi.engines.backend import Backend, Request, on_apple_silicon
-from gemma_multi.engines.base import ALL, HIDDEN, NOTHING, Engine, Rows, Session, Wanted
+from gemma_multi.engines.base import ALL, HIDDEN, LAST, NOTHING, Engine, Rows, Session, Wanted
+from gemma_multi.engines.mlx_batch import SideBySide
 from gemma_multi.engines.mlx_cache import Ring
+from gemma_multi.engines.mlx_model import (
+    build_model,
+    import_architecture,
+    module_of,
+    unpack_for_many_rows,
+)
 from gemma_multi.engines.precision import Prepared, prepare
 from gemma_multi.errors import BackendError
 from gemma_multi.quantization.tensor import BFLOAT16, QuantizedTensor
 from gemma_multi.transforms import DENSE
 
 _PREFILL_CHUNK = 512  # tokens; bounds the memory of a long prompt's attention
-_MANY_ROWS = 8  # of activations, from which on unpacking a layer on a CPU pays
-_HEAD_ROWS = 1 << 14  # of the embedding, unpacked together
 _WITHOUT_BFLOAT16 = ("applegpu_g13", "applegpu_g14")  # M1 and M2: no instructions for it
 
 
@@ -57,6 +54,7 @@ def fast_type(mx: ModuleType) -> str:
 class MlxEngine(Engine):
     name = "mlx"
     guesses_pay = True
+    batches_pay = True
 
     def __init__(self, mx: ModuleType, prepared: Prepared) -> None:
         checkpoint, self.precision, self.compute = prepared
@@ -67,7 +65,7 @@ class MlxEngine(Engine):
             mx.disable_compile()  # on a CPU it runs a C++ compiler for seconds, to fuse one gelu
         self.device = "gpu" if on_gpu else "cpu"
         self.model = self._build(checkpoint)
-        self.whole_cache = _import_architecture().KVCache  # of a global layer
+        self.whole_cache = import_architecture().KVCache  # of a global layer
 
     def _build(self, checkpoint: Checkpoint) -> Any:
         mx, config = self.mx, self.config
@@ -92,7 +90,7 @@ class MlxEngine(Engine):
 
             nn.quantize(model, class_predicate=settings)
             if self.device == "cpu":
-                _unpack_for_many_rows(model)
+                unpack_for_many_rows(model)
         for name in config.tensor_shapes():
             self._place(
                 model, name, checkpoint.tensors[name], name.removesuffix(".weight") in quantized
@@ -101,14 +99,14 @@ class MlxEngine(Engine):
         return model
 
     def _assign(self, name: str, tensor: Tensor) -> None:
-        self._place(self.model, name, tensor, "scales" in _module(self.model, name))
+        self._place(self.model, name, tensor, "scales" in module_of(self.model, name))
 
     def _place(self, model: Any, name: str, tensor: Tensor, packed: bool) -> None:
         """Gives a layer its weight, packed if its module takes it so."""
         stem = name.removesuffix(".weight")
         if packed:
             assert isinstance(tensor, QuantizedTensor)
-            module = _module(model, name)  # made for the grid it was loaded with
+            module = module_of(model, name)  # made for the grid it was loaded with
             module.group_size, module.bits = tensor.group_size, tensor.bits
             # in bfloat16 compute MLX takes scales as they are stored and loses nothing; in float16,
             # which holds all of our grid's, it would go on in float32
@@ -136,7 +134,7 @@ class MlxEngine(Engine):
         return as_mlx
 
     def weight(self, name: str, rows: slice = slice(None)) -> np.ndarray:
-        mx, module = self.mx, _module(self.model, name)
+        mx, module = self.mx, module_of(self.model, name)
         held = module.weight[rows]
         if "scales" in module:
             scales, biases = (module[n][rows].astype(mx.float32) for n in ("scales", "biases"))
@@ -147,6 +145,44 @@ class MlxEngine(Engine):
 
     def numpy(self, array: Any) -> np.ndarray:
         return np.array(array)
+
+    def _read_together(
+        self, sessions: Sequence[MlxSession], ids: Sequence[np.ndarray], wants: Sequence[Wanted]
+    ) -> list[Any]:
+        mx, rest = self.mx, []
+        for session, row in zip(sessions, ids, strict=True):
+            cut = max(0, len(row) - _PREFILL_CHUNK)
+            if cut:  # all but its last chunk by itself
+                session._reading(row[:cut], NOTHING)
+            rest.append(row[cut:])
+        counts = list(map(len, rest))
+        tokens = np.stack([np.pad(row, (0, max(counts) - len(row))) for row in rest])
+        hidden = hidden_states(self, tokens, [
+            SideBySide(mx, list(of_layer), counts)
+            for of_layer in zip(*(session.caches for session in sessions), strict=True)
+        ])  # fmt: skip
+        found = self._wanted_of(hidden[mx.arange(len(rest)), mx.array(counts) - 1], wants)
+        results = [one for one in found if one is not None]
+        mx.async_eval([session.arrays() for session in sessions], results)
+        for session, row in zip(sessions, rest, strict=True):
+            session._append(row)
+        return found
+
+    def _wanted_of(self, hidden: Any, wants: Sequence[Wanted]) -> list[Any]:
+        """What is wanted of each row of `[B, D]`."""
+        whole = [i for i, want in enumerate(wants) if want is LAST]
+        logits: Any = self.head(hidden[self.mx.array(whole)]) if whole else None
+        found: list[Any] = []
+        for i, want in enumerate(wants):
+            if want is LAST:
+                found.append(logits[whole.index(i)])
+            elif want is HIDDEN:
+                found.append(hidden[i].astype(self.mx.float32))
+            else:
+                found.append(
+                    self.head_rows(hidden[i], want.ids) if isinstance(want, Rows) else None
+                )
+        return found
 
     def head(self, hidden: Any) -> Any:
         """`[..., D]` -> the logits of the whole vocabulary, float32."""
@@ -182,58 +218,17 @@ class MlxEngine(Engine):
         return np.concatenate(parts, axis=1)
 
 
-def _module(model: Any, name: str) -> Any:
-    """The layer that holds a tensor."""
-    for part in name.split(".")[:-1]:
-        model = model[int(part)] if part.isdigit() else getattr(model, part)
-    return model
-
-
-def build_model(config: ModelConfig) -> Any:
-    """mlx-lm's `gemma3_text` of this shape, with weights of its own making."""
-    architecture = _import_architecture()
-    factor = config.rope_scaling_factor
-    arguments = architecture.ModelArgs(
-        model_type="gemma3_text",
-        hidden_size=config.hidden_size,
-        num_hidden_layers=config.num_hidden_layers,
-        intermediate_size=config.intermediate_size,
-        num_attention_heads=config.num_attention_heads,
-        head_dim=config.head_dim,
-        rms_norm_eps=config.rms_norm_eps,
-        vocab_size=config.vocab_size,
-        num_key_value_heads=config.num_key_value_heads,
-        rope_theta=config.rope_theta,
-        rope_local_base_freq=config.rope_local_theta,
-        query_pre_attn_scalar=config.query_pre_attn_scalar,
-        sliding_window=config.sliding_window,
-        sliding_window_pattern=_pattern(config.layer_types),
-        max_position_embeddings=config.max_position_embeddings,
-        rope_scaling=None if factor == 1 else {"rope_type": "linear", "factor": factor},
-    )
-    model = architecture.Model(arguments)
-    model.sanitize({})  # ties the head to the embedding
-    if config.residual_scale != 1:
-        _carry_at_scale(model, config)
-    return model
-
-
-def _carry_at_scale(model: Any, config: ModelConfig) -> None:
-    import mlx.core as mx
-
-    class GainedRMSNorm(type(model.model.norm)):  # type: ignore[misc]
-        def __call__(self, x: Any) -> Any:
-            # in float32: a gain may be beyond what float16 holds, before it is made smaller
-            gain = (1.0 + self.weight.astype(mx.float32)) * self.gain
-            return mx.fast.rms_norm(x, gain.astype(x.dtype), self.eps)
-
-    for name, shape in config.tensor_shapes().items():
-        if len(shape) == 1:
-            norm, gain = _module(model, name), config.norm_gain(name)
-            norm.eps = config.norm_eps(name)
-            if gain != 1:
-                norm.__class__ = GainedRMSNorm
-                norm.gain = gain
+def hidden_states(engine: MlxEngine, ids: np.ndarray, caches: list[Any]) -> Any:
+    """`i32[B, T]` through the layers and the last norm: `[B, T, D]`, MLX's array."""
+    model, config = engine.model.model, engine.config
+    tokens, embedded = engine.mx.array(ids), None
+    # mlx-lm rounds the embedding scale to bfloat16 whatever the checkpoint was
+    rescale = config.stream_scale / round_scale(config.hidden_size**0.5, "bfloat16")
+    if rescale != 1.0:
+        embedded = model.embed_tokens(tokens) * rescale
+    # gemma3_text looks at cache[pattern - 1] even when the model has fewer layers
+    missing = model.sliding_window_pattern - len(caches)
+    return model(tokens, cache=caches + [caches[0]] * missing, input_embeddings=embedded)
 
 
 class MlxSession(Session):
@@ -241,10 +236,7 @@ class MlxSession(Session):
 
     def __init__(self, engine: MlxEngine, context_length: int) -> None:
         super().__init__(engine, context_length)
-        self._caches = self._new_caches()
-        # mlx-lm rounds the embedding scale to bfloat16 whatever the checkpoint was
-        theirs = round_scale(engine.config.hidden_size**0.5, "bfloat16")
-        self._rescale = engine.config.stream_scale / theirs
+        self.caches = self._new_caches()
 
     def _new_caches(self) -> list[Any]:
         config, mx = self.config, self.engine.mx
@@ -261,7 +253,7 @@ class MlxSession(Session):
             hidden = self.hidden(chunk)[0]
             if want is ALL:
                 parts.append(engine.head(hidden))
-            mx.eval(self._arrays(), parts)
+            mx.eval(self.arrays(), parts)
         hidden = self.hidden(last)[0]
         result = None
         if want is ALL:
@@ -273,73 +265,38 @@ class MlxSession(Session):
         elif want is not NOTHING:
             result = engine.head(hidden[-1:])[0]
         # what is left for later can only be computed by this thread
-        mx.async_eval(self._arrays(), [] if result is None else result)
+        mx.async_eval(self.arrays(), [] if result is None else result)
         return result
 
-    def _arrays(self) -> list[Any]:
-        return [cache.state[:2] for cache in self._caches]
+    def arrays(self) -> list[Any]:
+        return [cache.state[:2] for cache in self.caches]
 
     def hidden(self, ids: np.ndarray) -> Any:
-        """One chunk, `i32[T]`, through the layers and the last norm: `[1, T, D]`, MLX's array."""
-        model = self.engine.model.model
-        tokens, embedded = self.engine.mx.array(ids[None]), None
-        if self._rescale != 1.0:
-            embedded = model.embed_tokens(tokens) * self._rescale
-        # gemma3_text looks at cache[pattern - 1] even when the model has fewer layers
-        missing = model.sliding_window_pattern - len(self._caches)
-        caches = self._caches + [self._caches[0]] * missing
-        return model(tokens, cache=caches, input_embeddings=embedded)
+        """One chunk, `i32[T]`, through the layers and the last norm: `[1, T, D]`."""
+        return hidden_states(self.engine, ids[None], self.caches)
 
     def _rewind(self, length: int) -> bool:
         if not length:
-            self._caches = self._new_caches()
+            self.caches = self._new_caches()
             return True
-        rings = [cache for cache in self._caches if isinstance(cache, Ring)]
+        rings = [cache for cache in self.caches if isinstance(cache, Ring)]
         if not all(ring.reaches(length) for ring in rings):
             return False
-        for one in self._caches:
+        for one in self.caches:
             one.trim(self.length - length)
         return True
 
     def _copy(self) -> Session:
         copy = MlxSession(self.engine, self.context_length)
-        for mine, theirs in zip(self._caches, copy._caches, strict=True):
+        for mine, theirs in zip(self.caches, copy.caches, strict=True):
             if isinstance(mine, Ring):
                 theirs.copy_from(mine)
             elif self.length:
                 keys, values, *rest = mine.state
                 # a cache writes in place, through the array object: the copy needs its own
                 theirs.state = (self.engine.mx.array(keys), self.engine.mx.array(values), *rest)
-        self.engine.mx.async_eval(copy._arrays() if self.length else [])
+        self.engine.mx.async_eval(copy.arrays() if self.length else [])
         return copy
-
-
-def _unpack_for_many_rows(model: Any) -> None:
-    import mlx.core as mx
-    import mlx.nn as nn
-
-    def product(module: Any, x: Any, rows: slice = slice(None)) -> Any:
-        scales, biases = (module[name][rows].astype(x.dtype) for name in ("scales", "biases"))
-        packed = module.weight[rows]
-        return x @ mx.dequantize(packed, scales, biases, module.group_size, module.bits).T
-
-    class UnpackingLinear(nn.QuantizedLinear):
-        def __call__(self, x: Any) -> Any:
-            if x.size // x.shape[-1] < _MANY_ROWS:
-                return super().__call__(x)
-            return product(self, x)
-
-    class UnpackingEmbedding(nn.QuantizedEmbedding):
-        def as_linear(self, x: Any) -> Any:
-            if x.size // x.shape[-1] < _MANY_ROWS:
-                return super().as_linear(x)
-            starts = range(0, self.weight.shape[0], _HEAD_ROWS)  # whole, it would be 671 MB
-            parts = [product(self, x, slice(start, start + _HEAD_ROWS)) for start in starts]
-            return mx.concatenate(parts, axis=-1)
-
-    unpacking = {nn.QuantizedLinear: UnpackingLinear, nn.QuantizedEmbedding: UnpackingEmbedding}
-    for _, module in model.named_modules():
-        module.__class__ = unpacking.get(type(module), type(module))
 
 
 def _chunks(ids: np.ndarray) -> list[np.ndarray]:
@@ -356,34 +313,6 @@ def _recorded(layer: Callable[..., Any], states: list[Any]) -> Callable[..., Any
         return states[-1]
 
     return run
-
-
-def _pattern(layer_types: tuple[str, ...]) -> int:
-    """mlx-lm places a global layer every `pattern` layers; Gemma's own pattern is 6."""
-    layers = len(layer_types)
-    for pattern in (6, *range(1, layers + 2)):
-        if alternate(layers, pattern) == layer_types:
-            return pattern
-    raise BackendError(
-        f"backend 'mlx' needs a global layer at regular distances, received {list(layer_types)}"
-    )
-
-
-@cache
-def _import_architecture() -> ModuleType:
-    """`mlx_lm.models.gemma3_text` without running `mlx_lm/__init__.py`."""
-    if "mlx_lm" in sys.modules:
-        return importlib.import_module("mlx_lm.models.gemma3_text")
-    spec = importlib.util.find_spec("mlx_lm")
-    bare = ModuleType("mlx_lm")
-    bare.__path__ = list(spec.submodule_search_locations or ()) if spec else []
-    sys.modules["mlx_lm"] = bare
-    try:
-        return importlib.import_module("mlx_lm.models.gemma3_text")
-    finally:
-        # a later `import mlx_lm` must find nothing half-made
-        for name in [n for n in sys.modules if n == "mlx_lm" or n.startswith("mlx_lm.")]:
-            del sys.modules[name]
 
 
 BACKEND = Backend(

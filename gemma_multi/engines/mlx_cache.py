@@ -9,6 +9,8 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 from gemma_multi.engines.base import SPARE, ring_reaches
 
 _STEP = 256  # slots by which a ring grows
@@ -34,15 +36,18 @@ class Ring:
 
     def make_mask(self, count: int, window_size: int | None = None, **_: Any) -> Any:
         """Which keys of `update_and_fetch` each of the next `count` tokens may see."""
-        mx, start = self._mx, self.offset
-        if start + count <= self._window:
+        if self.offset + count <= self._window:
             return "causal" if count > 1 else None
+        return self._mx.array(self.sees(count))
+
+    def sees(self, count: int) -> np.ndarray:
+        """The same as `bool[count, keys]`."""
+        start = self.offset
         if count == 1:
-            slots = mx.arange(min(start + 1, self._size))
-            age = (start - slots) % self._size  # mx's remainder has the divisor's sign
-            return age < self._window
+            slots = np.arange(min(start + 1, self._size))
+            return ((start - slots) % self._size < self._window)[None]
         before = min(start, self._window - 1)
-        queries, keys = mx.arange(count)[:, None], mx.arange(-before, count)[None]
+        queries, keys = np.arange(count)[:, None], np.arange(-before, count)[None]
         return (keys <= queries) & (keys > queries - self._window)
 
     def update_and_fetch(self, keys: Any, values: Any) -> tuple[Any, Any]:

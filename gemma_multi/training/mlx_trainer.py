@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from gemma_multi.config import EMBEDDING
-from gemma_multi.engines.mlx import build_model
 from gemma_multi.engines.mlx import fast_type as fast_type_of
+from gemma_multi.engines.mlx_model import build_model
 from gemma_multi.errors import OptionError
 from gemma_multi.training.batches import IGNORE_INDEX, Batch
 from gemma_multi.training.head import chunk_loss

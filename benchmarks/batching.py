@@ -1,0 +1,99 @@
+"""Rows per second of `model.batch`, one at a time and many side by side.
+
+    python benchmarks/batching.py [--backend keras] [--rows 64] [--width 32] [--json results.json]
+
+The real Gemma 3 270M as it came, in float32, on rows of unequal lengths (beginnings of the Brown
+corpus, 8 to 40 words): a text of 32 tokens for each, and a label of eight by an instruction that
+all share. The same rows go through `width=1`, which reads one after another, and through
+`width=32`; the two take turns, and all is compiled before anything counts. Whether the greedy texts
+are the same is printed beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from other_peoples_files import brown_documents, gemma_270m
+from rich.console import Console
+from rich.table import Table
+
+import gemma_multi
+
+LABELS = "news reviews religion hobbies science fiction romance humour".split()
+TOKENS = 32  # of a text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--backend", default="keras")
+    parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--width", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    model = gemma_multi.load(
+        gemma_270m(), backend=options.backend, precision="float32", context_length=512
+    )
+    rows = texts(options.rows)
+    found: dict[str, Any] = {"device": model.engine.device, "gpu": model.engine.gpu}
+    for task, given in (
+        ("generate", {"raw": True, "temperature": 0, "max_tokens": TOKENS}),
+        ("classify", {"raw": True, "labels": LABELS}),
+    ):
+        result = compared(model, rows, task, given, options.width, options.rounds)
+        found[task] = result
+    table = Table()
+    for heading in ("task", "one at a time", f"{options.width} side by side", "ratio", "same"):
+        table.add_column(heading, justify="right")
+    for task in ("generate", "classify"):
+        one = found[task]
+        table.add_row(
+            task, f"{one['alone']:.1f} rows/s", f"{one['together']:.1f} rows/s",
+            f"{one['together'] / one['alone']:.2f}", f"{one['same']:.0%}",
+        )  # fmt: skip
+    Console().print(table)
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def texts(count: int) -> list[str]:
+    """Beginnings of 8 to 40 words."""
+    found = []
+    for i, document in enumerate(brown_documents()[:count]):
+        found.append(" ".join(document.split()[: 8 + i * 7 % 33]))
+    return found
+
+
+def compared(
+    model: gemma_multi.Model, rows: list[str], task: str, given: dict[str, Any], width: int,
+    rounds: int,
+) -> dict[str, float]:  # fmt: skip
+    """Rows per second both ways, and the share of rows with the same outcome."""
+
+    def run(width: int) -> list[str]:
+        done = list(model.batch(rows, task, width=width, progress=False, **given))
+        return [str(row.value) for row in done]
+
+    same = [a == b for a, b in zip(run(1), run(width), strict=True)]
+    times: dict[int, list[float]] = {1: [], width: []}
+    for _ in range(rounds):
+        for of, measured in times.items():
+            measured.append(seconds(lambda of=of: run(of)))  # type: ignore[misc]
+    alone, together = (len(rows) / statistics.median(measured) for measured in times.values())
+    return {"alone": alone, "together": together, "same": sum(same) / len(same)}
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    main()
