@@ -7,6 +7,8 @@ loop (`generation.loop`) asks the engine's session for logits and the decoding f
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -283,6 +285,27 @@ class Model:
                 f"the prompt is {len(ids)} tokens long, but the context holds "
                 f"{self.context_length}; shorten it or raise context_length"
             )
+
+    def save_prefixes(self, path: str | Path) -> Path:
+        """Writes what the prefix cache holds to a file, for `load_prefixes` in another process."""
+        self.prefixes.save(Path(path), self._weights_read_with())
+        return Path(path)
+
+    def load_prefixes(self, path: str | Path) -> int:
+        """Takes in beginnings of prompts that were saved, so that they are not read again; how
+        many of them. Raises OptionError where they were read with other weights or on another
+        engine, CheckpointError for a damaged file."""
+        return self.prefixes.load(
+            Path(path), self._weights_read_with(), self.engine, self.context_length
+        )
+
+    def _weights_read_with(self) -> str:
+        engine = self.engine
+        told = (
+            engine.name, engine.precision, engine.compute, str(self.context_length),
+            self.checkpoint.tensors.identity, json.dumps(self.config.to_dict(), sort_keys=True),
+        )  # fmt: skip
+        return hashlib.sha256("\n".join(told).encode()).hexdigest()
 
     def score(self, text: str) -> TextScore:
         """The log-probability of each token of a plain text, after `<bos>`."""

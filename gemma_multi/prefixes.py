@@ -6,6 +6,8 @@ session that has read them is kept, and each later prompt goes on from a fork of
 Design choices:
 - Keys are token ids, not texts: what counts is what a session has read. A prompt takes the entry
   that shares the longest beginning with it, cut to what they share.
+- Saved, an entry is its ids and what its session `held`, in a safetensors file; only an engine of
+  the same weights takes it.
 - Least recently used entries go when the caches of all take more than the limit. How much one takes
   is what its session could ever hold, since engines allocate in advance.
 """
@@ -14,11 +16,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 from gemma_multi.engines.base import NOTHING, Engine, Session
-from gemma_multi.errors import OptionError
+from gemma_multi.errors import CheckpointError, OptionError
+from gemma_multi.files import renamed_when_whole
+from gemma_multi.safetensors_file import DTYPES, read_safetensors, write_safetensors
 
 _LEAST = 8  # tokens; a fork for fewer saves nothing
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -43,6 +48,45 @@ class PrefixCache:
     def clear(self) -> None:
         """Forgets all, for example because the weights have changed."""
         self._entries.clear()
+
+    def save(self, path: Path, weights: str) -> None:
+        """Writes all to a file. `weights` is an identity of what they were read with."""
+        arrays: dict[str, np.ndarray] = {}
+        for i, session in enumerate(self._entries):
+            arrays[f"{i}.ids"] = session.ids
+            arrays |= {f"{i}.held.{name}": array for name, array in session.held().items()}
+        about = {"weights": weights, "entries": str(len(self._entries))}
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with renamed_when_whole(path) as temporary:
+                contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+                write_safetensors(contiguous, temporary, about)
+        except OSError as error:
+            raise OptionError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+    def load(self, path: Path, weights: str, engine: Engine, context_length: int) -> int:
+        """Takes in what a file has, as long as there is room; how many. Raises CheckpointError for
+        a file that is damaged, OptionError for one of other weights or another engine."""
+        arrays, about = read_safetensors(path, {**DTYPES, "I32": np.dtype("<i4"),
+                                                "I8": np.dtype("i1")})  # fmt: skip
+        if about.get("weights") != weights:
+            raise OptionError(
+                f"{path}: was read with other weights, another backend or precision; save it again"
+            )
+        sessions = []
+        for i in range(sum(name.endswith(".ids") for name in arrays)):
+            beginning = f"{i}.held."
+            session = engine.session(context_length)
+            if f"{i}.ids" not in arrays:
+                raise CheckpointError(f"{path}: {i}.ids is missing")
+            session.restore(arrays[f"{i}.ids"], {
+                name.removeprefix(beginning): array for name, array in arrays.items()
+                if name.startswith(beginning)
+            })  # fmt: skip
+            sessions.append(session)
+        for session in sessions:
+            self._add(session)
+        return sum(session in self._entries for session in sessions)
 
     def start(
         self, engine: Engine, ids: Sequence[int], keep: int, context_length: int

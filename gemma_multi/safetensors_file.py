@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,11 @@ _LARGEST_HEADER = 100_000_000  # the library's own limit
 _CHUNK = 1 << 20
 
 
-def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """(tensors, metadata) of a file; the tensors are read-only views of its mapped bytes."""
+def read_safetensors(
+    path: Path, dtypes: Mapping[str, np.dtype] = DTYPES
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """(tensors, metadata) of a file; the tensors, of `dtypes`, are read-only views of its mapped
+    bytes."""
     try:
         size = path.stat().st_size
         if not path.is_file():
@@ -63,7 +67,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]
     spans = []
     tensors = {}
     for name, entry in header.items():
-        dtype, shape, begin, end = _read_entry(path, name, entry, len(data))
+        dtype, shape, begin, end = _read_entry(path, name, entry, len(data), dtypes)
         spans.append((begin, end, name))
         tensors[name] = data[begin:end].view(np.ndarray).view(dtype).reshape(shape)
     position, before = 0, "the header"
@@ -105,15 +109,15 @@ def check_finite(path: Path, name: str, tensor: np.ndarray) -> None:
 
 
 def _read_entry(
-    path: Path, name: str, entry: Any, available: int
+    path: Path, name: str, entry: Any, available: int, dtypes: Mapping[str, np.dtype]
 ) -> tuple[np.dtype, tuple[int, ...], int, int]:
     where = f"{path}: tensor {name!r}"
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise CheckpointError(f"{where} needs dtype, shape and data_offsets")
-    dtype = DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
+    dtype = dtypes.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
     if dtype is None:
         raise CheckpointError(
-            f"{where} has dtype {entry['dtype']!r}, expected one of {', '.join(DTYPES)}"
+            f"{where} has dtype {entry['dtype']!r}, expected one of {', '.join(dtypes)}"
         )
     shape, offsets = entry["shape"], entry["data_offsets"]
     if not _sizes(shape) or len(shape) > 8 or 0 in shape:

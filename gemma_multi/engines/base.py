@@ -39,6 +39,25 @@ Array = Any  # of the engine's framework
 SPARE = 16
 
 
+def fitting(held: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """One of the arrays that a session held. Raises KeyError, or ValueError for another shape or
+    for numbers that are not finite."""
+    array = held[name]
+    if array.shape != shape:
+        raise ValueError(f"{name} has shape {list(array.shape)}, expected {list(shape)}")
+    if array.dtype.kind != "i" and not np.isfinite(array.astype(np.float32)).all():
+        raise ValueError(f"{name} holds NaN or infinity")
+    return array
+
+
+def written_of(held: Mapping[str, np.ndarray], length: int, most: int) -> int:
+    """How many positions a session that held this had ever written."""
+    written = int(fitting(held, "written", (1,))[0])
+    if not length <= written <= most:
+        raise ValueError(f"{written} positions were written, but {length} are there")
+    return written
+
+
 def ring_reaches(written: int, length: int, size: int, window: int) -> bool:
     """Whether a sliding layer's ring of `size` positions, of which `written` were ever written,
     still holds the window of position `length`: what else was overwritten would be seen."""
@@ -276,6 +295,23 @@ class Session(ABC):
         copy._ids, copy._length = self._ids.copy(), self._length
         return copy
 
+    def held(self) -> dict[str, np.ndarray]:
+        """What `restore` needs to go on from here in another process: arrays by name."""
+        return self._held() if self.length else {}
+
+    def restore(self, ids: Ids, held: Mapping[str, np.ndarray]) -> None:
+        """Makes an empty session one that has read `ids`, with what another one `held` on an engine
+        of the same weights. Raises OptionError where that does not fit."""
+        checked = self._checked(ids, NOTHING)
+        try:
+            if self._restore(len(checked), held):
+                self._append(checked)
+            else:
+                self._reading(checked, NOTHING)
+        except (KeyError, ValueError, TypeError, IndexError) as error:
+            self._forget()
+            raise OptionError(f"what was held does not fit this engine: {error}") from error
+
     def check_room(self, ids: Sized) -> None:
         """Raises ContextError where so many more tokens do not fit."""
         if self.length + len(ids) > self.context_length:
@@ -338,6 +374,14 @@ class Session(ABC):
     def _rewind(self, length: int) -> bool:
         """Goes back to `length` tokens if that can be done; going back to 0 always can, and by
         `SPARE` positions."""
+
+    def _held(self) -> dict[str, np.ndarray]:
+        """Of an engine that keeps nothing: `_restore` has its tokens read again."""
+        return {}
+
+    def _restore(self, length: int, held: Mapping[str, np.ndarray]) -> bool:
+        """Whether it could be done. Raises ValueError or KeyError for what does not fit."""
+        return False
 
     @abstractmethod
     def _copy(self) -> Session:

@@ -36,7 +36,9 @@ from gemma_multi.engines.base import (
     Rows,
     Session,
     Wanted,
+    fitting,
     ring_reaches,
+    written_of,
 )
 from gemma_multi.engines.keras_backbone import build_backbone, import_keras, weight_slots
 from gemma_multi.engines.keras_caches import ROWS, Table, seat_together
@@ -322,6 +324,31 @@ class KerasSession(Session):
             return True
         window = self.config.sliding_window
         return ring_reaches(self.written, length, window + SPARE, window)
+
+    def _held(self) -> dict[str, np.ndarray]:
+        held = {"written": np.array([self.written], np.int32)}
+        assert self.table is not None
+        for i, cache in enumerate(self.table.row_layers(self.row)):
+            for name, array in zip(("keys", "values"), cache, strict=True):
+                held[f"{i}.{name}"] = np.asarray(array)[0, : self.written]
+        return held
+
+    def _restore(self, length: int, held: Mapping[str, np.ndarray]) -> bool:
+        written = written_of(held, length, self.context_length + SPARE)
+        table = Table.empty(self.engine, 1, written)
+        layers = []
+        for i, (keys, _) in enumerate(table.layers):
+            _, positions, *rest = keys.shape
+            full, kept = np.zeros((1, positions, *rest), np.float32), min(positions, written)
+            pair = []
+            for name in ("keys", "values"):
+                full[0, :kept] = fitting(held, f"{i}.{name}", (kept, *rest))
+                pair.append(self.engine.runtime.as_array(full, self.engine.compute))
+            layers.append((pair[0], pair[1]))
+        table.layers = layers
+        self.sit(table)
+        self.written = written
+        return True
 
     def _copy(self) -> Session:
         copy = KerasSession(self.engine, self.context_length)

@@ -68,10 +68,16 @@ class Table:
 
     def row(self, row: int) -> Table:
         """A table of its own for the session of one row."""
-        layers = self._engine.runtime.take_row(self.layers, row)
-        alone = Table(self._engine, 1, layers, self.capacity)
+        alone = Table(self._engine, 1, self.row_layers(row), self.capacity)
         alone.reserve(_capacity(1, self.capacity))
         return alone
+
+    def row_layers(self, row: int) -> list[Cache]:
+        """`[1, ...]` each."""
+        if self.rows == 1:
+            return self.layers
+        taken: list[Cache] = self._engine.runtime.take_row(self.layers, row)
+        return taken
 
     def sessions(self) -> dict[int, KerasSession]:
         """Who sits here, by row."""
@@ -89,10 +95,8 @@ class Table:
         before = session.table
         if before is not None:
             self.reserve(before.capacity if before.rows > 1 else session.length)
-            given = before.layers
-            if before.rows > 1:
-                given = self._engine.runtime.take_row(given, session.row)
-            self.layers = self._engine.runtime.put_row(self.layers, self._fitted(given), row)
+            given = self._fitted(before.row_layers(session.row))
+            self.layers = self._engine.runtime.put_row(self.layers, given, row)
         self._seats[row] = weakref.ref(session)
         session.sit(self, row)
 

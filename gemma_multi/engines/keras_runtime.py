@@ -82,6 +82,12 @@ class KerasRuntime:
             return self.jax.numpy.asarray(array, dtype)
         return self.tf.Variable(self.tf.cast(self.tf.constant(np.ascontiguousarray(array)), dtype))
 
+    def as_array(self, array: np.ndarray, dtype: str) -> Any:
+        """A framework array that is a copy."""
+        if self.on_jax:
+            return self.jax.numpy.array(array, dtype)
+        return self.tf.cast(self.tf.constant(array), dtype)
+
     def zeros(self, shape: Sequence[int], dtype: str) -> Any:
         return self.jax.numpy.zeros(shape, dtype) if self.on_jax else self.tf.zeros(shape, dtype)
 

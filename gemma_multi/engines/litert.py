@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import weakref
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +32,7 @@ from gemma_multi.engines.base import (
     Session,
     Wanted,
     ring_reaches,
+    written_of,
 )
 from gemma_multi.engines.litert_caches import Caches
 from gemma_multi.engines.litert_files import passing_file, ready_file
@@ -222,6 +224,17 @@ class LitertSession(Session):
             return True
         ring = ring_positions(self.config, self.engine.context_length)
         return ring_reaches(self._written, length, ring, self.config.sliding_window)
+
+    def _held(self) -> dict[str, np.ndarray]:
+        caches = self._holding.caches
+        assert caches is not None
+        return {"written": np.array([self._written], np.int32), **caches.held(self._written)}
+
+    def _restore(self, length: int, held: Mapping[str, np.ndarray]) -> bool:
+        written = written_of(held, length, self.context_length)
+        self.own_caches().restore(held, written)
+        self._written = written
+        return True
 
     def _copy(self) -> Session:
         copy = LitertSession(self.engine, self.context_length)

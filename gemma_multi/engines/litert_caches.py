@@ -6,11 +6,13 @@ read in chunks, by the signature that suits what is left of them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from gemma_multi.config import ModelConfig
+from gemma_multi.engines.base import fitting
 from gemma_multi.engines.litert_runtime import LitertRuntime
 from gemma_multi.formats.tflite.file import ExportInfo
 from gemma_multi.formats.tflite.layout import (
@@ -62,6 +64,20 @@ class Caches:
         """Takes over what `other` has written, which is no further than `positions`."""
         for name, cache in other._caches.items():
             self._caches[name].copy_from(cache, positions)
+
+    def held(self, positions: int) -> dict[str, np.ndarray]:
+        """What was written, no further than `positions`, by name."""
+        return {name: cache.held(positions) for name, cache in self._caches.items()}
+
+    def restore(self, held: Mapping[str, np.ndarray], positions: int) -> None:
+        """Takes over what other caches held. Raises KeyError, ValueError."""
+        fit = {
+            name: fitting(held, name, (cache.count(positions),))
+            for name, cache in self._caches.items()
+        }
+        for name, array in fit.items():
+            self._caches[name].restore(array)
+        self.is_finite = True
 
     def last(self, ids: np.ndarray, start: int, signature: str) -> np.ndarray:
         """Reads `i32[T]`; what `signature` gives for the last token: `f32[width]`."""
@@ -139,12 +155,22 @@ class _CacheBuffer:
         self.buffer.write(np.zeros(shape, kind))
 
     def copy_from(self, other: _CacheBuffer, positions: int) -> None:
+        self.buffer.write(other.held(positions))
+
+    def held(self, positions: int) -> np.ndarray:
+        array: np.ndarray = self.buffer.read(self.count(positions), self._kind)
+        return array
+
+    def restore(self, array: np.ndarray) -> None:
+        if array.dtype != self._kind:
+            raise ValueError(f"a cache is {array.dtype}, expected {np.dtype(self._kind)}")
+        self.buffer.write(array)
+
+    def count(self, positions: int) -> int:
+        """Of numbers that hold so many positions."""
         heads, room, width = self._shape
-        if heads == 1:  # positions lie in a row: the first ones are all that was written
-            count = min(positions, room) * width
-            self.buffer.write(other.buffer.read(count, self._kind))
-        else:
-            self.buffer.write(other.buffer.read(heads * room * width, self._kind))
+        # of one head they lie in a row: the first ones are all that was written
+        return (min(positions, room) if heads == 1 else heads * room) * width
 
 
 class _Call:

@@ -10,7 +10,7 @@ Design choices:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -19,7 +19,19 @@ import numpy as np
 from gemma_multi.checkpoint import Checkpoint, Tensor
 from gemma_multi.config import round_scale
 from gemma_multi.engines.backend import Backend, Request, on_apple_silicon
-from gemma_multi.engines.base import ALL, HIDDEN, LAST, NOTHING, Engine, Rows, Session, Wanted
+from gemma_multi.engines.base import (
+    ALL,
+    HIDDEN,
+    LAST,
+    NOTHING,
+    SPARE,
+    Engine,
+    Rows,
+    Session,
+    Wanted,
+    fitting,
+    written_of,
+)
 from gemma_multi.engines.mlx_batch import SideBySide
 from gemma_multi.engines.mlx_cache import Ring
 from gemma_multi.engines.mlx_model import (
@@ -34,6 +46,7 @@ from gemma_multi.quantization.tensor import BFLOAT16, QuantizedTensor
 from gemma_multi.transforms import DENSE
 
 _PREFILL_CHUNK = 512  # tokens; bounds the memory of a long prompt's attention
+_STORED = {"float32": np.float32, "float16": np.float16, "bfloat16": BFLOAT16}
 _WITHOUT_BFLOAT16 = ("applegpu_g13", "applegpu_g14")  # M1 and M2: no instructions for it
 
 
@@ -113,15 +126,15 @@ class MlxEngine(Engine):
             keep = self.compute == "bfloat16"
             weights = [
                 (name, self.mx.array(np.ascontiguousarray(tensor.packed))),
-                (f"{stem}.scales", self._array(tensor.scales, as_stored=keep)),
-                (f"{stem}.biases", self._array(tensor.biases, as_stored=keep)),
+                (f"{stem}.scales", self.as_array(tensor.scales, as_stored=keep)),
+                (f"{stem}.biases", self.as_array(tensor.biases, as_stored=keep)),
             ]
         else:
             dense = tensor.dequantize() if isinstance(tensor, QuantizedTensor) else tensor
-            weights = [(name, self._array(dense))]
+            weights = [(name, self.as_array(dense))]
         model.load_weights(weights, strict=False)
 
-    def _array(self, array: np.ndarray, as_stored: bool = False) -> Any:
+    def as_array(self, array: np.ndarray, as_stored: bool = False) -> Any:
         """A float array in the type of the activations, unless it is to stay as it is."""
         mx = self.mx
         if array.dtype == BFLOAT16:
@@ -284,6 +297,33 @@ class MlxSession(Session):
             return False
         for one in self.caches:
             one.trim(self.length - length)
+        return True
+
+    def _held(self) -> dict[str, np.ndarray]:
+        written = max(c.written if isinstance(c, Ring) else c.offset for c in self.caches)
+        held = {"written": np.array([written], np.int32)}
+        for i, cache in enumerate(self.caches):
+            slots = written if isinstance(cache, Ring) else self.length
+            for name, array in zip(("keys", "values"), cache.state, strict=False):
+                kept = np.array(array[0, :, :slots].astype(self.engine.mx.float32))
+                held[f"{i}.{name}"] = kept.astype(_STORED[self.engine.compute])
+        return held
+
+    def _restore(self, length: int, held: Mapping[str, np.ndarray]) -> bool:
+        config = self.config
+        written = written_of(held, length, self.context_length + SPARE)
+        heads, width = config.num_key_value_heads, config.head_dim
+        for i, cache in enumerate(self.caches):
+            ring = isinstance(cache, Ring)
+            slots = min(written, config.sliding_window + SPARE) if ring else length
+            keys, values = (
+                self.engine.as_array(fitting(held, f"{i}.{name}", (heads, slots, width))[None])
+                for name in ("keys", "values")
+            )
+            if ring:
+                cache.restore(keys, values, length, written)
+            else:
+                cache.state = (keys, values, length)
         return True
 
     def _copy(self) -> Session:

@@ -28,7 +28,7 @@ class Ring:
         self._keys: Any = None  # [1, KV, slots, H]; slots grow up to the size
         self._values: Any = None
         self.offset = 0  # tokens read; mlx-lm rotates by it
-        self._written = 0
+        self.written = 0
 
     @property
     def state(self) -> tuple[Any, ...]:
@@ -71,7 +71,7 @@ class Ring:
         else:
             self._keys[:, :, slots] = keys[:, :, -kept:]
             self._values[:, :, slots] = values[:, :, -kept:]
-        self.offset, self._written = end, max(self._written, end)
+        self.offset, self.written = end, max(self.written, end)
         if count == 1:
             filled = min(end, self._size)
             return self._keys[:, :, :filled], self._values[:, :, :filled]
@@ -92,13 +92,17 @@ class Ring:
 
     def reaches(self, length: int) -> bool:
         """Whether the window of position `length` is still whole."""
-        return ring_reaches(self._written, length, self._size, self._window)
+        return ring_reaches(self.written, length, self._size, self._window)
 
     def trim(self, count: int) -> None:
         self.offset -= count
+
+    def restore(self, keys: Any, values: Any, offset: int, written: int) -> None:
+        """`[1, KV, slots, H]`, as `state` gave them."""
+        self._keys, self._values, self.offset, self.written = keys, values, offset, written
 
     def copy_from(self, other: Ring) -> None:
         # writing goes through the array object: the copy needs its own
         self._keys, self._values = (None if a is None else self._mx.array(a)
                                     for a in (other._keys, other._values))  # fmt: skip
-        self.offset, self._written = other.offset, other._written
+        self.offset, self.written = other.offset, other.written

@@ -333,6 +333,38 @@ def test_fork_leaves_the_original_alone(engine: Engine, at: int) -> None:
     np.testing.assert_array_equal(fork.ids, joined)
 
 
+@pytest.mark.parametrize(("read", "kept"), [(1, 1), (9, 9), (40, 40), (60, 52)])
+def test_what_a_session_held_goes_on_in_another(engine: Engine, read: int, kept: int) -> None:
+    ids = tokens(70)
+    session = engine.session()
+    session.read(ids[:read], NOTHING)
+    session.truncate(kept)
+    held = {name: array.copy() for name, array in session.held().items()}
+    expected = [session.read(ids[kept : kept + 1]), session.read(ids[kept + 1 : kept + 5])]
+    other = engine.session()
+    other.restore(ids[:kept], held)
+    np.testing.assert_array_equal(other.ids, ids[:kept])
+    assert_close(engine, other.read(ids[kept : kept + 1]), expected[0])
+    assert_close(engine, other.read(ids[kept + 1 : kept + 5]), expected[1])
+
+
+def test_what_does_not_fit_is_not_restored(exact_engine: Engine) -> None:
+    session = exact_engine.session()
+    session.read(tokens(9), NOTHING)
+    held = session.held()
+    for name in held:
+        for wrong in (held[name][:-1], np.full_like(held[name], -1 if name == "written" else
+                      np.nan), None):  # fmt: skip
+            bad = {n: a for n, a in held.items() if n != name}
+            if wrong is not None:
+                bad[name] = wrong
+            other = exact_engine.session()
+            with pytest.raises(OptionError, match="does not fit this engine"):
+                other.restore(tokens(9), bad)
+            assert other.length == 0
+            assert_close(exact_engine, other.read([5]), exact_engine.session().read([5]))
+
+
 def test_a_session_is_new_whatever_the_one_before_it_read(engine: Engine) -> None:
     """Engines may use the memory of conversations that have ended."""
     expected = engine.session().read(tokens(7))

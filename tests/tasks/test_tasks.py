@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import gemma_multi
-from gemma_multi import ConstraintError, ContextError, Model, OptionError
+from gemma_multi import CheckpointError, ConstraintError, ContextError, Model, OptionError
 from gemma_multi.engines import HIDDEN
 from gemma_multi.prefixes import PrefixCache
 
@@ -228,6 +228,50 @@ def test_sizes(limit: Any, expected: int) -> None:
 def test_what_is_no_size(limit: Any) -> None:
     with pytest.raises(OptionError, match=r"prefix_cache is .*, expected a size such as '256 MB'"):
         PrefixCache(limit)
+
+
+@pytest.mark.parametrize("backend", ["mlx", "keras", "litert"])
+def test_they_are_saved_for_another_process(backend: str, tmp_path: Path) -> None:
+    """Whose answer is the same, with as many tokens reused."""
+    ask = (
+        "import sys, gemma_multi\n"
+        f"model = gemma_multi.load('storyteller', backend={backend!r}, context_length=256)\n"
+        "if sys.argv[2] == 'load': assert model.load_prefixes(sys.argv[1]) == 1\n"
+        "found = model.classify('Emma met a fox.', ['story', 'news'], 'Is it a story, or what?')\n"
+        "print(found.reused_tokens, found.prompt_tokens, f\"{found.probabilities['story']:.4f}\")\n"
+        "if sys.argv[2] == 'save': model.save_prefixes(sys.argv[1])\n"
+    )
+    file = tmp_path / "deep" / "prefixes"
+    first, second = (
+        subprocess.run(
+            [sys.executable, "-c", ask, str(file), what], capture_output=True, text=True, check=True
+        ).stdout.split()
+        for what in ("save", "load")
+    )
+    assert (first[0], first[1:]) == ("0", second[1:])
+    assert int(second[0]) > 10
+
+
+def test_prefixes_of_other_weights_or_a_damaged_file_are_refused(
+    one_model: Model, tmp_path: Path
+) -> None:
+    one_model.prefixes.clear()
+    one_model.classify(TEXT, ["ok", "no"])
+    file = one_model.save_prefixes(tmp_path / "prefixes")
+    assert one_model.load_prefixes(file) == 1
+    other = gemma_multi.load("storyteller", backend="keras", context_length=512)
+    with pytest.raises(OptionError, match="was read with other weights, another backend"):
+        other.load_prefixes(file)
+    whole = file.read_bytes()
+    for damaged in (whole[:-9], whole[:30], b"", whole.replace(b"0.ids", b"7.ids")):
+        file.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match="prefixes"):
+            one_model.load_prefixes(file)
+    with pytest.raises(CheckpointError):
+        one_model.load_prefixes(tmp_path / "nothing")
+    with pytest.raises(OptionError, match="cannot be written"):
+        one_model.save_prefixes(file / "below" / "a file")
+    assert one_model.classify(TEXT, ["ok", "no"]).reused_tokens > 0
 
 
 def test_another_adapter_forgets_them() -> None:
