@@ -1,6 +1,6 @@
 """Rows per second of `model.batch`, one at a time and many side by side.
 
-    python benchmarks/batching.py [--backend keras] [--rows 64] [--width 32] [--json results.json]
+    python benchmarks/batching.py [--backend keras] [--rows 32] [--width 32] [--json results.json]
 
 The real Gemma 3 270M as it came, in float32, on rows of unequal lengths (beginnings of the Brown
 corpus, 8 to 40 words): a text of 32 tokens for each, and a label of eight by an instruction that
@@ -32,9 +32,9 @@ TOKENS = 32  # of a text
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backend", default="keras")
-    parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--width", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     model = gemma_multi.load(

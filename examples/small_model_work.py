@@ -23,6 +23,10 @@ asked = "What is the sentiment? Answer positive, negative or neutral."
 for review, found in zip(reviews, model.classify(reviews, labels, asked), strict=True):
     print(f"{review:42} {found.label:9} {found.probability:.3f}")
 
+# Rows without end, in order; one that fails is an error, and the others go on.
+for row in model.batch([reviews[0], "", reviews[1]], "classify", labels=labels, instruction=asked):
+    print(row.index, row.error or row.value.label)
+
 
 # Facts out of a text, as an object of your own type. What comes out always fits it.
 class Visit(BaseModel):

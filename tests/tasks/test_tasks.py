@@ -355,5 +355,6 @@ def test_the_example_runs_as_it_is() -> None:
     done = subprocess.run([sys.executable, example], capture_output=True, text=True, check=True)
     said = done.stdout.splitlines()
     assert [line.split()[-2] for line in said[:3]] == ["negative", "positive", "neutral"]
-    assert said[3] == "person='Anna' company=None place='Rome' day='Friday'"
+    assert said[3:6] == ["0 negative", "1 the text is '', expected some words", "2 positive"]
+    assert said[6] == "person='Anna' company=None place='Rome' day='Friday'"
     assert said[-1] == "4,096 pieces, or 577: negative"
