@@ -167,12 +167,12 @@ def main() -> None:
     if "LiteRT-LM" not in options.without:
         runs["LiteRT-LM"] = lambda: in_process("litert_lm", 1024, threads)
     if "llama.cpp" not in options.without:
-        import llama_cpp
+        import llama_cpp_tools
 
-        llama_cpp.tool("llama-bench"), llama_cpp.random_q4_0()
+        llama_cpp_tools.tool("llama-bench"), llama_cpp_tools.random_q4_0()
         runs["llama.cpp"] = lambda: {
-            "prefill": llama_cpp.measure(threads, PROMPT, 0, 0),
-            "decode": llama_cpp.measure(threads, 0, STEPS, PROMPT),
+            "prefill": llama_cpp_tools.measure(threads, PROMPT, 0, 0),
+            "decode": llama_cpp_tools.measure(threads, 0, STEPS, PROMPT),
         }
     if "transformers" not in options.without:
         runs["transformers"] = lambda: in_process("transformers", threads)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from llama_cpp import tool
+from llama_cpp_tools import tool
 
 _MATRIX, _LOGITS = "imatrix.gguf", "logits"
 KINDS = {  # name: llama-quantize's options

@@ -3,8 +3,10 @@
     python benchmarks/task_costs.py [--rows 500] [--only WORDS] [--json FILE]
 
 Each line is one thing done two ways on the same weights, engine and cores, in turn, so that a
-machine that slows down slows both. Accuracy is of film reviews that people rated
-(`other_peoples_files`), by a base model that was never trained on the task.
+machine that slows down slows both. Where llama-cpp-python is installed, labels are also generated
+by llama.cpp under a grammar, from the same codes and scales (`llama_cpp_answers`). Accuracy is of
+film reviews that people rated (`other_peoples_files`), by a base model that was never trained on
+the task.
 """
 
 from __future__ import annotations
@@ -14,9 +16,11 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
+import llama_cpp_answers
 import numpy as np
 from other_peoples_files import brown_documents, gemma_270m
 from pydantic import BaseModel, Field
@@ -27,6 +31,7 @@ from rich.table import Table
 import gemma_multi
 from gemma_multi.constraints import ConstraintOptions
 from gemma_multi.constraints.vocabulary import llguidance_tokenizer
+from gemma_multi.machine import available_cores
 from gemma_multi.training.calibrated import calibrated
 from gemma_multi.transforms import original
 
@@ -112,22 +117,37 @@ def classify(base: Any) -> dict[str, Any]:
     """Rows a second. A generated label is three tokens at least: it, and what ends it."""
     model = loaded(base)
     without = loaded(base, prefix_cache=0)
+    prompts = [
+        [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": mail}]
+        for mail in MAILS
+    ]
 
     def generated(model: gemma_multi.Model) -> None:
-        for mail in MAILS:
-            turns = [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": mail}]
-            model.generate(turns, temperature=0, max_tokens=3)
+        for prompt in prompts:
+            model.generate(prompt, temperature=0, max_tokens=3)
 
-    plain, by_logits = seconds(
+    ways: list[Callable[[], Any]] = [
         lambda: generated(without), lambda: model.classify(MAILS, LABELS, INSTRUCTION)
-    )
+    ]  # fmt: skip
+    with ExitStack() as peers:
+        if llama_cpp_answers.installed():
+            threads = available_cores()
+            llama = peers.enter_context(llama_cpp_answers.llama_cpp_model(base, 1024, threads))
+            peer = llama_cpp_answers.GrammarLabels(llama, LABELS)
+            ids = [model.encode(prompt) for prompt in prompts]
+            ways.append(lambda: [peer(prompt) for prompt in ids])
+        plain, by_logits, *theirs = seconds(*ways)
     tokens = model.tokenizer
-    return {
+    found = {
         "instruction_tokens": len(tokens.encode(INSTRUCTION)),
         "text_tokens": statistics.mean(len(tokens.encode(mail)) for mail in MAILS),
         "generated_rows_per_second": len(MAILS) / plain,
         "rows_per_second": len(MAILS) / by_logits, "ratio": plain / by_logits,
     }  # fmt: skip
+    if theirs:
+        found["llama_cpp_rows_per_second"] = len(MAILS) / theirs[0]
+        found["ratio_to_llama_cpp"] = theirs[0] / by_logits
+    return found
 
 
 def fill_in(base: Any) -> dict[str, Any]:
@@ -249,10 +269,21 @@ def reviews(base: Any, rows: int, count: int) -> dict[str, Any]:
         said = model.generate(prompt, raw=True, temperature=0, max_tokens=4).text.strip().lower()
         right += said.startswith(label)
     plain = time.perf_counter() - started
-    return {
+    result = {
         "rows": rows, "classify": share(found, unseen), "calibrated": share(fair, unseen),
         "generated_and_parsed": right / rows, "ratio": plain / taken,
     }  # fmt: skip
+    if llama_cpp_answers.installed():
+        with llama_cpp_answers.llama_cpp_model(base, 1024, available_cores()) as llama:
+            peer = llama_cpp_answers.GrammarLabels(llama, labels, before=" ")
+            theirs = [
+                peer(model.encode("\n\n".join([asked, *blocks, f"Text: {text}\nLabel:"]), raw=True))
+                for text in texts
+            ]
+        result["llama_cpp_grammar"] = statistics.mean(
+            one == label for one, (_, label) in zip(theirs, unseen, strict=True)
+        )
+    return result
 
 
 def share(found: list[Any], rows: list[tuple[str, str]]) -> float:

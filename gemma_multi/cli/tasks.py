@@ -52,9 +52,8 @@ def classify(
     raw: bool, lines: bool, as_json: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Which label TEXT gets, or what is piped in, and how likely."""
-    model, texts = load_model(options), _texts(text, lines)
-    for one in texts:
-        found = model.classify(one, labels, instruction, calibrate=calibrate, raw=raw)
+    asked = {"labels": labels, "calibrate": calibrate}
+    for found in _answers("classify", text, lines, options, asked, instruction, raw):
         _show(found, as_json)
 
 
@@ -75,9 +74,8 @@ def route(
         if name in described:
             raise OptionError(f"--route {name!r} is there twice")
         described[name] = description
-    model, texts = load_model(options), _texts(query, lines)
-    for one in texts:
-        found = model.route(one, described, instruction, calibrate=calibrate, raw=raw)
+    asked = {"routes": described, "calibrate": calibrate}
+    for found in _answers("route", query, lines, options, asked, instruction, raw):
         _show(found, as_json)
 
 
@@ -91,10 +89,22 @@ def extract(
     **options: Any,
 ) -> None:  # fmt: skip
     """What TEXT says, or what is piped in, as JSON of a schema."""
-    form = read_file_or_text(schema)
+    asked = {"schema": read_file_or_text(schema)}
+    for found in _answers("extract", text, lines, options, asked, instruction, raw):
+        print_json(found)
+
+
+def _answers(
+    task: str, text: str | None, lines: bool, options: dict[str, Any], asked: dict[str, Any],
+    instruction: str | None, raw: bool,
+) -> Iterator[Any]:  # fmt: skip
+    """What a task gives for each text, as soon as those before it are there."""
     model, texts = load_model(options), _texts(text, lines)
-    for one in texts:
-        print_json(model.extract(one, form, instruction, raw=raw, **given(options)))
+    asked |= {"instruction": instruction, "raw": raw, **given(options)}
+    for row in model.batch(texts, task, progress=False, **asked):
+        if row.error is not None:
+            raise OptionError(f"text {row.index + 1}: {row.error}") if lines else row.error
+        yield row.value
 
 
 def _texts(text: str | None, lines: bool) -> Iterator[str]:
