@@ -59,9 +59,10 @@ def new_directory(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         mode = temporary.stat().st_mode & 0o666
-        for file in temporary.iterdir():
-            os.chmod(file, mode)  # some writers make theirs private
-            _sync(file)
+        for inside in temporary.rglob("*"):
+            if inside.is_file():
+                os.chmod(inside, mode)  # some writers make theirs private
+            _sync(inside)
         _sync(temporary)
         if path.exists():
             path.rmdir()  # empty, and in the way of a rename on Windows

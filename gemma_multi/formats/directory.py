@@ -28,8 +28,11 @@ CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE = (
     "config.json", "model.safetensors", "model.safetensors.index.json",
 )  # fmt: skip
 GENERATION_FILE, TOKENIZER_FILE = "generation_config.json", "tokenizer.model"
+TOKENIZER_JSON, TOKENIZER_CONFIG_FILE, CHAT_TEMPLATE_FILE = (
+    "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
+)  # fmt: skip
 # beside the SentencePiece model, for other programs; passed on as they are
-TOKENIZER_COMPANIONS = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+TOKENIZER_COMPANIONS = (TOKENIZER_JSON, TOKENIZER_CONFIG_FILE, CHAT_TEMPLATE_FILE)
 _TEXT_PREFIXES = ("language_model.", "model.language_model.")
 _NOT_TEXT = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.",
              "model.multi_modal_projector.")  # fmt: skip
