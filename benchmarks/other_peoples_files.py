@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -50,6 +51,30 @@ _LITERT_JS = {  # LiteRT for browsers, and what it imports
     "wasm-utils": (
         "@litertjs/wasm-utils@2.5.3",
         "ce2a1f8379c067be49e59752e5a7f40db6be09f6e497f0f11e59f17b515366a7",
+    ),
+}
+# Transformers.js and the onnxruntimes that it imports, in the versions that it names, and what of
+# each is kept: 145 MB to fetch
+_TRANSFORMERS_JS = {
+    "@huggingface/transformers": (
+        "4.3.1",
+        "0325441d6bd7bc7697fccb32ee6e5febc7f89691e42402d071adc678237b8015",
+        r"dist/transformers\.(node\.mjs|web\.js)",
+    ),
+    "onnxruntime-common": (
+        "1.30.0",
+        "7906c439e0d3e0f4048caa23b64cdfadc0f455c377f579ce1ab2a4b778f07d5f",
+        r"dist/.*(\.js|package\.json)",
+    ),
+    "onnxruntime-node": (
+        "1.30.0",
+        "6e3390d6b783e7be946fad629292799da28d0b42f84856e50d2c1b0383291e75",
+        r"dist/.*\.js|bin/napi-v6/{system}/{processor}/.*",
+    ),
+    "onnxruntime-web": (
+        "1.31.0-dev.20260914-8d85527a0",
+        "0de27582f3e3189dec4a2082513a0af1ea79ae7fd3039bbfe634a526e173cbe0",
+        r"dist/(ort\.webgpu\.bundle\.min\.mjs|ort-wasm-simd-threaded(\.asyncify)?\.(mjs|wasm))",
     ),
 }
 # google/gemma-3-270m in parts: the embedding in Q8_0, layers in Q5_0, Q4_K, Q6_K and Q8_0
@@ -95,6 +120,30 @@ def litert_js() -> Path:
                         _write(target, _member(archive, inside))
         _write(kept / "whole", b"")
     return kept
+
+
+def transformers_js() -> Path:
+    """A `node_modules` with Transformers.js, for Node and for browsers. What it reads pictures with
+    is an empty package."""
+    kept = _kept(f"transformers.js@{_TRANSFORMERS_JS['@huggingface/transformers'][0]}")
+    modules = kept / "node_modules"
+    if not (kept / "whole").is_file():
+        processor = {"x86_64": "x64", "AMD64": "x64", "aarch64": "arm64"}
+        here = {"system": sys.platform, "processor": platform.machine()}
+        here["processor"] = processor.get(here["processor"], here["processor"])
+        for name, (version, sha256, wanted) in _TRANSFORMERS_JS.items():
+            for key, value in here.items():
+                wanted = wanted.replace(f"{{{key}}}", value)
+            data = _npm_package(f"{name}@{version}", sha256)
+            with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+                for inside in archive.getmembers():
+                    file = inside.name.removeprefix("package/")
+                    if inside.isfile() and re.fullmatch(f"package\\.json|{wanted}", file):
+                        _write(modules / name / file, _member(archive, inside.name))
+        _write(modules / "sharp" / "package.json", b'{"main": "index.js"}')
+        _write(modules / "sharp" / "index.js", b"module.exports = {};")
+        _write(kept / "whole", b"")
+    return modules
 
 
 def brown_documents() -> list[str]:

@@ -26,12 +26,14 @@ def export(
 
     model, revision, local_files_only: what to export; see `open_checkpoint`.
     output: a new file or directory. `.gguf`, `.tflite` and `.litertlm` say what they are.
-    format: for a directory `"huggingface"` (dense) or `"mlx"` (dense or quantised).
+    format: for a directory `"huggingface"` (dense), `"mlx"` (dense or quantised) or `"onnx"` (for
+        Transformers.js and onnxruntime).
     progress: True for a bar on a terminal, False for none, or a function of (done, total).
-    options: the format's own. All take `precision`; `.tflite` and `.litertlm` also
-        `context_length` (positions the file can hold; all the model has), `prefill` (how many
-        tokens are read at a time, one graph each) and `cache` (type of the global layers' caches:
-        `"float32"`, `"int8"` or `"auto"`).
+    options: the format's own. All take `precision`; `.tflite`, `.litertlm` and `onnx` also
+        `context_length` (positions the file can hold; all the model has), the first two `prefill`
+        (how many tokens are read at a time, one graph each) and `cache` (type of the global layers'
+        caches: `"float32"`, `"int8"` or `"auto"`), `onnx` `activations` (what is multiplied:
+        `"float32"`, `"float16"`, `"int8"` or `"auto"`).
 
     Raises OptionError, CheckpointError or BackendError; then nothing is left behind.
     """

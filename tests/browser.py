@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import http.server
+import json
 import os
+import queue
 import shutil
 import subprocess
 import threading
@@ -13,12 +15,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 from needs import missing
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 _ALWAYS = (
     "--headless", "--no-sandbox", "--disable-quic", "--no-first-run", "--disable-sync",
     "--disable-background-networking", "--disable-component-update",
+)  # fmt: skip
+
+# on a GPU in software, which has no float16
+WEBGPU = (
+    "--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--enable-features=Vulkan",
+    "--use-vulkan=swiftshader", "--ignore-gpu-blocklist",
 )  # fmt: skip
 
 
@@ -55,3 +64,24 @@ def browse(url: str, profile: Path, *flags: str) -> subprocess.Popen[str]:
         env={k: v for k, v in os.environ.items() if k != "LD_PRELOAD"},  # its sandbox refuses it
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+
+
+def in_a_browser(folder: Path, page: Path, *flags: str) -> dict[str, Any]:
+    """What a page tells, by posting JSON, when it is looked at with a folder around it."""
+    told: queue.Queue[dict[str, Any]] = queue.Queue()
+    shutil.copy(page, folder / "index.html")
+
+    class Listener(Handler):
+        def do_POST(self) -> None:
+            told.put(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+    with served(folder, Listener) as address, browse(address, folder / "profile", *flags) as seen:
+        try:
+            return told.get(timeout=240)
+        except queue.Empty:
+            seen.kill()
+            pytest.fail(f"the page told nothing: {seen.communicate()[1][-2000:]}")
+        finally:
+            seen.kill()

@@ -113,7 +113,7 @@ class DecoderWriter:
         factor = 1.0 if sliding else config.rope_scaling_factor
         speed = theta ** (-np.arange(half) / half) / factor
         name = "rotary.local" if sliding else "rotary.global"
-        parts = {}
+        parts: dict[tuple[str, np.ufunc], str] = {}
         steps = np.arange(-(-self.length // _STEP))[:, None] * _STEP
         for part, positions, axis in (("far", steps, 1), ("near", np.arange(_STEP)[:, None], 0)):
             for function in (np.cos, np.sin):

@@ -28,7 +28,7 @@ _MODEL_GRAPH, _GRAPH_INITIALIZER, _TENSOR_RAW_DATA = b"\x3a", b"\x2a", b"\x4a"
 
 
 @dataclass(frozen=True)
-class Weight:
+class Initializer:
     """A constant of the graph. `make` is called when it is written, and gives its values in one
     part or more."""
 
@@ -49,12 +49,12 @@ class Graph:
         self._nodes: list[onnx.NodeProto] = []
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
-        self._weights: dict[str, Weight] = {}
+        self._initializers: dict[str, Initializer] = {}
 
     @property
     def nbytes(self) -> int:
         """Of all constants."""
-        return sum(weight.nbytes for weight in self._weights.values())
+        return sum(one.nbytes for one in self._initializers.values())
 
     def input(self, name: str, dtype: Any, shape: Iterable[int | str]) -> str:
         self._inputs.append(_described(name, dtype, shape))
@@ -63,10 +63,10 @@ class Graph:
     def output(self, value: str, dtype: Any, shape: Iterable[int | str]) -> None:
         self._outputs.append(_described(value, dtype, shape))
 
-    def weight(self, weight: Weight) -> str:
+    def initializer(self, one: Initializer) -> str:
         """A constant; of two with one name the second is the first."""
-        self._weights.setdefault(weight.name, weight)
-        return weight.name
+        self._initializers.setdefault(one.name, one)
+        return one.name
 
     def constant(self, value: Any, dtype: Any = np.int64, name: str = "") -> str:
         """A constant from what NumPy makes an array of; unnamed ones of one value are one."""
@@ -74,7 +74,7 @@ class Graph:
         if not name:
             words = [array.dtype.name, *map(str, array.shape), *map(str, array.ravel().tolist())]
             name = "_".join(words)
-        return self.weight(Weight(name, array.shape, array.dtype, lambda: [array]))
+        return self.initializer(Initializer(name, array.shape, array.dtype, lambda: [array]))
 
     def op(self, kind: str, *inputs: str, name: str = "", **attributes: Any) -> str:
         """One node of ONNX's with one output, which `name` names."""
@@ -100,18 +100,18 @@ class Graph:
         )
         helper.set_model_props(model, dict(notes))
         nodes = graph.SerializeToString()
-        heads = {weight: _head(weight) for weight in self._weights.values()}
-        sizes = (len(_length(len(head) + w.nbytes)) + len(head) + w.nbytes + 1
-                 for w, head in heads.items())  # fmt: skip
+        heads = [(one, _head(one)) for one in self._initializers.values()]
+        tensors = sum(len(_sized(head, one.nbytes)) + one.nbytes for one, head in heads)
         with path.open("wb") as file:
             file.write(model.SerializeToString())
-            file.write(_MODEL_GRAPH + _length(len(nodes) + sum(sizes)) + nodes)
+            file.write(_MODEL_GRAPH + _length(len(nodes) + tensors) + nodes)
             done, total = 0, self.nbytes
-            for weight, head in heads.items():
-                file.write(_GRAPH_INITIALIZER + _length(len(head) + weight.nbytes) + head)
-                for part in weight.make():
-                    done += file.write(_bytes(part, weight.dtype))
+            for one, head in heads:
+                file.write(_sized(head, one.nbytes))
+                for part in one.make():
+                    done += file.write(_bytes(part, one.dtype))
                     progress(done, total)
+            assert done == total
             file.flush()
             os.fsync(file.fileno())
 
@@ -121,11 +121,16 @@ def _described(name: str, dtype: Any, shape: Iterable[int | str]) -> onnx.ValueI
     return helper.make_tensor_value_info(name, kind, list(shape))
 
 
-def _head(weight: Weight) -> bytes:
+def _head(one: Initializer) -> bytes:
     """A tensor's message up to its data."""
-    kind = helper.np_dtype_to_tensor_dtype(weight.dtype)
-    tensor = onnx.TensorProto(dims=weight.shape, data_type=kind, name=weight.name)
-    return bytes(tensor.SerializeToString()) + _TENSOR_RAW_DATA + _length(weight.nbytes)
+    kind = helper.np_dtype_to_tensor_dtype(one.dtype)
+    tensor = onnx.TensorProto(dims=one.shape, data_type=kind, name=one.name)
+    return bytes(tensor.SerializeToString()) + _TENSOR_RAW_DATA + _length(one.nbytes)
+
+
+def _sized(head: bytes, nbytes: int) -> bytes:
+    """The same as a field of a graph; `nbytes` of data are to follow."""
+    return _GRAPH_INITIALIZER + _length(len(head) + nbytes) + head
 
 
 def _bytes(array: np.ndarray, dtype: np.dtype) -> memoryview:

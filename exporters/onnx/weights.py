@@ -16,14 +16,14 @@ import numpy as np
 from onnx import TensorProto
 
 from gemma_multi.checkpoint import Checkpoint, Tensor
-from gemma_multi.exporters.onnx.graph import MICROSOFT, Graph, Weight
+from gemma_multi.exporters.onnx.graph import MICROSOFT, Graph, Initializer
 from gemma_multi.progress import Report
 from gemma_multi.quantization.tensor import QuantizedTensor, quantize_tensor
 from gemma_multi.transforms import GRIDS, TensorError, to_precision
 
 _ROWS = 8192  # dense ones at a time
 _LARGEST_BLOCK = 128  # of int8, whose scales are one a row
-_INT8_ACTIVATIONS = 4  # MatMulNBits' accuracy_level
+_FLOAT_ACTIVATIONS, _INT8_ACTIVATIONS = 0, 4  # MatMulNBits' accuracy_level
 
 
 def prepare(
@@ -84,21 +84,21 @@ class Linear:
         """`x [..., in]` to `[..., out]`."""
         out, inputs = self.shape
         if not self.bits:
-            turned = Weight(
+            turned = Initializer(
                 self.name, (inputs, out), self.dtype, lambda: [np.concatenate([*self._dense()]).T]
             )
-            return graph.op("MatMul", x, graph.weight(turned))
-        level = {"accuracy_level": _INT8_ACTIVATIONS} if self.int8_activations else {}
+            return graph.op("MatMul", x, graph.initializer(turned))
         return graph.op(
             "MatMulNBits", x, *self._codes_and_scales(graph), domain=MICROSOFT,
-            K=inputs, N=out, bits=self.bits, block_size=self._block, **level,
+            K=inputs, N=out, bits=self.bits, block_size=self._block,
+            accuracy_level=_INT8_ACTIVATIONS if self.int8_activations else _FLOAT_ACTIVATIONS,
         )  # fmt: skip
 
     def multiply_rows(self, graph: Graph, x: str) -> str:
         """`x [n, in]` to `[n, out]`, with the constants that `look_up` has."""
         if self.bits:
             return self.multiply(graph, x)
-        return graph.op("Gemm", x, graph.weight(self._rows()), transB=1)
+        return graph.op("Gemm", x, graph.initializer(self._rows()), transB=1)
 
     def look_up(self, graph: Graph, ids: str) -> str:
         """Rows `[batch, sequence, in]` of `ids [batch, sequence]`.
@@ -107,7 +107,7 @@ class Linear:
         GatherBlockQuantized.
         """
         if not self.bits:
-            return graph.op("Gather", graph.weight(self._rows()), ids)
+            return graph.op("Gather", graph.initializer(self._rows()), ids)
         codes, scales = self._codes_and_scales(graph)
         if self.bits == 4:
             scales = graph.op("Unsqueeze", scales, graph.constant([2]))
@@ -125,16 +125,17 @@ class Linear:
             rows = graph.op("Mul", taken, taken_scales)
         return graph.op("Reshape", rows, graph.constant([0, 0, self.shape[1]]))
 
-    def _rows(self) -> Weight:
-        return Weight(self.name, self.shape, self.dtype, self._dense)
+    def _rows(self) -> Initializer:
+        return Initializer(self.name, self.shape, self.dtype, self._dense)
 
     def _dense(self) -> Iterator[np.ndarray]:
         tensor = self.read()
         for start in range(0, self.shape[0], _ROWS):
             part = slice(start, start + _ROWS)
-            quantized = isinstance(tensor, QuantizedTensor)
-            rows = tensor.rows(part).dequantize() if quantized else tensor[part]
-            yield rows.astype(self.dtype, copy=False)
+            if isinstance(tensor, QuantizedTensor):
+                yield tensor.rows(part).dequantize().astype(self.dtype, copy=False)
+            else:
+                yield tensor[part].astype(self.dtype)
 
     def _quantized(self) -> QuantizedTensor:
         tensor = self.read()
@@ -167,6 +168,8 @@ class Linear:
         size = self._block * self.bits // 8
         stem = self.name.removesuffix(".weight")
         return (
-            graph.weight(Weight(self.name, (out, blocks, size), np.dtype(np.uint8), codes)),
-            graph.weight(Weight(f"{stem}.scales", (out, blocks), self.dtype, scales)),
+            graph.initializer(
+                Initializer(self.name, (out, blocks, size), np.dtype(np.uint8), codes)
+            ),
+            graph.initializer(Initializer(f"{stem}.scales", (out, blocks), self.dtype, scales)),
         )

@@ -88,7 +88,8 @@ def trim(model: str, output: str, corpus: str | None, keep: int | None, **option
 @source_options
 @click.option("--json", "as_json", is_flag=True, help="What was written, as JSON.")
 def export(model: str, output: str, as_json: bool, **options: Any) -> None:
-    """Write MODEL for phones (.tflite, .litertlm), for llama.cpp (.gguf) or as a directory."""
+    """Write MODEL for phones (.tflite, .litertlm), llama.cpp (.gguf), or as a directory (onnx: for
+    browsers)."""
     from gemma_multi.exporting import export as run
     from gemma_multi.terminal import notes
     from gemma_multi.transforms import QuantizationReport
@@ -102,8 +103,8 @@ def export(model: str, output: str, as_json: bool, **options: Any) -> None:
         return
     if report.refitted:
         click.echo(QuantizationReport(report.refitted))
-        notes.print(f"{len(report.refitted)} tensors had scales LiteRT cannot hold and were "
-                    "refitted; see the error of each")  # fmt: skip
+        notes.print(f"{len(report.refitted)} tensors had scales that the format cannot hold and "
+                    "were refitted; see the error of each")  # fmt: skip
     target = f", for {report.target.upper()}s" if report.target else ""
     notes.print(
         f"{output}: {report.nbytes / 1e6:.1f} MB, {report.precision}, "
