@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tokenizers
 from graph_in_numpy import Graph
+from in_onnxruntime import exported
 from nats import divergence
 from other_peoples_files import brown_documents, gemma_270m, gemma_tokenizer
 from real_rows import film_reviews
@@ -239,3 +240,20 @@ def test_film_reviews_are_classified_and_answers_fit(directory: Path) -> None:
     for text, _ in rows[:5]:
         made = model.extract(text, kind, raw=True)
         assert set(made) == {"about", "kind"}
+
+
+def test_onnx_in_200_mb_and_in_float16_without_overflow(
+    checkpoint: Checkpoint, text: np.ndarray, tmp_path: Path
+) -> None:
+    """float16 with the weights as they came, and int4 with both kinds of activations."""
+    int4, ids = quantize_checkpoint(checkpoint)[0], text[:150]
+    for source, options, most in (
+        (checkpoint, {"precision": "float16"}, 1e-4),
+        (int4, {"activations": "float16"}, 1e-4),
+        (int4, {}, 1e-6),
+    ):
+        model = exported(source, tmp_path / f"{len(list(tmp_path.iterdir()))}", **options)
+        engine = gemma_multi.load(source, backend="keras", precision="float32", context_length=256)
+        expected = engine.engine.session().read(ids, ALL)
+        assert divergence(expected, model.read(ids)[0][0]) < most  # all of it is finite
+        assert source is checkpoint or model.file.stat().st_size < 200e6
