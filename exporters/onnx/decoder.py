@@ -7,10 +7,10 @@ Design choices:
 - It takes rows of unequal length padded on the right; generators pad on the left. So the ids of a
   first call are moved to the front of their row, and the last states back: exact, and on a row
   without padding nothing moves. Later calls that pad need one token a row.
-- The tables of angles are 262,144 numbers a layer type and 1,000 positions. The file holds two
-  small ones, from which onnxruntime makes the whole once, as it folds constants: cosine and sine of
-  a sum. They are exact to float32 at every position, where an angle multiplied out in float32 is
-  0.001 off at 16,000.
+- The tables of angles take 1 MB for every 1,000 positions, once for each kind of layer. The file
+  holds two small ones, from which onnxruntime makes the whole as it folds constants, once: cosine
+  and sine of a sum. They are right to float32's last bits at every position, where an angle
+  multiplied out in float32 is 0.001 off at 16,000.
 - `num_logits_to_keep` takes the last rows before the head, 0 for all.
 - Sums of norms are float32 whatever the activations are (`stash_type`).
 """

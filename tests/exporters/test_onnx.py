@@ -10,6 +10,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from in_onnxruntime import Exported, exported
 from nats import divergence
@@ -110,6 +111,27 @@ def test_rows_padded_on_the_left(tmp_path: Path) -> None:
         logits, past = model.read(tokens, past, mask)
         np.testing.assert_allclose(logits[0, 0], expected[90 + step], rtol=0, atol=2e-4)
         np.testing.assert_allclose(logits[1, 0], expected[35 + step], rtol=0, atol=2e-4)
+
+
+def test_angles_are_exact_at_every_position(tmp_path: Path) -> None:
+    checkpoint = tiny_checkpoint(max_position_embeddings=32768, rope_scaling_factor=8.0)
+    model = onnx.load(exported(checkpoint, tmp_path / "x").file)
+    attention = [node for node in model.graph.node if node.op_type == "GroupQueryAttention"]
+    tables = {True: attention[0].input[7:9], False: attention[5].input[7:9]}
+    for names in tables.values():
+        for name in names:
+            model.graph.output.append(onnx.ValueInfoProto(name=name))
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    inputs = {
+        i.name: np.zeros((1, 1, 0, 32), np.float32) if i.name.startswith("past_")
+        else np.ones((1, 1) if i.shape else (), np.int64)
+        for i in session.get_inputs()
+    }  # fmt: skip
+    for sliding, (theta, factor) in {True: (1e4, 1.0), False: (1e6, 8.0)}.items():
+        angles = np.arange(32768)[:, None] * theta ** (-np.arange(16) / 16) / factor
+        cos, sin = session.run(list(tables[sliding]), inputs)
+        np.testing.assert_allclose(cos, np.cos(angles), rtol=0, atol=2e-7)
+        np.testing.assert_allclose(sin, np.sin(angles), rtol=0, atol=2e-7)
 
 
 @pytest.mark.parametrize("keep", [1, 3])
