@@ -45,10 +45,11 @@ CHAT_TEMPLATE = r"""{{ bos_token }}
 """
 
 
-def tokenizer_json(sentencepiece: bytes) -> bytes:
+def tokenizer_json(sentencepiece: bytes, rows: int | None = None) -> bytes:
     """The file for a serialised SentencePiece model: the same ids for the same text, but that
     `<bos>` comes first, and that text may spell the pieces that steer a conversation, as chat
-    templates need it.
+    templates need it. `rows` are the model's: pieces beyond them are left out, which some
+    tokenizers have.
 
     Raises TokenizerError for a model that `tokenizers` would not follow.
     """
@@ -57,7 +58,7 @@ def tokenizer_json(sentencepiece: bytes) -> bytes:
     proto = schema.ModelProto()
     proto.ParseFromString(sentencepiece)
     _check_kind(proto)
-    pieces = [(piece.piece, piece.score, PieceKind(piece.type)) for piece in proto.pieces]
+    pieces = [(piece.piece, piece.score, PieceKind(piece.type)) for piece in proto.pieces][:rows]
     ids = {piece: i for i, (piece, _, _) in enumerate(pieces)}
     if BOS not in ids:
         raise TokenizerError(f"the vocabulary has no piece {BOS!r}; is it Gemma's?")

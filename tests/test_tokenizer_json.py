@@ -88,6 +88,17 @@ def test_transformers_reads_it(tmp_path: Path) -> None:
     assert found == encode_prompt(tokenizer(), CHAT)
 
 
+def test_pieces_that_a_model_has_no_row_for_are_left_out() -> None:
+    """As in Gemma's, which knows of pictures that the text model does not."""
+    proto = schema.ModelProto()
+    proto.ParseFromString(tokenizer().model)
+    proto.pieces.add(piece="<image_soft_token>", score=0.0, type=4)
+    rows = tokenizer().vocab_size
+    whole, cut = (tokenizer_json(proto.SerializeToString(), n) for n in (None, rows))
+    assert b"<image_soft_token>" in whole
+    assert cut == tokenizer_json(tokenizer().model)
+
+
 def changed(**changes: object) -> bytes:
     proto = schema.ModelProto()
     proto.ParseFromString(tokenizer().model)

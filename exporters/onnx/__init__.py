@@ -183,7 +183,7 @@ def _write_companions(
     if tokenizer.is_file():
         data = tokenizer.read_bytes()
     else:
-        data = tokenizer_json(checkpoint.tokenizer.model)
+        data = tokenizer_json(checkpoint.tokenizer.model, checkpoint.config.vocab_size)
     (directory / TOKENIZER_JSON).write_bytes(data)
     settings = tokenizer_config(chosen.context_length)
     settings |= read_optional_json(source / TOKENIZER_CONFIG_FILE)

@@ -185,7 +185,8 @@ class DecoderWriter:
         return graph.op("Reshape", x, graph.constant([0, 0, heads * width]))
 
     def _norm(self, x: str, name: str, scale: float = 1.0) -> str:
-        """RMS norm over the last axis, times `scale`."""
+        """RMS norm over the last axis, times `scale`: by onnxruntime's own operator, which it keeps
+        among ONNX's, and builds have that are older than ONNX's RMSNormalization."""
         scale *= self.config.norm_gain(name)
         gain = self.graph.constant(self.gains[name] * np.float32(scale), self.dtype, name)
         return self.graph.op(
