@@ -12,16 +12,19 @@ over the checkpoint's own codes and scales, `graph` writes the file tensor by te
     float16     float16         fp16    model_fp16.onnx         dense
     int4        float32, int8   q4      model_q4.onnx           MatMulNBits, GatherBlockQuantized
     int4        float16         q4f16   model_q4f16.onnx        the same
-    int8        int8, float32   q8      model_quantized.onnx    MatMulNBits, rows by plain operators
+    int8        float32         q8      model_quantized.onnx    MatMul, rows' scales after it
+    int8        int8            q8      model_quantized.onnx    MatMulNBits
 
 Design choices:
 - `config.json` names the dtype, so Transformers.js looks for the file that is there, and nobody has
   to say `dtype: "q4"`. Its defaults are fp32 in Node and q8 in browsers.
 - float16 comes with the residual stream at a scale that it holds (`transforms.rescale`): no
   clipping, and in float32 the same bits.
-- int4 is multiplied in float32, for which onnxruntime has quick kernels. For 8 bits it has none, so
-  those take int8 activations, in blocks of their own, unless float32 is asked for: exact, and sixty
-  times as slow. It is also what an int8 embedding beside int4 layers does in the head.
+- int4 is multiplied in float32, for which onnxruntime has quick kernels on processors and GPUs. In
+  WebAssembly it has none: there it unpacks each matrix at every call.
+- int8 is for browsers. It is multiplied in float32 by plain operators, exactly, and ten times as
+  quickly there as by MatMulNBits; onnxruntime holds it as float32 for that. So does an int8
+  embedding beside int4 layers. With int8 activations it stays as small as the file.
 - int8 looks its embedding up by operators of every build of onnxruntime. int4 needs
   GatherBlockQuantized, which the WebAssembly build that Transformers.js takes by default has on
   WebGPU alone; on processors it wants the plain one, `ort-wasm-simd-threaded`.
@@ -62,8 +65,8 @@ _DTYPES = {
     ("int4", "float32"): ("q4", "_q4"),
     ("int4", "float16"): ("q4f16", "_q4f16"),
     ("int4", "int8"): ("q4", "_q4"),
-    ("int8", "int8"): ("q8", "_quantized"),
     ("int8", "float32"): ("q8", "_quantized"),
+    ("int8", "int8"): ("q8", "_quantized"),
 }
 PRECISIONS = tuple(dict.fromkeys(precision for precision, _ in _DTYPES))
 _LARGEST = (1 << 31) - (1 << 20)  # bytes; a protobuf ends at 2 GiB
@@ -75,8 +78,8 @@ class OnnxOptions:
         "auto", "int4, int8, float16, float32, or auto: as stored, float32 if dense."
     )
     activations: str = option(
-        "auto", "What is multiplied: float32, float16 (with int4 and float16 weights), int8 "
-        "(quicker on CPUs, less exact), or auto: float32, with int8 weights int8."
+        "auto", "What is multiplied: float32, float16 (of int4 and float16 weights), int8 (of int4 "
+        "and int8: quicker on CPUs, less exact), or auto: float32, of float16 weights float16."
     )  # fmt: skip
     context_length: int | None = option(None, "Positions it can hold; all the model has.")
 
@@ -85,8 +88,7 @@ class _Choice(NamedTuple):
     """The options, checked, with the automatic ones decided."""
 
     precision: str
-    activations: str  # of what is stored in the precision itself
-    exact: bool  # float32 was asked for: 8 bits are multiplied in it as well
+    activations: str
     context_length: int
 
     @property
@@ -118,7 +120,7 @@ def choose(checkpoint: Checkpoint, options: OnnxOptions) -> _Choice:
             f"{', '.join(possible)}"
         )
     chosen = possible[0] if activations == "auto" else activations
-    return _Choice(precision, chosen, activations == "float32", length)
+    return _Choice(precision, chosen, length)
 
 
 def _write(
@@ -140,8 +142,9 @@ def _write(
     config, (dtype, name) = checkpoint.config, chosen.names
     gains = {tensor: 1 + checkpoint.weight(tensor).astype(np.float32)
              for tensor, shape in config.tensor_shapes().items() if len(shape) == 1}  # fmt: skip
-    quick = () if chosen.exact else (4, 8) if chosen.activations == "int8" else (8,)
-    linear = linear_weights(checkpoint, chosen.precision, chosen.dtype, quick)
+    linear = linear_weights(
+        checkpoint, chosen.precision, chosen.dtype, chosen.activations == "int8"
+    )
     graph = Graph()
     DecoderWriter(graph, config, chosen.dtype, chosen.context_length, linear, gains).write()
     if graph.nbytes > _LARGEST:

@@ -4,11 +4,16 @@ MatMulNBits holds `[out, in]` as codes in blocks along the input, unsigned aroun
 lower half of a byte first: our own layout, byte for byte. Only affine groups (mlx-lm's own, which
 have a bias), and scales that float16 cannot hold where the activations are float16, are put on our
 grid again.
+
+Rows of int8 with float activations are no work for MatMulNBits, which then unpacks the whole matrix
+at every call. Theirs are whole numbers in the file, which onnxruntime turns into floats once, as it
+folds constants, and each row's scale is multiplied in after the product. What is int8 in smaller
+groups (GGUF's Q8_0) takes int8 activations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -55,17 +60,16 @@ def _fits(tensor: QuantizedTensor, activations: np.dtype) -> bool:
 
 
 def linear_weights(
-    checkpoint: Checkpoint, precision: str, dtype: np.dtype, int8_activations: Sequence[int]
+    checkpoint: Checkpoint, precision: str, dtype: np.dtype, int8_activations: bool
 ) -> dict[str, Linear]:
-    """Every tensor that is multiplied with. `int8_activations` are the bits of those which take
-    int8 activations."""
+    """Every tensor that is multiplied with."""
     found = {}
     for name, shape in checkpoint.config.tensor_shapes().items():
         if len(shape) == 2:
             bits = GRIDS.get(checkpoint.tensors.infos[name].dtype, 0) if precision in GRIDS else 0
             read = partial(checkpoint.tensors.__getitem__, name)
-            found[name] = Linear(name, (shape[0], shape[1]), read, dtype, bits,
-                                 bits in int8_activations)  # fmt: skip
+            rows = (shape[0], shape[1])
+            found[name] = Linear(name, rows, read, dtype, bits, int8_activations)
     return found
 
 
@@ -78,7 +82,7 @@ class Linear:
     read: Callable[[], Tensor]  # each time anew: some readers make a tensor when it is asked for
     dtype: np.dtype  # of the activations, and so of scales and dense weights
     bits: int  # 4, 8, or 0: dense
-    int8_activations: bool = False
+    int8_activations: bool  # of codes
 
     def multiply(self, graph: Graph, x: str) -> str:
         """`x [..., in]` to `[..., out]`."""
@@ -88,14 +92,22 @@ class Linear:
                 self.name, (inputs, out), self.dtype, lambda: [np.concatenate([*self._dense()]).T]
             )
             return graph.op("MatMul", x, graph.initializer(turned))
+        if self._by_row:
+            codes = self._whole_numbers(graph, turned=True)
+            return graph.op("Mul", graph.op("MatMul", x, codes), self._row_scales(graph))
         return graph.op(
             "MatMulNBits", x, *self._codes_and_scales(graph), domain=MICROSOFT,
             K=inputs, N=out, bits=self.bits, block_size=self._block,
-            accuracy_level=_INT8_ACTIVATIONS if self.int8_activations else _FLOAT_ACTIVATIONS,
+            accuracy_level=_INT8_ACTIVATIONS
+            if self.int8_activations or self.bits == 8
+            else _FLOAT_ACTIVATIONS,
         )  # fmt: skip
 
     def multiply_rows(self, graph: Graph, x: str) -> str:
         """`x [n, in]` to `[n, out]`, with the constants that `look_up` has."""
+        if self._by_row:
+            x = graph.op("Gemm", x, self._whole_numbers(graph), transB=1)
+            return graph.op("Mul", x, self._row_scales(graph))
         if self.bits:
             return self.multiply(graph, x)
         return graph.op("Gemm", x, graph.initializer(self._rows()), transB=1)
@@ -108,6 +120,11 @@ class Linear:
         """
         if not self.bits:
             return graph.op("Gather", graph.initializer(self._rows()), ids)
+        last = graph.constant([-1])
+        if self._by_row:
+            rows = graph.op("Gather", self._whole_numbers(graph), ids)
+            scales = graph.op("Gather", self._row_scales(graph), ids)
+            return graph.op("Mul", rows, graph.op("Unsqueeze", scales, last))
         codes, scales = self._codes_and_scales(graph)
         if self.bits == 4:
             scales = graph.op("Unsqueeze", scales, graph.constant([2]))
@@ -116,12 +133,9 @@ class Linear:
                 bits=4, block_size=self._block, gather_axis=0, quantize_axis=2,
             )  # fmt: skip
         else:
-            kind = TensorProto.FLOAT if self.dtype == np.float32 else TensorProto.FLOAT16
-            taken = graph.op("Cast", graph.op("Gather", codes, ids), to=kind)
+            taken = graph.op("Cast", graph.op("Gather", codes, ids), to=self._kind)
             taken = graph.op("Sub", taken, graph.constant(128, self.dtype))
-            taken_scales = graph.op(
-                "Unsqueeze", graph.op("Gather", scales, ids), graph.constant([-1])
-            )
+            taken_scales = graph.op("Unsqueeze", graph.op("Gather", scales, ids), last)
             rows = graph.op("Mul", taken, taken_scales)
         return graph.op("Reshape", rows, graph.constant([0, 0, self.shape[1]]))
 
@@ -141,6 +155,36 @@ class Linear:
         tensor = self.read()
         assert isinstance(tensor, QuantizedTensor)
         return tensor
+
+    @property
+    def _kind(self) -> int:
+        return TensorProto.FLOAT if self.dtype == np.float32 else TensorProto.FLOAT16
+
+    @cached_property
+    def _by_row(self) -> bool:
+        """Whether it is int8 with one scale a row, for float activations."""
+        if self.bits != 8 or self.int8_activations:
+            return False
+        scales = self._quantized().scales
+        return bool(np.all(scales == scales[:, :1]))
+
+    def _whole_numbers(self, graph: Graph, turned: bool = False) -> str:
+        """Codes as floats, -127 to 127: `[out, in]`, or turned."""
+        shape = self.shape[::-1] if turned else self.shape
+
+        def codes() -> list[np.ndarray]:
+            signed = self._quantized().codes() ^ np.uint8(128)  # the same in two's complement
+            return [(signed.T if turned else signed).view(np.int8)]
+
+        found = graph.initializer(Initializer(self.name, shape, np.dtype(np.int8), codes))
+        return graph.op("Cast", found, to=self._kind)
+
+    def _row_scales(self, graph: Graph) -> str:
+        def scales() -> list[np.ndarray]:
+            return [self._quantized().scales[:, 0].astype(np.float32)]
+
+        name = f"{self.name.removesuffix('.weight')}.scales"
+        return graph.initializer(Initializer(name, self.shape[:1], self.dtype, scales))
 
     @cached_property
     def _block(self) -> int:

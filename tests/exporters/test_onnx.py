@@ -19,6 +19,7 @@ from tiny import loud_checkpoint, tiny_checkpoint, tokenizer
 import gemma_multi
 from gemma_multi import Checkpoint, CheckpointError, OptionError
 from gemma_multi.chat_template import encode_prompt
+from gemma_multi.config import EMBEDDING
 from gemma_multi.engines import ALL, create_engine
 from gemma_multi.quantization.tensor import QuantizedTensor
 from gemma_multi.sources import open_checkpoint
@@ -72,7 +73,7 @@ def test_the_storyteller_computes_what_keras_does(precision: str, tmp_path: Path
 def test_weights_are_the_checkpoints(make: object, tmp_path: Path) -> None:
     checkpoint: Checkpoint = make()  # type: ignore[operator]
     ids = np.random.default_rng(0).integers(4, 320, 40)
-    logits, _ = exported(checkpoint, tmp_path / "x", activations="float32").read(ids)
+    logits, _ = exported(checkpoint, tmp_path / "x").read(ids)
     np.testing.assert_allclose(logits[0], by_keras(checkpoint, ids), rtol=0, atol=2e-4)
 
 
@@ -187,8 +188,8 @@ def test_a_stream_beyond_float16(tmp_path: Path) -> None:
 
 def test_int8_activations_are_near(tmp_path: Path) -> None:
     int8 = quantize_checkpoint(gemma_multi.open_checkpoint(dense_storyteller(tmp_path)), 8, 8)[0]
-    for source, options in ((int8, {}), (open_checkpoint("storyteller"), {"activations": "int8"})):
-        model = exported(source, tmp_path / source.precision, **options)
+    for source in (int8, open_checkpoint("storyteller")):
+        model = exported(source, tmp_path / source.precision, activations="int8")
         assert 0 < divergence(by_keras(source, story(80)), model.read(story(80))[0][0]) < 5e-3
 
 
@@ -218,6 +219,21 @@ def test_negative_scales_are_held_as_they_are(tmp_path: Path) -> None:
     ids = np.random.default_rng(0).integers(4, 320, 30)
     logits, _ = Exported(tmp_path / "x").read(ids)
     np.testing.assert_allclose(logits[0], by_keras(signed, ids), rtol=0, atol=2e-4)
+
+
+def test_int8_in_groups_is_held_as_it_is(tmp_path: Path) -> None:
+    """As GGUF's Q8_0; beside the other layers' rows. The activations of this one are int8."""
+    checkpoint = quantize_checkpoint(tiny_checkpoint(), 8, embedding_bits=8)[0]
+    tensor = checkpoint.tensors[EMBEDDING]
+    assert isinstance(tensor, QuantizedTensor)
+    scales = tensor.scales.astype(np.float32)
+    scales[:, ::2] *= 0.5
+    held = (scales.astype(ml_dtypes.bfloat16), (scales * -128).astype(ml_dtypes.bfloat16))
+    grouped = checkpoint.with_tensors(
+        {EMBEDDING: dataclasses.replace(tensor, scales=held[0], biases=held[1])}
+    )
+    model, ids = exported(grouped, tmp_path / "x"), np.arange(4, 60)
+    assert 0 < divergence(by_keras(grouped, ids), model.read(ids)[0][0]) < 5e-3
 
 
 def test_groups_with_a_bias_are_refitted_and_reported(tmp_path: Path) -> None:
