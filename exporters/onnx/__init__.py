@@ -23,8 +23,8 @@ Design choices:
 - int4 is multiplied in float32, for which onnxruntime has quick kernels on processors and GPUs. In
   WebAssembly it has none: there it unpacks each matrix at every call.
 - int8 is for browsers. It is multiplied in float32 by plain operators, exactly, and ten times as
-  quickly there as by MatMulNBits; onnxruntime holds it as float32 for that. So does an int8
-  embedding beside int4 layers. With int8 activations it stays as small as the file.
+  quickly there as by MatMulNBits; for that onnxruntime holds it as float32. The same goes for an
+  int8 embedding beside int4 layers. With int8 activations weights stay as small as in the file.
 - int8 looks its embedding up by operators of every build of onnxruntime. int4 needs
   GatherBlockQuantized, which the WebAssembly build that Transformers.js takes by default has on
   WebGPU alone; on processors it wants the plain one, `ort-wasm-simd-threaded`.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from nats import divergence
 from tiny import loud_checkpoint, tiny_checkpoint, tokenizer
 
 import gemma_multi
-from gemma_multi import Checkpoint, CheckpointError, OptionError
+from gemma_multi import BackendError, Checkpoint, CheckpointError, OptionError
 from gemma_multi.chat_template import encode_prompt
 from gemma_multi.config import EMBEDDING
 from gemma_multi.engines import ALL, create_engine
@@ -335,6 +336,16 @@ def test_more_than_a_protobuf_holds_is_refused(
     with pytest.raises(OptionError, match="smaller precision"):
         gemma_multi.export(tiny_checkpoint(), tmp_path / "x", format="onnx")
     assert not list(tmp_path.iterdir())
+
+
+def test_without_onnx_it_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("decoder", "graph", "weights"):
+        monkeypatch.delitem(sys.modules, f"gemma_multi.exporters.onnx.{module}", raising=False)
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(BackendError, match=r"pip install 'gemma-multi\[onnx\]'"):
+        gemma_multi.export(int4(), tmp_path / "x", format="onnx")
 
 
 def test_progress_is_told(tmp_path: Path) -> None:
