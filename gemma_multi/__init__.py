@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from gemma_multi.checkpoint import Checkpoint
     from gemma_multi.comparison import ParityReport, parity
     from gemma_multi.config import ModelConfig
+    from gemma_multi.converting import Conversion, convert
     from gemma_multi.errors import (
         BackendError,
         CheckpointError,
@@ -62,6 +63,7 @@ _HOME = {
     "CheckpointError": "errors",
     "ConfigError": "errors",
     "ConstraintError": "errors",
+    "Conversion": "converting",
     "ContextError": "errors",
     "DataError": "errors",
     "ExportReport": "exporters",
@@ -84,6 +86,7 @@ _HOME = {
     "TrainingError": "errors",
     "TrainingStopped": "errors",
     "ValidationLoss": "training.validation",
+    "convert": "converting",
     "export": "exporting",
     "finetune": "training.finetune",
     "load": "loading",
@@ -104,6 +107,7 @@ __all__ = [
     "ConfigError",
     "ConstraintError",
     "ContextError",
+    "Conversion",
     "DataError",
     "ExportReport",
     "FineTune",
@@ -125,6 +129,7 @@ __all__ = [
     "TrainingError",
     "TrainingStopped",
     "ValidationLoss",
+    "convert",
     "export",
     "finetune",
     "load",

@@ -114,6 +114,32 @@ def export(model: str, output: str, as_json: bool, **options: Any) -> None:
 
 
 @click.command()
+@click.argument("source")
+@click.argument("output")
+@click.option("--format", help=f"{', '.join(exporters())}; a file's suffix says it as well.")
+@field_options({name: one.options for name, one in exporters().items()})
+@source_options
+@click.option("--json", "as_json", is_flag=True, help="What was written and changed, as JSON.")
+def convert(source: str, output: str, as_json: bool, **options: Any) -> None:
+    """Write SOURCE as OUTPUT, in any format, and say which numbers changed."""
+    from gemma_multi.converting import convert as run
+    from gemma_multi.terminal import notes
+    from gemma_multi.transforms import QuantizationReport
+
+    found = run(source, output, **given(options))
+    if as_json:
+        print_json({"path": output, "bytes": found.export.nbytes, "format": found.export.format,
+                    "before": found.before, "precision": found.export.precision,
+                    "compared": found.compared,
+                    "changed": {t.name: t.error for t in found.changed}})  # fmt: skip
+        return
+    if found.changed:
+        click.echo(QuantizationReport(found.changed))
+    click.echo(str(found))
+    notes.print(f"{output}: {found.export.nbytes / 1e6:.1f} MB", markup=False)
+
+
+@click.command()
 @click.argument("model", default="storyteller")
 @source_options
 @click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
