@@ -20,7 +20,8 @@ from gemma_multi.engines import ALL, Engine, Session, create_engine
 from gemma_multi.errors import BackendError, ContextError, OptionError
 from gemma_multi.generation import Decoding, PromptLookup, generate_tokens
 from gemma_multi.sampling import GenerationOptions
-from gemma_multi.sampling.sampler import candidates, choose, gumbel
+from gemma_multi.sampling.noise import gumbel
+from gemma_multi.sampling.sampler import candidates, choose
 
 NOTHING = np.zeros(0, np.int32)
 

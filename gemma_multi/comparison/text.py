@@ -23,7 +23,7 @@ from gemma_multi.engines import ALL
 from gemma_multi.generation import Decoding, generate_tokens
 from gemma_multi.model import Model
 from gemma_multi.sampling import GenerationOptions, choose
-from gemma_multi.sampling.sampler import gumbel
+from gemma_multi.sampling.noise import gumbel
 
 GREEDY, SAMPLED = "greedy", "sampled"
 

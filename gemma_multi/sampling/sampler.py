@@ -14,20 +14,27 @@ Design choices:
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 
 from gemma_multi.errors import BackendError
+from gemma_multi.sampling.noise import (
+    BITS,
+    MOST_NOISE,
+    as_noise,
+    gumbel,
+    noise_bits,
+    position_key,
+    seed_keys,
+    seeded,
+)
 from gemma_multi.sampling.options import GenerationOptions
 
-_COLDEST = 1e-5  # below it, dividing by the temperature overflows; greedy is the limit anyway
+COLDEST = 1e-5  # below it, dividing by the temperature overflows; greedy is the limit anyway
 _BLOCK = 256
 _NUCLEUS = 1024  # tokens that nearly always hold all of top-p
 _FIRST = 64  # tokens tried first when nothing filters
 _NEAR = 4.0  # noise above this has one token in 55
-_BITS = 23  # of noise
-_MOST_NOISE = 16.7  # -log(-log((2**23 - 0.5) / 2**23)), rounded up
 
 
 def choose(
@@ -46,7 +53,7 @@ def choose(
         )
     if ids is not None and len(seen):
         seen = np.flatnonzero(np.isin(ids, seen))  # as places in `ids`
-    if options.temperature < _COLDEST:
+    if options.temperature < COLDEST:
         place = int(_penalise(logits, seen, options.repetition_penalty).argmax())
         return place if ids is None else int(ids[place])
     seed = options.seed or 0
@@ -60,47 +67,10 @@ def choose(
     return int(kept[(log_probabilities + gumbel(np, seed, position, kept)).argmax()])
 
 
-def gumbel(xp: Any, seed: int, position: int, ids: Any) -> Any:
-    """Gumbel noise `f32[N]` for the tokens `ids`: integer arithmetic up to the last step."""
-    return _as_noise(xp, _noise_bits(xp, _seeded(xp, seed, xp.array(ids)), position))
-
-
-def _seeded(xp: Any, seed: int, ids: Any) -> Any:
-    """The part of the hash that does not depend on the position: `u32[N]`."""
-    state = ids.astype(xp.uint32)
-    for word in (seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF):
-        state = _scramble(xp, state ^ xp.array(_key(word)))
-    return state
-
-
 @lru_cache(maxsize=4)
 def _seeded_vocabulary(seed: int, size: int) -> np.ndarray:
     """For all ids at once. One megabyte for 262,144 of them, and a text has one seed."""
-    return np.asarray(_seeded(np, seed, np.arange(size)))
-
-
-def _noise_bits(xp: Any, seeded: Any, position: int) -> Any:
-    """Uniform whole numbers below 2**23 for a position: `u32[N]`."""
-    return _scramble(xp, seeded ^ xp.array(_key(position & 0xFFFFFFFF))) >> (32 - _BITS)
-
-
-def _key(word: int) -> np.ndarray:
-    return _scramble(np, np.array([(word + 0x9E3779B9) & 0xFFFFFFFF], np.uint32))
-
-
-def _as_noise(xp: Any, bits: Any) -> Any:
-    # moved to the middle of their step: never 0 or 1, and exact in float32
-    uniform = (bits.astype(xp.float32) + 0.5) * 2.0**-_BITS
-    return -xp.log(-xp.log(uniform))
-
-
-def _scramble(xp: Any, x: Any) -> Any:
-    """A bijection of 32-bit words that changes every output bit with every input bit."""
-    x = x ^ (x >> 16)
-    x = x * xp.array(0x21F0AAAD, dtype=xp.uint32)
-    x = x ^ (x >> 15)
-    x = x * xp.array(0x735A2D97, dtype=xp.uint32)
-    return x ^ (x >> 15)
+    return np.asarray(seeded(np, seed_keys(seed), np.arange(size)))
 
 
 def _draw(scores: np.ndarray, seed: int, position: int) -> int:
@@ -109,19 +79,19 @@ def _draw(scores: np.ndarray, seed: int, position: int) -> int:
     The best of a few likely tokens sets a bar. Below it by more than noise can be, a token has
     lost. Below it by `_NEAR`, it needs noise that few have, which its bits alone tell.
     """
-    seeded = _seeded_vocabulary(seed, len(scores))
+    seeds, key = _seeded_vocabulary(seed, len(scores)), position_key(position)
 
     def best_of(ids: np.ndarray) -> tuple[int, float]:
-        sums = scores[ids] + _as_noise(np, _noise_bits(np, seeded[ids], position))
+        sums = scores[ids] + as_noise(np, noise_bits(np, seeds[ids], key))
         at = int(sums.argmax())
         return int(ids[at]), float(sums[at])
 
     first = _best(scores, min(_FIRST, len(scores)))
     _, bar = best_of(first)
-    possible = scores >= np.float32(bar - _MOST_NOISE)
+    possible = scores >= np.float32(bar - MOST_NOISE)
     if np.count_nonzero(possible) > len(scores) // 8:
-        rare = np.uint32(np.exp(-np.exp(-_NEAR)) * 2.0**_BITS - 2)
-        noisy = _noise_bits(np, seeded, position) >= rare
+        rare = np.uint32(np.exp(-np.exp(-_NEAR)) * 2.0**BITS - 2)
+        noisy = noise_bits(np, seeds, key) >= rare
         possible &= noisy | (scores >= np.float32(bar - _NEAR))
     return best_of(np.flatnonzero(possible))[0]
 
