@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gemma_multi.engines.base import NOTHING, Engine, Session
+from gemma_multi.engines import NOTHING, Engine, Session
 from gemma_multi.errors import CheckpointError, OptionError
 from gemma_multi.files import renamed_when_whole
 from gemma_multi.safetensors_file import DTYPES, read_safetensors, write_safetensors

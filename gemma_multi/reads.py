@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from gemma_multi.engines.base import LAST, Engine, Session, Wanted
+from gemma_multi.engines import LAST, Engine, Session, Wanted
 from gemma_multi.errors import GemmaError
 
 T = TypeVar("T")

@@ -11,7 +11,8 @@ from typing import Any
 
 from gemma_multi.checkpoint import Checkpoint
 from gemma_multi.engines.backend import Backend, Request
-from gemma_multi.engines.base import ALL, HIDDEN, LAST, NOTHING, Engine, Rows, Session, Want, Wanted
+from gemma_multi.engines.base import Engine, Session
+from gemma_multi.engines.wants import ALL, HIDDEN, LAST, NOTHING, Chosen, Rows, Want, Wanted
 from gemma_multi.errors import BackendError, GemmaError, OptionError
 from gemma_multi.options import checked
 from gemma_multi.progress import Report, silent
@@ -23,6 +24,7 @@ __all__ = [
     "LAST",
     "NOTHING",
     "Backend",
+    "Chosen",
     "Engine",
     "Request",
     "Rows",

@@ -5,10 +5,12 @@ Design choices:
   sits above it.
 - A session is one conversation. Many advance together through `Engine.read`, each by as many
   tokens as it is given: in one batch on an engine that gains by it, else they take turns.
-- `want` says what a read is for, so that nothing else is computed: over a vocabulary of 262,144
-  tokens the head costs more than some layers. What comes back stays in the framework's memory, as
-  its own array, until `Engine.numpy` (or `Session.read`, which is one session and NumPy) brings it
-  over.
+- `want` (`wants`) says what a read is for, so that nothing else is computed: over a vocabulary of
+  262,144 tokens the head costs more than some layers. What comes back stays in the framework's
+  memory, as its own array, until `Engine.numpy` (or `Session.read`, which is one session and NumPy)
+  brings it over.
+- An engine may choose tokens on its device, many steps at a time. They are those of the plain
+  loop (`ahead`), which serves every engine.
 - What every session must get right (shapes, the context limit, which tokens have been read) is
   checked here, once; an engine implements `_forward`, `_rewind` and `_copy` of its sessions.
 - A session whose reading was interrupted is empty, never half-read.
@@ -20,77 +22,21 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence, Sized
-from dataclasses import dataclass
-from enum import Enum
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from gemma_multi.checkpoint import Tensor
 from gemma_multi.config import ModelConfig, check_context_length
+from gemma_multi.engines.ahead import part, read_chosen
+from gemma_multi.engines.caches import SPARE
+from gemma_multi.engines.wants import ALL, LAST, NOTHING, Chosen, Rows, Wanted
 from gemma_multi.errors import BackendError, ContextError, OptionError
 from gemma_multi.quantization.tensor import BFLOAT16, quantize_tensor
 
 Ids = Any  # anything NumPy reads as i32[T]
 Array = Any  # of the engine's framework
-
-# Positions a ring of a sliding layer keeps beyond the window: so many tokens can be taken back
-# without reading again, as a driver does that guesses ahead or cuts an answer.
-SPARE = 16
-
-
-def fitting(held: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """One of the arrays that a session held. Raises KeyError, or ValueError for another shape or
-    for numbers that are not finite."""
-    array = held[name]
-    if array.shape != shape:
-        raise ValueError(f"{name} has shape {list(array.shape)}, expected {list(shape)}")
-    if array.dtype.kind != "i" and not np.isfinite(array.astype(np.float32)).all():
-        raise ValueError(f"{name} holds NaN or infinity")
-    return array
-
-
-def written_of(held: Mapping[str, np.ndarray], length: int, most: int) -> int:
-    """How many positions a session that held this had ever written."""
-    written = int(fitting(held, "written", (1,))[0])
-    if not length <= written <= most:
-        raise ValueError(f"{written} positions were written, but {length} are there")
-    return written
-
-
-def ring_reaches(written: int, length: int, size: int, window: int) -> bool:
-    """Whether a sliding layer's ring of `size` positions, of which `written` were ever written,
-    still holds the window of position `length`: what else was overwritten would be seen."""
-    return written <= size or written - length <= size - window + 1
-
-
-class Want(Enum):
-    """What a read is for."""
-
-    NOTHING = "nothing"  # None
-    LAST = "last"  # the logits after the last token, f32[V]
-    ALL = "all"  # the logits after each token, f32[T, V]
-    HIDDEN = "hidden"  # the last norm's output for the last token, f32[D], without the head
-
-
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """The logits of these tokens alone after the last token, `f32[len(ids)]`. On an engine that
-    rounds activations in front of the head (LiteRT), they are nearer to exact than LAST's."""
-
-    ids: np.ndarray
-
-    def __post_init__(self) -> None:
-        ids = np.asarray(self.ids)
-        if ids.ndim != 1 or not len(ids) or not np.issubdtype(ids.dtype, np.integer):
-            raise OptionError(
-                f"rows are {ids.dtype} of shape {list(ids.shape)}, expected token ids in one row"
-            )
-        object.__setattr__(self, "ids", ids.astype(np.int64))
-
-
-NOTHING, LAST, ALL, HIDDEN = Want.NOTHING, Want.LAST, Want.ALL, Want.HIDDEN
-Wanted = Want | Rows
 
 
 class Engine(ABC):
@@ -106,6 +52,9 @@ class Engine(ABC):
     # time on; one that compiles for them may not win that back in a text
     guesses_pay = False
     batches_pay = False  # whether sessions that are read together cost less than one after another
+    # tokens that are chosen on the device in about the time that a few take with logits coming to
+    # the host; 1 where nothing is gained, at most SPARE
+    steps_ahead = 1
 
     def __init__(self, config: ModelConfig) -> None:
         self.config = config
@@ -141,8 +90,8 @@ class Engine(ABC):
         for session, one in zip(sessions, wants, strict=True):
             if session.engine is not self:
                 raise OptionError("a session of another engine cannot be read on this one")
-            if not isinstance(one, Want | Rows):
-                raise OptionError(f"want is {one!r}, expected a Want or Rows")
+            if not isinstance(one, Wanted):
+                raise OptionError(f"want is {one!r}, expected a Want, Rows or Chosen")
         if len({id(session) for session in sessions}) < len(sessions):
             raise OptionError("a session is there twice; it can read one row at a time")
         checked = [
@@ -155,23 +104,29 @@ class Engine(ABC):
         self, sessions: Sequence[Session], ids: Sequence[np.ndarray], wants: Sequence[Wanted]
     ) -> list[Array | None]:
         """Where a batch pays, those that read one token in one, and those that read several in
-        another, where each is padded to the longest; what is left one after the other."""
+        another, where each is padded to the longest; what is left one after the other. Those that
+        want tokens chosen have batches of their own."""
         found: dict[int, Array | None] = {}
+        chosen = [i for i, want in enumerate(wants) if isinstance(want, Chosen)]
+        groups: list[tuple[Any, list[int]]] = []
+        if chosen:
+            groups.append((partial(read_chosen, self), chosen))
         for one in (True, False):
             alike = [
-                i for i, row in enumerate(ids) if (len(row) == 1) is one and wants[i] is not ALL
-            ]
+                i for i, row in enumerate(ids)
+                if (len(row) == 1) is one and wants[i] is not ALL and i not in chosen
+            ]  # fmt: skip
             if self.batches_pay and len(alike) > 1:
-                rows = [sessions[i] for i in alike]
-                try:
-                    results = self._read_together(
-                        rows, [ids[i] for i in alike], [wants[i] for i in alike]
-                    )
-                except BaseException:  # an interrupt may leave half of it in the caches
-                    for session in rows:
-                        session._forget()
-                    raise
-                found |= dict(zip(alike, results, strict=True))
+                groups.append((self._read_together, alike))
+        for read, places in groups:
+            rows = part(sessions, places)
+            try:
+                results = read(rows, part(ids, places), part(wants, places))
+            except BaseException:  # an interrupt may leave half of it in the caches
+                for session in rows:
+                    session._forget()
+                raise
+            found |= dict(zip(places, results, strict=True))
         for i, session in enumerate(sessions):
             if i not in found:
                 found[i] = session._reading(ids[i], wants[i])
@@ -181,7 +136,18 @@ class Engine(ABC):
         self, sessions: Sequence[Any], ids: Sequence[np.ndarray], wants: Sequence[Wanted]
     ) -> list[Array | None]:
         """The same in one batch, of rows of unequal lengths; of an engine whose `batches_pay`.
-        Nobody wants ALL."""
+        Nobody wants ALL or Chosen."""
+        raise NotImplementedError
+
+    def _may_run_ahead(self, session: Any, count: int) -> bool:
+        """Whether `_run_ahead` can go on from a session that is to read `count` tokens before."""
+        return False
+
+    def _run_ahead(
+        self, sessions: Sequence[Any], tokens: np.ndarray, wants: Sequence[Chosen]
+    ) -> list[np.ndarray]:
+        """Chooses on the device what is `Chosen` for each, after one token each that was not read
+        yet, `i32[B]`. The sessions have noted it (`settle`)."""
         raise NotImplementedError
 
     def numpy(self, array: Array) -> np.ndarray:
@@ -312,11 +278,12 @@ class Session(ABC):
             self._forget()
             raise OptionError(f"what was held does not fit this engine: {error}") from error
 
-    def check_room(self, ids: Sized) -> None:
-        """Raises ContextError where so many more tokens do not fit."""
-        if self.length + len(ids) > self.context_length:
+    def check_room(self, ids: Sized, ahead: int = 0) -> None:
+        """Raises ContextError where so many more tokens, and `ahead` others, do not fit."""
+        more = len(ids) + ahead
+        if self.length + more > self.context_length:
             raise ContextError(
-                f"{self.length} tokens read and {len(ids)} more do not fit a context of "
+                f"{self.length} tokens read and {more} more do not fit a context of "
                 f"{self.context_length}; shorten the input or raise context_length"
             )
 
@@ -338,6 +305,19 @@ class Session(ABC):
         self._ids[self._length : end] = ids
         self._length = end
 
+    def settle(self, token: int, chosen: np.ndarray, count: int) -> np.ndarray:
+        """Notes that `token` was read, and all but the last of the `count` that a device has
+        `chosen` first; -1 is none. What it chose up to there."""
+        failed = np.flatnonzero(chosen < 0)
+        good = chosen[: min([count, *failed])]
+        self._append(np.array([token, *good], np.int32)[: len(good)])
+        if len(failed):  # what is not finite lies in the caches behind, where a mask meets it
+            kept = self.ids.copy()
+            self._forget()
+            if len(kept):
+                self._reading(kept, NOTHING)
+        return good
+
     def _forget(self) -> None:
         self._rewind(0)
         self._length = 0
@@ -356,7 +336,7 @@ class Session(ABC):
         self._check_range(array, "token ids")
         if isinstance(want, Rows):
             self._check_range(want.ids, "rows")
-        self.check_room(array)
+        self.check_room(array, want.count - 1 if isinstance(want, Chosen) else 0)
         return array.astype(np.int32)
 
     def _check_range(self, ids: np.ndarray, what: str) -> None:

@@ -7,6 +7,8 @@ Design choices:
 - XLA compiles for fixed shapes: prompts are read in chunks of a few sizes.
 - Sessions that are read together are rows of one batch (`keras_caches`). The head is a program of
   its own, so that what is wanted of a chunk does not compile the layers once more.
+- On JAX tokens are chosen on the device, many steps in one program (`keras_ahead`); on GPUs that is
+  how texts are generated.
 - int4 weights become their grid values in the compute type: at 270M unpacking every step would
   save memory and cost time.
 """
@@ -17,8 +19,6 @@ import os
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -26,25 +26,16 @@ import numpy as np
 from gemma_multi.checkpoint import Checkpoint, Tensor
 from gemma_multi.config import EMBEDDING, SLIDING
 from gemma_multi.engines.backend import Backend, Request, has_nvidia_gpu, on_apple_silicon
-from gemma_multi.engines.base import (
-    ALL,
-    HIDDEN,
-    LAST,
-    NOTHING,
-    SPARE,
-    Engine,
-    Rows,
-    Session,
-    Wanted,
-    fitting,
-    ring_reaches,
-    written_of,
-)
+from gemma_multi.engines.base import Engine, Session
+from gemma_multi.engines.caches import SPARE, fitting, ring_reaches, written_of
+from gemma_multi.engines.keras_ahead import STEPS, Ahead
 from gemma_multi.engines.keras_backbone import build_backbone, import_keras, weight_slots
 from gemma_multi.engines.keras_caches import ROWS, Table, seat_together
 from gemma_multi.engines.keras_decoder import Cache, run_layers
+from gemma_multi.engines.keras_results import Chunks, Part, Shared
 from gemma_multi.engines.keras_runtime import KerasRuntime
 from gemma_multi.engines.precision import Prepared, prepare
+from gemma_multi.engines.wants import ALL, HIDDEN, LAST, NOTHING, Chosen, Rows, Wanted
 from gemma_multi.quantization.tensor import QuantizedTensor
 
 _CHUNKS = {512: 257, 128: 33, 16: 2, 1: 1}  # tokens -> from how many on padding is worth it
@@ -73,9 +64,11 @@ class KerasEngine(Engine):
             self._assign(name, checkpoint.tensors[name])
         compiled, variables = runtime.compile, self.backbone.variables
         self.forward = compiled(self._forward, variables, ("wanted", "fresh"), donated=(1,))
-        self.head = compiled(self._head, variables)
+        self.head = compiled(self.head_of, variables)
         self.head_rows = compiled(self._head_rows, variables)
-        self._reading_together = threading.RLock()
+        self.ahead = Ahead(self) if runtime.on_jax else None
+        self.steps_ahead = STEPS if self.ahead is not None and self.device == "gpu" else 1
+        self.reading_together = threading.RLock()
 
     def _assign(self, name: str, tensor: Tensor) -> None:
         slot = self.slots[name]
@@ -87,6 +80,8 @@ class KerasEngine(Engine):
         super().assign(tensors)
         for program in (self.forward, self.head, self.head_rows):
             program.refresh()
+        if self.ahead is not None:
+            self.ahead.program.refresh()
 
     # What follows is traced by the framework: its arrays only.
 
@@ -109,7 +104,7 @@ class KerasEngine(Engine):
         last = ops.maximum(count - 1, 0) + width * ops.arange(rows, dtype="int32")
         return ops.take(ops.reshape(x, (-1, hidden)), last, axis=0), written
 
-    def _head(self, hidden: Any) -> Any:
+    def head_of(self, hidden: Any) -> Any:
         """`[B, D]` -> the logits of the whole vocabulary, `f32[B, V]`."""
         from keras import ops
 
@@ -132,25 +127,25 @@ class KerasEngine(Engine):
         every = [want.ids for want in wants if isinstance(want, Rows)]
         few = np.unique(np.concatenate(every)) if every else np.zeros(0, np.int64)
         if LAST in wants or len(few) > _MOST_ROWS:
-            logits, ids = _Shared(self.head(hidden)), None
+            logits, ids = Shared(self.head(hidden)), None
         elif len(few):
-            logits, ids = _Shared(self.head_rows(hidden, _padded(few))), few
-        states = _Shared(hidden)
+            logits, ids = Shared(self.head_rows(hidden, _padded(few))), few
+        states = Shared(hidden)
         found: list[Any] = []
         for row, want in enumerate(wants):
             if want is NOTHING:
                 found.append(None)
             elif want is HIDDEN:
-                found.append(_Part(states, row))
+                found.append(Part(states, row))
             elif isinstance(want, Rows):
                 at = want.ids if ids is None else np.searchsorted(ids, want.ids)
-                found.append(_Part(logits, row, at))
+                found.append(Part(logits, row, at))
             else:
-                found.append(_Part(logits, row))
+                found.append(Part(logits, row))
         return found
 
     def numpy(self, array: Any) -> np.ndarray:
-        if isinstance(array, _Part | _Chunks):
+        if isinstance(array, Part | Chunks):
             return array.numpy()
         return np.asarray(array)
 
@@ -160,9 +155,9 @@ class KerasEngine(Engine):
         """Sessions in one table, chunk by chunk, of which each row reads what it has left."""
         results: list[Any] = []
         for begin in range(0, len(sessions), ROWS[-1]):
-            part = slice(begin, begin + ROWS[-1])
-            with self._reading_together:
-                results += self._read_table(list(sessions[part]), ids[part], wants[part])
+            some = slice(begin, begin + ROWS[-1])
+            with self.reading_together:
+                results += self._read_table(list(sessions[some]), ids[some], wants[some])
         return results
 
     def _read_table(
@@ -177,6 +172,20 @@ class KerasEngine(Engine):
         for session, row in zip(sessions, ids, strict=True):
             session._append(row)
         return [found[session.row] for session in sessions]
+
+    def _may_run_ahead(self, session: KerasSession, count: int) -> bool:
+        room = session.context_length - session.length - count + 1
+        return self.ahead is not None and room >= STEPS
+
+    def _run_ahead(
+        self, sessions: Sequence[KerasSession], tokens: np.ndarray, wants: Sequence[Chosen]
+    ) -> list[np.ndarray]:
+        assert self.ahead is not None
+        found = []
+        for begin in range(0, len(sessions), ROWS[-1]):
+            some = slice(begin, begin + ROWS[-1])
+            found += self.ahead.read(list(sessions[some]), tokens[some], wants[some])
+        return found
 
     def _last_states(
         self, table: Table, sessions: list[KerasSession], ids: Sequence[np.ndarray]
@@ -195,8 +204,8 @@ class KerasEngine(Engine):
             tokens = np.zeros((table.rows, width), np.int32)
             count = np.zeros(table.rows, np.int32)
             for row, of in given.items():
-                part = of[done : done + width]
-                tokens[row, : len(part)], count[row] = part, len(part)
+                chunk = of[done : done + width]
+                tokens[row, : len(chunk)], count[row] = chunk, len(chunk)
             start = begin + [min(done, len(given.get(row, ()))) for row in range(table.rows)]
             x, table.layers = self.forward(
                 tokens, table.layers, start.astype(np.int32), count, wanted=_HIDDEN,
@@ -225,42 +234,6 @@ class KerasEngine(Engine):
         return np.concatenate([np.asarray(states)[:, :count] for states, count in parts], axis=1)
 
 
-class _Shared:
-    """An array that several rows are part of, brought over once."""
-
-    def __init__(self, values: Any) -> None:
-        self._values = values
-
-    @cached_property
-    def numpy(self) -> np.ndarray:
-        return np.asarray(self._values)
-
-
-@dataclass(frozen=True, eq=False)
-class _Part:
-    """A row of an array, and of that the places `at`."""
-
-    of: _Shared
-    row: int
-    at: np.ndarray | None = None
-
-    def numpy(self) -> np.ndarray:
-        values = self.of.numpy[self.row]
-        if self.at is not None:
-            values = values[self.at]
-        return values.astype(np.float32, copy=False)
-
-
-class _Chunks:
-    """The logits after each token, chunk by chunk on the device, each with its padding."""
-
-    def __init__(self, parts: list[tuple[Any, int]]) -> None:
-        self.parts = parts  # (array [T, ...], how many are real)
-
-    def numpy(self) -> np.ndarray:
-        return np.concatenate([np.asarray(part)[:count] for part, count in self.parts])
-
-
 class KerasSession(Session):
     engine: KerasEngine
 
@@ -277,12 +250,12 @@ class KerasSession(Session):
         if table is not None and table.rows == 1:
             table.users.add(self)
 
-    def _alone(self, positions: int) -> Table:
+    def alone(self, positions: int) -> Table:
         """A table of its own, to be written."""
         if self.table is None:
             self.sit(Table.empty(self.engine, 1, positions))
         elif self.table.rows > 1:
-            with self.engine._reading_together:
+            with self.engine.reading_together:
                 self.sit(self.table.row(self.row))
         elif len(self.table.users) > 1:
             self.sit(self.table.copy())
@@ -292,7 +265,7 @@ class KerasSession(Session):
 
     def _forward(self, ids: np.ndarray, want: Wanted) -> Any:
         if want is ALL:
-            return _Chunks(list(self.read_chunks(ids, _LOGITS, _LOGITS)))
+            return Chunks(list(self.read_chunks(ids, _LOGITS, _LOGITS)))
         *_, (hidden, _) = self.read_chunks(ids, _HIDDEN, _HIDDEN)
         return self.engine.wanted_of(hidden, [want])[0]
 
@@ -304,7 +277,7 @@ class KerasSession(Session):
             width = next(c for c, least in _CHUNKS.items() if total - done >= least)
             chunk = ids[done : done + width]
             start, count = self.length + done, len(chunk)
-            table = self._alone(start + width)
+            table = self.alone(start + width)
             self.written = max(self.written, start + count)
             kind = last if done + count == total else wanted
             result, table.layers = self.engine.forward(
@@ -353,7 +326,7 @@ class KerasSession(Session):
     def _copy(self) -> Session:
         copy = KerasSession(self.engine, self.context_length)
         if self.table is not None:
-            with self.engine._reading_together:
+            with self.engine.reading_together:
                 copy.sit(self.table if self.table.rows == 1 else self.table.row(self.row))
         copy.written = self.written
         return copy

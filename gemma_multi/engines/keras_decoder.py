@@ -22,7 +22,7 @@ from __future__ import annotations
 from typing import Any
 
 from gemma_multi.config import ModelConfig
-from gemma_multi.engines.base import SPARE
+from gemma_multi.engines.caches import SPARE
 
 Cache = tuple[Any, Any]  # keys and values, [B, positions, KV, H] each
 

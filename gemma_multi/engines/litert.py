@@ -23,20 +23,12 @@ import numpy as np
 from gemma_multi.checkpoint import Checkpoint, Tensor
 from gemma_multi.config import EMBEDDING, SLIDING
 from gemma_multi.engines.backend import Backend, Request, has_nvidia_gpu, on_apple_silicon
-from gemma_multi.engines.base import (
-    ALL,
-    HIDDEN,
-    NOTHING,
-    Engine,
-    Rows,
-    Session,
-    Wanted,
-    ring_reaches,
-    written_of,
-)
+from gemma_multi.engines.base import Engine, Session
+from gemma_multi.engines.caches import ring_reaches, written_of
 from gemma_multi.engines.litert_caches import Caches
 from gemma_multi.engines.litert_files import passing_file, ready_file
 from gemma_multi.engines.litert_runtime import LitertRuntime, Place
+from gemma_multi.engines.wants import ALL, HIDDEN, NOTHING, Rows, Wanted
 from gemma_multi.errors import BackendError, OptionError
 from gemma_multi.exporters import tflite
 from gemma_multi.formats.tflite.file import TfliteFile

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from gemma_multi.config import ModelConfig
-from gemma_multi.engines.base import fitting
+from gemma_multi.engines.caches import fitting
 from gemma_multi.engines.litert_runtime import LitertRuntime
 from gemma_multi.formats.tflite.file import ExportInfo
 from gemma_multi.formats.tflite.layout import (

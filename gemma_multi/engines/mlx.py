@@ -4,6 +4,7 @@ Design choices:
 - Quantised weights stay packed and go to MLX as the checkpoint holds them.
 - On a GPU activations are bfloat16, or float16 where the chip has no bfloat16. On a CPU they are
   float32, which MLX computes faster there.
+- On a GPU texts are generated some steps at a time, with tokens chosen there (`mlx_ahead`).
 - Sessions that are read together are rows of one batch (`mlx_batch`).
 - Sliding layers keep their window and `SPARE` positions in a ring of our own (`mlx_cache`).
 """
@@ -17,30 +18,21 @@ from typing import Any
 import numpy as np
 
 from gemma_multi.checkpoint import Checkpoint, Tensor
-from gemma_multi.config import round_scale
 from gemma_multi.engines.backend import Backend, Request, on_apple_silicon
-from gemma_multi.engines.base import (
-    ALL,
-    HIDDEN,
-    LAST,
-    NOTHING,
-    SPARE,
-    Engine,
-    Rows,
-    Session,
-    Wanted,
-    fitting,
-    written_of,
-)
+from gemma_multi.engines.base import Engine, Session
+from gemma_multi.engines.caches import SPARE, fitting, written_of
+from gemma_multi.engines.mlx_ahead import STEPS, run_ahead
 from gemma_multi.engines.mlx_batch import SideBySide
 from gemma_multi.engines.mlx_cache import Ring
 from gemma_multi.engines.mlx_model import (
     build_model,
+    hidden_states,
     import_architecture,
     module_of,
     unpack_for_many_rows,
 )
 from gemma_multi.engines.precision import Prepared, prepare
+from gemma_multi.engines.wants import ALL, HIDDEN, LAST, NOTHING, Chosen, Rows, Wanted
 from gemma_multi.errors import BackendError
 from gemma_multi.quantization.tensor import BFLOAT16, QuantizedTensor
 from gemma_multi.transforms import DENSE
@@ -78,6 +70,7 @@ class MlxEngine(Engine):
             mx.disable_compile()  # on a CPU it runs a C++ compiler for seconds, to fuse one gelu
         self.device = "gpu" if on_gpu else "cpu"
         self.model = self._build(checkpoint)
+        self.steps_ahead = STEPS if on_gpu else 1
         self.whole_cache = import_architecture().KVCache  # of a global layer
 
     def _build(self, checkpoint: Checkpoint) -> Any:
@@ -181,6 +174,14 @@ class MlxEngine(Engine):
             session._append(row)
         return found
 
+    def _may_run_ahead(self, session: MlxSession, count: int) -> bool:
+        return True
+
+    def _run_ahead(
+        self, sessions: Sequence[MlxSession], tokens: np.ndarray, wants: Sequence[Chosen]
+    ) -> list[np.ndarray]:
+        return run_ahead(self, sessions, tokens, wants)
+
     def _wanted_of(self, hidden: Any, wants: Sequence[Wanted]) -> list[Any]:
         """What is wanted of each row of `[B, D]`."""
         whole = [i for i, want in enumerate(wants) if want is LAST]
@@ -229,19 +230,6 @@ class MlxEngine(Engine):
         finally:
             model.layers = layers
         return np.concatenate(parts, axis=1)
-
-
-def hidden_states(engine: MlxEngine, ids: np.ndarray, caches: list[Any]) -> Any:
-    """`i32[B, T]` through the layers and the last norm: `[B, T, D]`, MLX's array."""
-    model, config = engine.model.model, engine.config
-    tokens, embedded = engine.mx.array(ids), None
-    # mlx-lm rounds the embedding scale to bfloat16 whatever the checkpoint was
-    rescale = config.stream_scale / round_scale(config.hidden_size**0.5, "bfloat16")
-    if rescale != 1.0:
-        embedded = model.embed_tokens(tokens) * rescale
-    # gemma3_text looks at cache[pattern - 1] even when the model has fewer layers
-    missing = model.sliding_window_pattern - len(caches)
-    return model(tokens, cache=caches + [caches[0]] * missing, input_embeddings=embedded)
 
 
 class MlxSession(Session):

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gemma_multi.engines.base import SPARE, ring_reaches
+from gemma_multi.engines.caches import SPARE, ring_reaches
 
 _STEP = 256  # slots by which a ring grows
 

@@ -15,10 +15,13 @@ import importlib.util
 import sys
 from functools import cache
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from gemma_multi.config import ModelConfig, alternate
+from gemma_multi.config import ModelConfig, alternate, round_scale
 from gemma_multi.errors import BackendError
+
+if TYPE_CHECKING:
+    from gemma_multi.engines.mlx import MlxEngine
 
 _MANY_ROWS = 8  # of activations, from which on unpacking a layer on a CPU pays
 _HEAD_ROWS = 1 << 14  # of the embedding, unpacked together
@@ -97,6 +100,19 @@ def unpack_for_many_rows(model: Any) -> None:
     unpacking = {nn.QuantizedLinear: UnpackingLinear, nn.QuantizedEmbedding: UnpackingEmbedding}
     for _, module in model.named_modules():
         module.__class__ = unpacking.get(type(module), type(module))
+
+
+def hidden_states(engine: MlxEngine, ids: Any, caches: list[Any]) -> Any:
+    """`i32[B, T]`, of NumPy or MLX, through the layers and the last norm: `[B, T, D]` of MLX."""
+    model, config = engine.model.model, engine.config
+    tokens, embedded = engine.mx.array(ids), None
+    # mlx-lm rounds the embedding scale to bfloat16 whatever the checkpoint was
+    rescale = config.stream_scale / round_scale(config.hidden_size**0.5, "bfloat16")
+    if rescale != 1.0:
+        embedded = model.embed_tokens(tokens) * rescale
+    # gemma3_text looks at cache[pattern - 1] even when the model has fewer layers
+    missing = model.sliding_window_pattern - len(caches)
+    return model(tokens, cache=caches + [caches[0]] * missing, input_embeddings=embedded)
 
 
 def module_of(model: Any, name: str) -> Any:

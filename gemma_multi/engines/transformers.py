@@ -15,7 +15,8 @@ import numpy as np
 
 from gemma_multi.checkpoint import Checkpoint, Tensor
 from gemma_multi.engines.backend import Backend, Request
-from gemma_multi.engines.base import ALL, HIDDEN, NOTHING, Engine, Rows, Session, Wanted
+from gemma_multi.engines.base import Engine, Session
+from gemma_multi.engines.wants import ALL, HIDDEN, NOTHING, Rows, Wanted
 from gemma_multi.quantization.tensor import QuantizedTensor
 
 

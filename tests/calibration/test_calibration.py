@@ -25,8 +25,7 @@ from gemma_multi.calibration.writing import _Batch, write_texts
 from gemma_multi.checkpoint import Checkpoint
 from gemma_multi.config import EMBEDDING
 from gemma_multi.decoder import Decoder, Weights, weight_name
-from gemma_multi.engines import create_engine
-from gemma_multi.engines.base import ALL
+from gemma_multi.engines import ALL, create_engine
 from gemma_multi.quantization import int4
 from gemma_multi.quantization.tensor import quantize_tensor
 from gemma_multi.transforms import quantize_checkpoint

@@ -15,9 +15,20 @@ import numpy as np
 import pytest
 from tiny import tiny_checkpoint
 
-from gemma_multi.engines import ALL, HIDDEN, LAST, NOTHING, Engine, Rows, backends, create_engine
-from gemma_multi.engines.base import SPARE
+from gemma_multi.engines import (
+    ALL,
+    HIDDEN,
+    LAST,
+    NOTHING,
+    Chosen,
+    Engine,
+    Rows,
+    backends,
+    create_engine,
+)
+from gemma_multi.engines.caches import SPARE
 from gemma_multi.errors import BackendError, ContextError, OptionError
+from gemma_multi.sampling import GenerationOptions, choose
 
 # Largest difference between two ways of reading the same tokens; logits are of size 5. The sums
 # are the same up to their order, so the bound is the rounding of the activations.
@@ -256,6 +267,147 @@ def test_a_conversation_may_go_on_in_another_thread(exact_engine: Engine) -> Non
         assert_close(exact_engine, elsewhere(lambda s=fork: s.read(ids[40:])), expected)
 
 
+# tokens chosen while they are read
+
+WAYS = [
+    {"temperature": 0.0}, {"top_k": 0, "top_p": 1.0}, {"top_k": 20, "top_p": 0.8},
+    {"top_k": 0, "top_p": 1.0, "min_p": 0.1}, {"top_k": 8, "top_p": 1.0, "min_p": 0.05},
+    {"top_k": 0, "top_p": 0.7},
+]  # fmt: skip
+
+
+def one_by_one(session: Any, ids: Any, want: Chosen) -> list[int]:
+    """What `want` asks for, from logits that come to the host."""
+    chosen: list[int] = []
+    while len(chosen) < want.count:
+        logits = session.read(ids)[: want.vocabulary]
+        chosen.append(choose(logits, np.zeros(0, np.int64), want.options, session.length))
+        ids = chosen[-1:]
+    return chosen
+
+
+@pytest.mark.parametrize("given", WAYS, ids=lambda given: "-".join(map(str, given.values())))
+def test_tokens_are_chosen_as_one_by_one(exact_engine: Engine, given: dict) -> None:
+    """Up to the window, across it and beyond, any number of them, with what is to be read before;
+    and some of them are taken back."""
+    engine = exact_engine
+    session, plain = engine.session(), engine.session()
+    for step, count in enumerate((3, 16, 1, 9, 16)):
+        options = GenerationOptions(seed=step << 33 | 5, **given)
+        want = Chosen(options, count, 300)
+        ids = tokens(1 if step % 2 else 7, seed=step)
+        found = session.read(ids, want)
+        assert (found.dtype, found.max() < 300) == (np.int32, True)
+        assert found.tolist() == one_by_one(plain, ids, want)
+        np.testing.assert_array_equal(session.ids, plain.ids)
+        back = min(step, count - 1)
+        for one in (session, plain):
+            one.truncate(one.length - back)
+        assert_close(engine, session.read([7]), plain.read([7]))
+    fork = session.fork()
+    want = Chosen(GenerationOptions(seed=1, **given), 5)
+    assert session.read([9], want).tolist() == fork.read([9], want).tolist()
+    assert_close(engine, session.read([7]), fork.read([7]))
+
+
+def test_rows_choose_together_as_each_would_alone(exact_engine: Engine) -> None:
+    """Of all lengths and counts, each by its own options, beside others that want none chosen."""
+    engine = exact_engine
+    sessions = [engine.session() for _ in range(len(WAYS) + 2)]
+    plain = [engine.session() for _ in sessions]
+    before = [tokens(3 + 5 * i, seed=i) for i in range(len(sessions))]
+    for rows in (sessions, plain):
+        engine.read(rows, before, NOTHING)
+    for step in range(3):
+        wants: list[Any] = [
+            Chosen(GenerationOptions(seed=i + 99 * step, **given), 1 + (5 * i + 3 * step) % 16)
+            for i, given in enumerate(WAYS)
+        ]
+        wants += [LAST, NOTHING]
+        ids = [tokens(4 if (i + step) % 3 == 0 else 1, seed=step) for i in range(len(sessions))]
+        found = engine.read(sessions, ids, wants)
+        for session, other, row, want, result in zip(
+            sessions, plain, ids, wants, found, strict=True
+        ):
+            if isinstance(want, Chosen):
+                assert engine.numpy(result).tolist() == one_by_one(other, row, want)
+            elif want is LAST:
+                assert_close(engine, engine.numpy(result), other.read(row))
+            else:
+                other.read(row, NOTHING)
+            np.testing.assert_array_equal(session.ids, other.ids)
+    for session, other in zip(sessions, plain, strict=True):
+        assert_close(engine, session.read([11]), other.read([11]))
+
+
+def test_chosen_tokens_must_fit_and_fill_the_context(exact_engine: Engine) -> None:
+    session, plain = (exact_engine.session(context_length=40) for _ in range(2))
+    session.read(tokens(28), NOTHING)
+    greedy = GenerationOptions(temperature=0.0)
+    with pytest.raises(ContextError, match="28 tokens read and 13 more do not fit a context of 40"):
+        session.read([5], Chosen(greedy, 13))
+    assert session.length == 28
+    plain.read(tokens(28), NOTHING)
+    want = Chosen(greedy, 12)
+    assert session.read([5], want).tolist() == one_by_one(plain, [5], want)
+    assert session.length == 40
+    for count, message in ((0, "count is 0, expected a whole number 1 to 16"), (17, "count is 17")):
+        with pytest.raises(OptionError, match=message):
+            Chosen(greedy, count)
+    with pytest.raises(OptionError, match="repetition penalty"):
+        Chosen(GenerationOptions(repetition_penalty=1.1), 2)
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_no_token_is_chosen_where_logits_are_not_finite(backend: str, together: bool) -> None:
+    """The last that was to be read is then unread, and what was read before serves others."""
+    checkpoint = tiny_checkpoint()
+    embedding = checkpoint.weight("model.embed_tokens.weight").copy()
+    embedding[319] = np.nan  # after it, no logit is finite
+    engine = create_engine(
+        checkpoint.with_tensors({"model.embed_tokens.weight": embedding}), backend, "float32"
+    )
+    want = Chosen(GenerationOptions(temperature=0.0), 6, 300)
+    sessions = [engine.session() for _ in range(2 if together else 1)]
+    for session in sessions:
+        session.read([5, 6, 7], NOTHING)
+    for result in engine.read(sessions, [[8, 319]] * len(sessions), want):
+        assert engine.numpy(result).tolist() == []
+    expected = create_engine(checkpoint, backend, "float32").session().read([5, 6, 7, 8, 9])
+    for session in sessions:
+        assert session.ids.tolist() == [5, 6, 7, 8]
+        assert_close(engine, session.read([9])[:300], expected[:300])
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_more_equals_than_a_device_looks_at_are_left_to_the_host(
+    backend: str, together: bool
+) -> None:
+    """Of 300 tokens with one embedding all survive a top-k, or none."""
+    checkpoint = tiny_checkpoint()
+    embedding = checkpoint.weight("model.embed_tokens.weight").copy()
+    embedding[10:310] = embedding[10]
+    engine = create_engine(
+        checkpoint.with_tensors({"model.embed_tokens.weight": embedding}), backend, "float32"
+    )
+    options = GenerationOptions(top_k=9, top_p=1.0, seed=3)
+    sessions = [engine.session() for _ in range(3 if together else 1)]
+    plain, expected = engine.session(), [5]
+    for _ in range(4):
+        expected += one_by_one(plain, expected[-1:], Chosen(options, 16))
+    texts = [[5] for _ in sessions]
+    while any(short := [len(text) < 50 for text in texts]):
+        going = [i for i, more in enumerate(short) if more]
+        found = engine.read([sessions[i] for i in going], [texts[i][-1:] for i in going],
+                            Chosen(options, 7))  # fmt: skip
+        for i, result in zip(going, found, strict=True):
+            chosen = engine.numpy(result).tolist()
+            texts[i] += chosen or one_by_one(sessions[i], texts[i][-1:], Chosen(options, 1))
+    for session, text in zip(sessions, texts, strict=True):
+        assert text == expected[: len(text)]
+        assert session.ids.tolist() == text[:-1]
+
+
 # going back, and apart
 
 
@@ -422,7 +574,7 @@ def test_what_is_no_want_and_whose_session_it_is_not(exact_engine: Engine) -> No
     session = exact_engine.session()
     session.read([5, 6])
     for want in (None, "last", 3):
-        with pytest.raises(OptionError, match="expected a Want or Rows"):
+        with pytest.raises(OptionError, match="expected a Want, Rows or Chosen"):
             session.read([7], want)
     other = create_engine(tiny_checkpoint(), exact_engine.name, "float32")
     with pytest.raises(OptionError, match="session of another engine"):

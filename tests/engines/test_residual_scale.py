@@ -11,8 +11,7 @@ from tiny import tiny_checkpoint
 import gemma_multi
 from gemma_multi.checkpoint import Checkpoint
 from gemma_multi.config import ModelConfig
-from gemma_multi.engines import create_engine
-from gemma_multi.engines.base import ALL
+from gemma_multi.engines import ALL, create_engine
 from gemma_multi.errors import ConfigError
 from gemma_multi.exporters import save
 

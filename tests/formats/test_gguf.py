@@ -21,7 +21,7 @@ import gemma_multi
 from gemma_multi import CheckpointError, GemmaError, TokenizerError
 from gemma_multi.checkpoint import Checkpoint
 from gemma_multi.config import EMBEDDING
-from gemma_multi.engines.base import ALL
+from gemma_multi.engines import ALL
 from gemma_multi.formats.gguf.file import GgufFile
 from gemma_multi.formats.gguf.layout import stored_name
 from gemma_multi.quantization.tensor import QuantizedTensor
