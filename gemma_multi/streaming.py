@@ -51,6 +51,7 @@ class TextStream:
             options, [*session.ids.tolist(), *prompt], model.stop_ids,
             vocabulary=model.tokenizer.vocab_size, context_length=session.context_length,
             matcher=constraint.matcher(model.tokenizer, model.stop_ids) if constraint else None,
+            ahead=model.engine.steps_ahead,
         )  # fmt: skip
         self._text: list[str] = []  # what was said
         self._tokens_said = 0  # tokens up to there

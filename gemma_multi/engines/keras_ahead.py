@@ -72,8 +72,8 @@ class Ahead:
         asked = [by_row.get(row) for row in range(table.rows)]
         size = self._engine.config.vocab_size
         arrays, ways = option_arrays(
-            [want and want.options for want in asked],
-            [(want and want.vocabulary) or size for want in asked],
+            [want.options if want else None for want in asked],
+            [want.vocabulary if want and want.vocabulary else size for want in asked],
         )
         chosen, table.layers = self.program(given, table.layers, start, reads, arrays, ways=ways)
         for row, session in seated.items():
@@ -91,7 +91,7 @@ class Ahead:
         others -> (the `STEPS` tokens that follow, `i32[STEPS, B]`; the caches). Traced by JAX."""
         engine, xp = self._engine, self._namespace.xp
 
-        def step(carry: Any, _: None) -> Any:
+        def step(carry: Any, _: Any) -> Any:
             token, at, caches = carry
             x, _, caches = run_layers(
                 engine.backbone, engine.config, token[:, None], caches, at, reads, False

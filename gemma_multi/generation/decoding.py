@@ -3,7 +3,8 @@
 It holds what choosing a token depends on (the options, the tokens seen, the position, a constraint)
 and what ends an answer (stop tokens, the most tokens, a full context, a cancel flag). A driver asks
 it which tokens follow without a choice (`forced`), which logits it wants (`want`), and with those,
-wherever it got them, for the next token; one driver may step many.
+wherever it got them, for the next token; one driver may step many. Where an engine can choose
+several tokens ahead, by the same options, that is what is wanted, and they are taken by `force`.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from collections.abc import Collection, Iterable
 import numpy as np
 
 from gemma_multi.constraints import Matcher
-from gemma_multi.engines.base import LAST, Rows, Wanted
+from gemma_multi.engines import LAST, Chosen, Rows, Wanted
 from gemma_multi.errors import OptionError
 from gemma_multi.generation.result import FinishReason
 from gemma_multi.sampling import GenerationOptions, choose
+from gemma_multi.sampling.on_device import can_choose
 
 # Where a constraint leaves fewer tokens than this, only their rows of the head are computed.
 _FEW = 4096
@@ -29,17 +31,20 @@ class Decoding:
     def __init__(
         self, options: GenerationOptions, context: Iterable[int], stop_ids: Collection[int], *,
         vocabulary: int | None = None, context_length: int | None = None,
-        cancelled: threading.Event | None = None, matcher: Matcher | None = None,
+        cancelled: threading.Event | None = None, matcher: Matcher | None = None, ahead: int = 1,
     ) -> None:  # fmt: skip
         """`context` is all that will have been read before the first token. Ids from `vocabulary`
         on are never chosen: some models pad their embedding past what their tokenizer knows.
         `cancelled` may be set by another thread, and ends the answer before its next token.
-        `matcher` follows the constraint that the answer must fit."""
+        `matcher` follows the constraint that the answer must fit. `ahead` is how many tokens the
+        engine may choose at once, after the first."""
         self.options = options
         self.tokens: list[int] = []  # what was chosen or forced, without the stop token
         self.finish_reason: FinishReason | None = None  # None: it goes on
         self.cancelled = cancelled or threading.Event()
         self.matcher = matcher
+        plain = matcher is None and can_choose(options)
+        self.ahead = ahead if plain else 1
         self.forced_tokens = 0  # of `tokens`, by the constraint
         self._want: Wanted | None = None  # of the next token, once somebody asked
         self._stop_ids, self._vocabulary = stop_ids, vocabulary
@@ -54,10 +59,14 @@ class Decoding:
 
     @property
     def want(self) -> Wanted:
-        """The logits that `next` will look at: all, or of the few tokens that may come."""
+        """The logits that `next` will look at, all, or of the few tokens that may come; or some
+        tokens ahead, for `force`. The first is not waited for together with others."""
         if self._want is None:
             self._want = LAST
-            if self.matcher is not None and not self.finished:
+            count = min(self.ahead, self._room) if self.tokens else 1
+            if count > 1:
+                self._want = Chosen(self.options, count, self._vocabulary)
+            elif self.matcher is not None and not self.finished:
                 allowed = self._allowed()
                 if np.count_nonzero(allowed) < _FEW:
                     self._want = Rows(np.flatnonzero(allowed))
@@ -108,6 +117,14 @@ class Decoding:
         """Ends the answer after its first `count` tokens, though more were taken."""
         del self.tokens[count:]
         self.finish_reason = reason
+
+    @property
+    def _room(self) -> int:
+        """Tokens that may yet be taken."""
+        left = self.options.max_tokens - len(self.tokens)
+        if self._context_length is not None:
+            left = min(left, self._context_length + 1 - self.position)
+        return left
 
     def _take(self, token: int) -> bool:
         """Adds a token unless it ends the answer, and sees whether it was the last."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 
-from gemma_multi.engines.base import ALL, NOTHING, Session
+from gemma_multi.engines import ALL, NOTHING, Chosen, Session
 from gemma_multi.generation.decoding import Decoding
 from gemma_multi.generation.lookup import PromptLookup
 from gemma_multi.prefixes import shared_beginning
@@ -46,17 +46,25 @@ def answer(
             guess = [] if first else lookup.guess()[: max(room, 0)]
         if guess:
             chosen = yield from _with_guess(session, unread, guess, decoding)
+        elif isinstance(decoding.want, Chosen):
+            chosen = yield from _ahead(session, unread, decoding)
         else:
             # what follows without a choice is read at once, with what came before it
             token = decoding.next((yield Read(session, unread, decoding.want)))
             chosen = [] if token is None else [token]
-        right, first = shared_beginning(chosen, guess), False
+        # of what was chosen, the session has read as much as was guessed, or all but the last
+        right = shared_beginning(chosen, guess) if guess else max(len(chosen) - 1, 0)
+        first = False
         if lookup is not None:
             lookup.add(chosen)
             if guess:
                 lookup.judge(right)
+        count = len(decoding.tokens)
         taken(chosen)
         if decoding.finished:
+            cut = count - len(decoding.tokens)
+            if cut:  # a stop text ended it in the middle of what was chosen at once
+                session.truncate(min(session.length, decoding.position - cut - 1))
             return
         unread = chosen[right:]
 
@@ -79,6 +87,19 @@ def _with_guess(
         if decoding.finished:
             break
     session.truncate(session.length - len(guess) + shared_beginning(chosen, guess))
+    return chosen
+
+
+def _ahead(session: Session, unread: list[int], decoding: Decoding) -> Reads[list[int]]:
+    """Reads what is unread and has tokens chosen ahead; those that the decoding takes. The session
+    has then read all of them but the last, or all where the answer ended before the next."""
+    given = (yield Read(session, unread, decoding.want)).tolist()
+    if not given:  # the logits say why, or what
+        token = decoding.next((yield Read(session, unread[-1:])))
+        return [] if token is None else [token]
+    read = session.length - len(given) + 1
+    chosen = decoding.force(given)
+    session.truncate(min(session.length, read + len(chosen)))
     return chosen
 
 

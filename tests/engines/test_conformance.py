@@ -162,14 +162,19 @@ def test_sessions_come_and_go_between_reads_together(exact_engine: Engine, seed:
         ids = [tokens(int(rng.integers(1, 12)) if several and rng.random() < 0.5 else 1,
                       int(rng.integers(1 << 30))) for _ in together]  # fmt: skip
         before = [s.ids.tolist() for s in together]
-        wants = [[LAST, HIDDEN, NOTHING, Rows(np.array([3, 300, 7]))][rng.integers(4)] for _ in ids]
+        chosen = Chosen(GenerationOptions(top_k=9, seed=seed), int(rng.integers(1, 6)))
+        kinds = [LAST, HIDDEN, NOTHING, Rows(np.array([3, 300, 7])), chosen]
+        wants = [kinds[rng.integers(5)] for _ in ids]
         if together:
             found = exact_engine.read(together, ids, wants)
             for i in rng.choice(len(together), min(2, len(together)), replace=False):
                 whole = [*before[i], *ids[i].tolist()]
-                assert together[i].ids.tolist() == whole
                 expected = exact_engine.session().read(whole, wants[i])
-                if expected is None:
+                after = expected[:-1].tolist() if isinstance(wants[i], Chosen) else []
+                assert together[i].ids.tolist() == [*whole, *after]
+                if isinstance(wants[i], Chosen):
+                    np.testing.assert_array_equal(exact_engine.numpy(found[i]), expected)
+                elif expected is None:
                     assert found[i] is None
                 else:
                     assert_close(exact_engine, exact_engine.numpy(found[i]), expected)
