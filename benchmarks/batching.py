@@ -1,12 +1,14 @@
 """Rows per second of `model.batch`, one at a time and many side by side.
 
-    python benchmarks/batching.py [--backend keras] [--rows 32] [--width 32] [--json results.json]
+    python benchmarks/batching.py [--backend keras] [--rows 32] [--width 32] [--ahead 16]
+        [--json results.json]
 
 The real Gemma 3 270M as it came, in float32, on rows of unequal lengths (beginnings of the Brown
 corpus, 8 to 40 words): a text of 32 tokens for each, and a label of eight by an instruction that
 all share. The same rows go through `width=1`, which reads one after another, and through
 `width=32`; the two take turns, and all is compiled before anything counts. Whether the greedy texts
-are the same is printed beside it.
+are the same is printed beside it. `--ahead 1` has the host choose every token, as on a CPU; without
+it the backend does what it does on this device.
 """
 
 from __future__ import annotations
@@ -34,14 +36,19 @@ def main() -> None:
     parser.add_argument("--backend", default="keras")
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--width", type=int, default=32)
+    parser.add_argument("--ahead", type=int, help="tokens chosen on the device at once")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     model = gemma_multi.load(
         gemma_270m(), backend=options.backend, precision="float32", context_length=512
     )
+    if options.ahead is not None:
+        model.engine.steps_ahead = options.ahead
     rows = texts(options.rows)
-    found: dict[str, Any] = {"device": model.engine.device, "gpu": model.engine.gpu}
+    found: dict[str, Any] = {
+        "device": model.engine.device, "gpu": model.engine.gpu, "ahead": model.engine.steps_ahead
+    }  # fmt: skip
     for task, given in (
         ("generate", {"raw": True, "temperature": 0, "max_tokens": TOKENS}),
         ("classify", {"raw": True, "labels": LABELS}),

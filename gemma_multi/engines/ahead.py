@@ -51,7 +51,7 @@ def _step_by_step(
         for i, logits in zip(before, rows, strict=True):
             token = wants[i].choose(engine.numpy(logits), sessions[i].length)
             if token is None:
-                sessions[i].truncate(sessions[i].length - 1)
+                sessions[i]._reread(sessions[i].ids[:-1].copy())
                 continue
             chosen[i].append(token)
             if len(chosen[i]) < wants[i].count:

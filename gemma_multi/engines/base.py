@@ -251,9 +251,7 @@ class Session(ABC):
         except BaseException:  # an interrupt may leave some layers where they were
             self._forget()
             raise
-        self._forget()
-        if length:
-            self._reading(kept, NOTHING)
+        self._reread(kept)
 
     def fork(self) -> Session:
         """A copy that goes its own way."""
@@ -311,12 +309,16 @@ class Session(ABC):
         failed = np.flatnonzero(chosen < 0)
         good = chosen[: min([count, *failed])]
         self._append(np.array([token, *good], np.int32)[: len(good)])
-        if len(failed):  # what is not finite lies in the caches behind, where a mask meets it
-            kept = self.ids.copy()
-            self._forget()
-            if len(kept):
-                self._reading(kept, NOTHING)
+        if len(failed):
+            self._reread(self.ids.copy())
         return good
+
+    def _reread(self, ids: np.ndarray) -> None:
+        """Starts again with these alone. Where logits were not finite, nor are the caches behind
+        what counts, and a mask does not help: it multiplies by zero."""
+        self._forget()
+        if len(ids):
+            self._reading(ids, NOTHING)
 
     def _forget(self) -> None:
         self._rewind(0)

@@ -63,8 +63,9 @@ class Decoding:
         tokens ahead, for `force`. The first is not waited for together with others."""
         if self._want is None:
             self._want = LAST
-            count = min(self.ahead, self._room) if self.tokens else 1
-            if count > 1:
+            # to the end, though the last may be few: a plain step is another program to compile
+            count = min(self.ahead, self._room) if self.ahead > 1 and self.tokens else 0
+            if count > 0:
                 self._want = Chosen(self.options, count, self._vocabulary)
             elif self.matcher is not None and not self.finished:
                 allowed = self._allowed()
