@@ -13,7 +13,7 @@ import pytest
 
 from gemma_multi.quantization.tensor import BFLOAT16
 from gemma_multi.sampling import GenerationOptions, choose
-from gemma_multi.sampling.on_device import Namespace, choose_rows, option_arrays
+from gemma_multi.sampling.on_device import Namespace, can_choose, choose_rows, option_arrays
 
 NAMESPACES = {
     "jax": Namespace(jnp, lambda x, k: jax.lax.top_k(x, k)[1]),
@@ -69,3 +69,30 @@ def test_rows_of_all_kinds_choose_what_the_host_chooses(
         assert not (undecided & (not rounded)).any()
         wrong = np.flatnonzero(~undecided & (found != expected))
         assert not len(wrong), [(rows[i], found[i], expected[i]) for i in wrong]
+
+
+@pytest.mark.parametrize("name", NAMESPACES)
+def test_a_row_without_a_choice_says_so_and_others_do_not_mind(name: str) -> None:
+    """Whose logits are not finite, or of which more are equal than are looked at."""
+    rng = np.random.default_rng(0)
+    rows = [GenerationOptions(seed=i, **OPTIONS[(0, 2, 6)[i % 3]]) for i in range(15)]
+    logits = rng.standard_normal((15, 30_016)).astype(np.float32)
+    for i, value in enumerate((np.nan, np.inf, -np.inf)):
+        logits[i] = value
+        logits[i + 3, 77] = np.nan
+    logits[8] = 1.0
+    found = on_device(name, logits, rows, np.arange(15, dtype=np.int32), 30_016)
+    assert (found[:6] == -1).all()
+    assert found[8] == -1
+    for i in (6, 7, *range(9, 15)):
+        assert found[i] == choose(logits[i], NOTHING, rows[i], i)
+
+
+@pytest.mark.parametrize("given", [
+    {"repetition_penalty": 1.1}, {"top_k": 257}, {"top_k": 0, "top_p": 0.9},
+    {"repetition_penalty": 1.1, "temperature": 0.0},
+])  # fmt: skip
+def test_what_depends_on_more_than_a_device_looks_at_is_left_to_the_host(given: dict) -> None:
+    assert not can_choose(GenerationOptions(**given))
+    for other in OPTIONS:
+        assert can_choose(GenerationOptions(**other))

@@ -97,7 +97,8 @@ def choose_rows(
     scores = xp.where(ids < arrays["vocabulary"][:, None], logits, -np.inf)
     best = scores.max(axis=1)
     chosen = xp.argmax(scores, axis=1).astype(xp.int32)
-    finite = xp.isfinite(best)
+    # the most of numbers and NaN is, on XLA's CPUs, now and then a number
+    finite = xp.isfinite(best) & ~xp.any(xp.isnan(scores), axis=1)
     if ways.of_all or ways.candidates:
         scores = scores / arrays["temperature"][:, None]
         key = position_keys(xp, positions.astype(xp.uint32))[:, None]
