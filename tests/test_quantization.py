@@ -25,13 +25,13 @@ from gemma_multi.cli import main
 from gemma_multi.engines import ALL
 from gemma_multi.errors import CheckpointError, OptionError
 from gemma_multi.exporters import save
-from gemma_multi.quantization import int4, int8
+from gemma_multi.quantization import int4, int8, sfp8
 from gemma_multi.quantization.tensor import QuantizedTensor, pack, quantize_tensor, unpack
 from gemma_multi.sources import open_checkpoint
 from gemma_multi.transforms import quantize_checkpoint
 
 NAMESPACES = {"numpy": np, "mlx": mx, "jax": jnp}
-GRIDS = {"int4": int4, "int8": int8}
+GRIDS = {"int4": int4, "int8": int8, "sfp8": sfp8}
 
 weights = hnp.arrays(
     np.float32,

@@ -1,2 +1,2 @@
-"""The weight grids: one definition of each serves NumPy, MLX and JAX (see `int4` and `int8`), and
-`QuantizedTensor` holds weights on them. It knows nothing else of this package."""
+"""The weight grids: one definition of each serves NumPy, MLX and JAX (see `int4`, `int8` and
+`sfp8`), and `tensor` holds weights on them. It knows nothing else of this package."""
