@@ -39,10 +39,10 @@ from gemma_multi.hub import is_repository_id
 from gemma_multi.options import option
 from gemma_multi.progress import Report
 from gemma_multi.quantization.int4 import GROUP_SIZE
-from gemma_multi.quantization.tensor import QuantizedTensor
+from gemma_multi.quantization.tensor import PackedTensor, QuantizedTensor
 from gemma_multi.sampling import GenerationOptions
 from gemma_multi.sentencepiece_model import SPACE, UNKNOWN, PieceKind, with_silent_steering_pieces
-from gemma_multi.transforms import DENSE, GRIDS, to_precision
+from gemma_multi.transforms import DENSE, GRIDS, to_precision, without_sfp8
 
 _CHUNK_ROWS = 1 << 12
 _ROUNDED = 2.0**-8  # how far an embedding scale may be from the root it stands for, relatively
@@ -81,6 +81,7 @@ def _write(
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
 
     _check_config(checkpoint.config)
+    checkpoint = without_sfp8(checkpoint, options.precision)
     precision, parameters = options.precision, checkpoint.config.num_parameters
     dense = precision if precision in DENSE and precision != checkpoint.precision else None
     done = parameters if precision in GRIDS and precision != checkpoint.precision else 0
@@ -320,11 +321,11 @@ def _stored(name: str, tensor: Tensor, kind: str) -> Iterator[np.ndarray]:
         return
     for start in range(0, tensor.shape[0], _CHUNK_ROWS):
         part = slice(start, start + _CHUNK_ROWS)
-        rows = tensor.rows(part) if isinstance(tensor, QuantizedTensor) else tensor[part]
+        rows = tensor.rows(part) if isinstance(tensor, PackedTensor) else tensor[part]
         if isinstance(rows, QuantizedTensor) and kind in BITS:
             yield _blocks(name, rows, kind)
             continue
-        weights = rows.dequantize() if isinstance(rows, QuantizedTensor) else rows
+        weights = rows.dequantize() if isinstance(rows, PackedTensor) else rows
         with np.errstate(over="ignore"):
             stored = weights.astype(DTYPES[kind])
         if kind == "F16" and not np.isfinite(stored).all():

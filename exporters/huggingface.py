@@ -27,7 +27,7 @@ from gemma_multi.formats.directory import (
 from gemma_multi.options import option
 from gemma_multi.progress import Report
 from gemma_multi.safetensors_file import write_safetensors
-from gemma_multi.transforms import to_precision
+from gemma_multi.transforms import to_precision, without_sfp8
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class HuggingFaceOptions:
 def _write(
     checkpoint: Checkpoint, output: Path, options: HuggingFaceOptions, progress: Report
 ) -> ExportReport:
+    checkpoint = without_sfp8(checkpoint, options.precision)
     checkpoint = to_precision(checkpoint, options.precision, progress)
     if checkpoint.is_quantized:
         raise CheckpointError(

@@ -14,7 +14,7 @@ from gemma_multi.formats.mlx import QUANTIZATION, quantization_entry
 from gemma_multi.options import option
 from gemma_multi.progress import Report
 from gemma_multi.quantization.tensor import QuantizedTensor
-from gemma_multi.transforms import to_precision
+from gemma_multi.transforms import to_precision, without_sfp8
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class MlxOptions:
 def _write(
     checkpoint: Checkpoint, output: Path, options: MlxOptions, progress: Report
 ) -> ExportReport:
+    checkpoint = without_sfp8(checkpoint, options.precision)
     checkpoint = to_precision(checkpoint, options.precision, progress)
     flat: dict[str, np.ndarray] = {}
     quantized: dict[str, QuantizedTensor] = {}
@@ -35,7 +36,7 @@ def _write(
             flat[name] = tensor.packed
             flat[f"{stem}.scales"], flat[f"{stem}.biases"] = tensor.scales, tensor.biases
         else:
-            flat[name] = tensor
+            flat[name] = checkpoint.weight(name)
     config = {QUANTIZATION: quantization_entry(quantized)} if quantized else {}
     return write_directory(checkpoint, flat, config, output, EXPORTER.format)
 

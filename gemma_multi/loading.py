@@ -32,9 +32,10 @@ def load(
     backend: `"mlx"`, `"keras"`, `"litert"` or `"auto"`: LiteRT for its own files; else MLX on
         Apple silicon, Keras beside an NVIDIA GPU, and on other processors LiteRT for quantised
         weights and Keras for the rest. `"transformers"` runs Hugging Face's, to compare with.
-    precision: `"float32"`, `"bfloat16"`, `"float16"`, `"int4"`, or `"auto"`: as stored where the
-        device is fast at it. Asking for int4 puts a dense checkpoint on the portable int4 grid;
-        float16, on MLX and Keras, carries the residual stream at a scale that fits.
+    precision: `"float32"`, `"bfloat16"`, `"float16"`, `"sfp8"`, `"int4"`, or `"auto"`: as stored
+        where the device is fast at it. Asking for int4 puts a dense checkpoint on the portable int4
+        grid; sfp8, on MLX and Keras, rounds it to gemma.cpp's 8-bit floats; float16, there too,
+        carries the residual stream at a scale that fits.
     context_length: tokens; None for all the model has, on LiteRT for at most 4,096.
     adapter: the directory of a LoRA adapter in PEFT's layout, or several by name, of which the
         first is used; `Model.switch_adapter` switches among them.

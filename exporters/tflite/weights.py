@@ -20,7 +20,7 @@ from gemma_multi.formats.tflite.layout import (
     fused_tensors,
 )
 from gemma_multi.progress import Report, silent
-from gemma_multi.quantization.tensor import QuantizedTensor, quantize_tensor
+from gemma_multi.quantization.tensor import PackedTensor, QuantizedTensor, quantize_tensor
 from gemma_multi.transforms import TensorError, to_precision
 
 
@@ -117,5 +117,5 @@ def _row_scales(tensor: Tensor) -> np.ndarray:
 
 
 def _dense(tensor: Tensor) -> np.ndarray:
-    dense = tensor.dequantize() if isinstance(tensor, QuantizedTensor) else tensor
+    dense = tensor.dequantize() if isinstance(tensor, PackedTensor) else tensor
     return dense.astype(np.float32)

@@ -4,7 +4,7 @@ Design choices:
 - A value: it knows no format, no engine and no transform. Readers (`gemma_multi.formats`) make
   one, engines run one, exporters write one out.
 - Tensors keep their Hugging Face names and their stored type. A dense tensor is a view of the
-  mapped file; a quantised one is a `QuantizedTensor`. Opening 270M in bfloat16 copies nothing.
+  mapped file; any other is a `PackedTensor`. Opening 270M in bfloat16 copies nothing.
 - The tokenizer is made when it is first asked for, by whatever the reader supplied.
 - Two checkpoints are equal when they say the same: config, tensors bit for bit, tokenizer.
 """
@@ -23,7 +23,7 @@ from gemma_multi.checkpoint.provenance import Provenance
 from gemma_multi.checkpoint.tensors import Tensor, Tensors
 from gemma_multi.config import EMBEDDING, ModelConfig
 from gemma_multi.errors import CheckpointError
-from gemma_multi.quantization.tensor import QuantizedTensor
+from gemma_multi.quantization.tensor import PackedTensor
 from gemma_multi.tokenizer import Tokenizer
 
 
@@ -71,13 +71,19 @@ class Checkpoint:
 
     @property
     def precision(self) -> str:
-        """What the linear layers are stored as: `int4`, a type's name, or `mixed`."""
+        """What the linear layers are stored as: `int4`, `sfp8`, a type's name, or `mixed`."""
         kinds = {info.dtype for name, info in self.tensors.infos.items()
                  if len(info.shape) == 2 and name != EMBEDDING}  # fmt: skip
         return kinds.pop() if len(kinds) == 1 else "mixed"
 
     @property
+    def is_packed(self) -> bool:
+        """Whether anything is in a form that no array holds."""
+        return any(info.is_packed for info in self.tensors.infos.values())
+
+    @property
     def is_quantized(self) -> bool:
+        """Whether anything is on a grid that was fitted to it."""
         return any(info.is_quantized for info in self.tensors.infos.values())
 
     @property
@@ -104,14 +110,14 @@ class Checkpoint:
         return self.tensors.digest
 
     def weight(self, name: str) -> np.ndarray:
-        """A tensor as a dense array: stored type if dense, float32 if it was quantised."""
+        """A tensor as a dense array: stored type if dense, float32 if it was packed."""
         tensor = self.tensors[name]
-        return tensor.dequantize() if isinstance(tensor, QuantizedTensor) else tensor
+        return tensor.dequantize() if isinstance(tensor, PackedTensor) else tensor
 
     def rows(self, name: str, rows: np.ndarray) -> np.ndarray:
         """Some rows of a tensor, likewise."""
         tensor = self.tensors[name]
-        if isinstance(tensor, QuantizedTensor):
+        if isinstance(tensor, PackedTensor):
             return tensor.rows(rows).dequantize()
         return tensor[rows]
 

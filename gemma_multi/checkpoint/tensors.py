@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from gemma_multi.quantization.tensor import QuantizedTensor
+from gemma_multi.quantization.tensor import SFP8, PackedTensor
 
-Tensor = np.ndarray | QuantizedTensor
+Tensor = np.ndarray | PackedTensor
 
 
 @dataclass(frozen=True)
@@ -28,17 +28,22 @@ class TensorInfo:
     """What a tensor is, without its values."""
 
     shape: tuple[int, ...]
-    dtype: str  # "float32", "bfloat16", "float16", "int8", "int4"
+    dtype: str  # "float32", "bfloat16", "float16", "sfp8", "int8", "int4"
     nbytes: int
 
     @property
     def is_quantized(self) -> bool:
+        """Whether it is on a grid that was fitted to it."""
         return self.dtype in ("int4", "int8")
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether it is held as a `PackedTensor`."""
+        return self.is_quantized or self.dtype == SFP8
 
     @classmethod
     def of(cls, tensor: Tensor) -> TensorInfo:
-        quantized = isinstance(tensor, QuantizedTensor)
-        dtype = f"int{tensor.bits}" if quantized else tensor.dtype.name  # type: ignore[union-attr]
+        dtype = tensor.kind if isinstance(tensor, PackedTensor) else tensor.dtype.name
         return cls(tuple(tensor.shape), dtype, tensor.nbytes)
 
 
@@ -133,13 +138,11 @@ class Tensors(Mapping[str, Tensor]):
 
 
 def _parts(tensor: Tensor) -> tuple[np.ndarray, ...]:
-    if isinstance(tensor, QuantizedTensor):
-        return tensor.packed, tensor.scales, tensor.biases
-    return (tensor,)
+    return tensor.parts if isinstance(tensor, PackedTensor) else (tensor,)
 
 
 def _read_only(tensor: Tensor) -> Tensor:
-    if isinstance(tensor, QuantizedTensor):
+    if isinstance(tensor, PackedTensor):
         return tensor
     view = np.asarray(tensor).view()
     view.flags.writeable = False

@@ -47,7 +47,7 @@ def model_options(command: Command) -> Command:
             click.option("-b", "--backend", default="auto", show_default=True,
                          help=f"auto, {', '.join(backends())}."),
             click.option("--precision", default="auto", show_default=True,
-                         help="float32, bfloat16, float16, int4, int8 or auto."),
+                         help="float32, bfloat16, float16, sfp8, int4, int8 or auto."),
             click.option("--context-length", type=int,
                          help="Tokens; all the model has if unset (LiteRT: at most 4096)."),
             click.option("--adapter", help="Directory of a LoRA adapter (PEFT's layout)."),

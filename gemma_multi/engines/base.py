@@ -33,7 +33,7 @@ from gemma_multi.engines.ahead import part, read_chosen
 from gemma_multi.engines.caches import SPARE
 from gemma_multi.engines.wants import ALL, LAST, NOTHING, Chosen, Rows, Wanted
 from gemma_multi.errors import BackendError, ContextError, OptionError
-from gemma_multi.quantization.tensor import BFLOAT16, quantize_tensor
+from gemma_multi.quantization.tensor import BFLOAT16, SFP8, quantize_tensor, sfp8_tensor
 
 Ids = Any  # anything NumPy reads as i32[T]
 Array = Any  # of the engine's framework
@@ -43,7 +43,7 @@ class Engine(ABC):
     """Weights in a framework's memory. Sessions on one engine share them."""
 
     name: str  # of its backend
-    precision: str  # of the weights: "float32", "bfloat16", "int4", "int8"
+    precision: str  # of the weights: "float32", "bfloat16", "sfp8", "int4", "int8"
     compute: str  # of the activations: "float32", "bfloat16", "int8"
     device: str  # "cpu" or "gpu"
     gpu: str = ""  # its name and what it lacks, for people
@@ -183,6 +183,8 @@ class Engine(ABC):
                     if tensor.ndim == 2
                     else tensor.astype(BFLOAT16)
                 )
+            elif self.precision == SFP8 and isinstance(tensor, np.ndarray) and tensor.ndim == 2:
+                tensor = sfp8_tensor(tensor)
             self._assign(name, tensor)
 
     def _assign(self, name: str, tensor: Tensor) -> None:

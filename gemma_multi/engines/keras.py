@@ -9,8 +9,8 @@ Design choices:
   its own, so that what is wanted of a chunk does not compile the layers once more.
 - On JAX tokens are chosen on the device, many steps in one program (`keras_ahead`); on GPUs that is
   how texts are generated.
-- int4 weights become their grid values in the compute type: at 270M unpacking every step would
-  save memory and cost time.
+- int4 and SFP8 weights become the values that they stand for in the compute type: at 270M
+  unpacking every step would save memory and cost time.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from gemma_multi.engines.keras_results import Chunks, Part, Shared
 from gemma_multi.engines.keras_runtime import KerasRuntime
 from gemma_multi.engines.precision import Prepared, prepare
 from gemma_multi.engines.wants import ALL, HIDDEN, LAST, NOTHING, Chosen, Rows, Wanted
-from gemma_multi.quantization.tensor import QuantizedTensor
+from gemma_multi.quantization.tensor import PackedTensor
 
 _CHUNKS = {512: 257, 128: 33, 16: 2, 1: 1}  # tokens -> from how many on padding is worth it
 _TOGETHER = {128: 97, 32: 2, 1: 1}  # of many sessions, each of which is padded
@@ -72,7 +72,7 @@ class KerasEngine(Engine):
 
     def _assign(self, name: str, tensor: Tensor) -> None:
         slot = self.slots[name]
-        dense = tensor.dequantize() if isinstance(tensor, QuantizedTensor) else tensor
+        dense = tensor.dequantize() if isinstance(tensor, PackedTensor) else tensor
         value = self.runtime.array(dense, self.compute)
         slot.variable._value = self.runtime.as_value(slot.arrange(value), self.compute)
 
@@ -366,7 +366,7 @@ BACKEND = Backend(
     modules=_modules,
     packages=("keras", "keras-hub", "jax", "tensorflow"),
     install=_install(),
-    precisions=("float32", "bfloat16", "float16", "int4", "int8"),
+    precisions=("float32", "bfloat16", "float16", "sfp8", "int4", "int8"),
     suits=_suits,
     trains=True,
     advice=_advice,

@@ -40,7 +40,7 @@ from gemma_multi.formats.tflite.layout import (
 from gemma_multi.formats.tflite.layout import HIDDEN as HIDDEN_SIGNATURE
 from gemma_multi.machine import available_cores
 from gemma_multi.options import option
-from gemma_multi.quantization.tensor import QuantizedTensor
+from gemma_multi.quantization.tensor import PackedTensor
 from gemma_multi.transforms import fit_float16
 
 _MOST_THREADS = 1024
@@ -167,7 +167,7 @@ class LitertEngine(Engine):
 
 
 def _dense(tensor: Tensor) -> np.ndarray:
-    return tensor.dequantize() if isinstance(tensor, QuantizedTensor) else tensor.astype(np.float32)
+    return tensor.dequantize() if isinstance(tensor, PackedTensor) else tensor.astype(np.float32)
 
 
 class LitertSession(Session):

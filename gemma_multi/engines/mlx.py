@@ -1,7 +1,8 @@
 """MLX engine: mlx-lm's `gemma3_text` and its caches, on Apple silicon (and, slowly, Linux CPUs).
 
 Design choices:
-- Quantised weights stay packed and go to MLX as the checkpoint holds them.
+- Quantised weights stay packed and go to MLX as the checkpoint holds them. SFP8, which MLX cannot
+  multiply, becomes the values that it stands for in the type of the activations.
 - On a GPU activations are bfloat16, or float16 where the chip has no bfloat16. On a CPU they are
   float32, which MLX computes faster there.
 - On a GPU texts are generated some steps at a time, with tokens chosen there (`mlx_ahead`).
@@ -34,7 +35,7 @@ from gemma_multi.engines.mlx_model import (
 from gemma_multi.engines.precision import Prepared, prepare
 from gemma_multi.engines.wants import ALL, HIDDEN, LAST, NOTHING, Chosen, Rows, Wanted
 from gemma_multi.errors import BackendError
-from gemma_multi.quantization.tensor import BFLOAT16, QuantizedTensor
+from gemma_multi.quantization.tensor import BFLOAT16, PackedTensor, QuantizedTensor
 from gemma_multi.transforms import DENSE
 
 _PREFILL_CHUNK = 512  # tokens; bounds the memory of a long prompt's attention
@@ -123,7 +124,7 @@ class MlxEngine(Engine):
                 (f"{stem}.biases", self.as_array(tensor.biases, as_stored=keep)),
             ]
         else:
-            dense = tensor.dequantize() if isinstance(tensor, QuantizedTensor) else tensor
+            dense = tensor.dequantize() if isinstance(tensor, PackedTensor) else tensor
             weights = [(name, self.as_array(dense))]
         model.load_weights(weights, strict=False)
 
@@ -351,7 +352,7 @@ BACKEND = Backend(
     modules=lambda: ("mlx.core", "mlx_lm"),
     packages=("mlx", "mlx-lm"),
     install="pip install 'gemma-multi[mlx]'",
-    precisions=("float32", "bfloat16", "float16", "int4", "int8"),
+    precisions=("float32", "bfloat16", "float16", "sfp8", "int4", "int8"),
     suits=lambda quantized: 9 if on_apple_silicon() else 1,
     trains=True,
     advice=lambda engine: "" if on_apple_silicon() else (

@@ -73,7 +73,7 @@ def quantize(xp: Any, weight: Array, scales: Array) -> Array:
 def dequantize(xp: Any, codes: Array, scales: Array) -> Array:
     """The weights that `codes` and the tensor's scale stand for: `f32[...]`; NaN for the code that
     is reserved."""
-    return xp.take(xp.array(VALUES), codes.astype(xp.int32)) * scales
+    return xp.take(xp.array(VALUES) * scales, codes.astype(xp.int32))
 
 
 def fake_quantize(xp: Any, weight: Array) -> Array:

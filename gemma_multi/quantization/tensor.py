@@ -1,26 +1,76 @@
-"""QuantizedTensor: a weight as codes and scales, in the layout MLX and our int4 directory share.
+"""Weights that no NumPy array holds: `PackedTensor`, of which there are two kinds.
 
-Codes are unsigned and packed into 32-bit words, lowest bits first; `w = scale * u + bias` per
-group along the input. On our own grid `bias = -2**(bits-1) * scale`, so that `w = scale * q`.
+`QuantizedTensor` has int4 or int8 codes in the layout MLX and our int4 directory share. Codes are
+unsigned and packed into 32-bit words, lowest bits first; `w = scale * u + bias` per group along the
+input. On our own grid `bias = -2**(bits-1) * scale`, so that `w = scale * q`.
+
+`Sfp8Tensor` has a code of gemma.cpp's switching float for each weight, and one scale. It is a type
+of numbers, not a grid that is fitted: a weight goes there and elsewhere as it does to bfloat16.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 
 import ml_dtypes
 import numpy as np
 
-from gemma_multi.quantization import int4, int8
+from gemma_multi.quantization import int4, int8, sfp8
 
 GROUP_SIZE = int4.GROUP_SIZE
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+SFP8 = "sfp8"
 _CHUNK_ROWS = 128  # rows at a time, so that the working set stays in the processor's cache
 
 
+class PackedTensor(ABC):
+    """`f32[N, K]` held in another form. Equal to another of the same parts."""
+
+    @property
+    @abstractmethod
+    def kind(self) -> str:
+        """ "int4", "int8" or "sfp8"."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int]: ...
+
+    @property
+    @abstractmethod
+    def parts(self) -> tuple[np.ndarray, ...]:
+        """All that it consists of, the codes first."""
+
+    @abstractmethod
+    def rows(self, rows: slice | np.ndarray) -> PackedTensor:
+        """Some of the rows; a slice copies nothing."""
+
+    @abstractmethod
+    def dequantize(self) -> np.ndarray:
+        """The weights: `f32[N, K]`."""
+
+    @abstractmethod
+    def packed_like(self, weight: np.ndarray) -> PackedTensor:
+        """Another weight, `f32[N, K]`, in this form."""
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in self.parts)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, PackedTensor):
+            return NotImplemented
+        if (self.kind, self.shape) != (other.kind, other.shape):
+            return False
+        pairs = zip(self.parts, other.parts, strict=True)
+        return all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in pairs)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
 @dataclass(frozen=True, eq=False)
-class QuantizedTensor:
-    """`f32[N, K]` held as `bits` bits a weight. Equal to another of the same codes and scales."""
+class QuantizedTensor(PackedTensor):
+    """`f32[N, K]` held as `bits` bits a weight."""
 
     packed: np.ndarray  # u32[N, K * bits / 32]
     scales: np.ndarray  # bf16, f16 or f32 [N, K / group_size]
@@ -35,12 +85,16 @@ class QuantizedTensor:
         return cls(packed, scales.astype(BFLOAT16), biases.astype(BFLOAT16), bits)
 
     @property
+    def kind(self) -> str:
+        return f"int{self.bits}"
+
+    @property
     def shape(self) -> tuple[int, int]:
         return self.packed.shape[0], self.packed.shape[1] * 32 // self.bits
 
     @property
-    def nbytes(self) -> int:
-        return self.packed.nbytes + self.scales.nbytes + self.biases.nbytes
+    def parts(self) -> tuple[np.ndarray, ...]:
+        return self.packed, self.scales, self.biases
 
     @property
     def grid(self) -> str:
@@ -53,19 +107,7 @@ class QuantizedTensor:
             return "affine"
         return "portable" if np.all(scales > 0) else "signed"
 
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, QuantizedTensor):
-            return NotImplemented
-        if (self.bits, self.group_size) != (other.bits, other.group_size):
-            return False
-        pairs = ((self.packed, other.packed), (self.scales, other.scales),
-                 (self.biases, other.biases))  # fmt: skip
-        return all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in pairs)
-
-    __hash__ = None  # type: ignore[assignment]
-
     def rows(self, rows: slice | np.ndarray) -> QuantizedTensor:
-        """Some of the rows; a slice copies nothing."""
         return replace(
             self, packed=self.packed[rows], scales=self.scales[rows], biases=self.biases[rows]
         )
@@ -75,7 +117,7 @@ class QuantizedTensor:
         return unpack(self.packed, self.bits)
 
     def dequantize(self) -> np.ndarray:
-        """The weights: `f32[N, K]`, exact on our own grids."""
+        """The weights, exact on our own grids: `f32[N, K]`."""
         rows, width = self.shape
         weight = np.empty((rows, width), np.float32)
         for start in range(0, rows, _CHUNK_ROWS):
@@ -86,6 +128,52 @@ class QuantizedTensor:
             biases = self.biases[part, :, None].astype(np.float32)
             weight[part] = (groups * scales + biases).reshape(len(codes), width)
         return weight
+
+    def packed_like(self, weight: np.ndarray) -> QuantizedTensor:
+        return quantize_tensor(weight, self.bits)[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Sfp8Tensor(PackedTensor):
+    """`f32[N, K]` held as a byte a weight and one scale; see `sfp8`."""
+
+    codes: np.ndarray  # u8[N, K]
+    scale: float
+
+    @property
+    def kind(self) -> str:
+        return SFP8
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.codes.shape[0], self.codes.shape[1]
+
+    @property
+    def parts(self) -> tuple[np.ndarray, ...]:
+        return self.codes, np.array([self.scale], np.float32)
+
+    def rows(self, rows: slice | np.ndarray) -> Sfp8Tensor:
+        return replace(self, codes=self.codes[rows])
+
+    def dequantize(self) -> np.ndarray:
+        weight = np.empty(self.shape, np.float32)
+        for start in range(0, len(weight), _CHUNK_ROWS):
+            part = slice(start, start + _CHUNK_ROWS)
+            weight[part] = sfp8.dequantize(np, self.codes[part], np.float32(self.scale))
+        return weight
+
+    def packed_like(self, weight: np.ndarray) -> Sfp8Tensor:
+        return sfp8_tensor(weight)
+
+
+def sfp8_tensor(weight: np.ndarray, scale: float | None = None) -> Sfp8Tensor:
+    """A weight as gemma.cpp's 8-bit float, at a scale of its own unless one is given."""
+    held = float(sfp8.fit_scales(np, weight)) if scale is None else scale
+    codes = np.empty(weight.shape, np.uint8)
+    for start in range(0, len(weight), _CHUNK_ROWS):
+        part = slice(start, start + _CHUNK_ROWS)
+        codes[part] = sfp8.quantize(np, weight[part].astype(np.float32), np.float32(held))
+    return Sfp8Tensor(codes, held)
 
 
 def quantize_tensor(weight: np.ndarray, bits: int) -> tuple[QuantizedTensor, float]:

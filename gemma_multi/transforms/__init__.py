@@ -9,6 +9,7 @@ from gemma_multi.transforms.precision import (
     quantize_checkpoint,
     tensor_error,
     to_precision,
+    without_sfp8,
 )
 from gemma_multi.transforms.report import (
     Calibration,
@@ -37,4 +38,5 @@ __all__ = [
     "tensor_error",
     "to_precision",
     "trimmed",
+    "without_sfp8",
 ]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from gemma_multi.checkpoint import Adapter, Checkpoint, Tensor
-from gemma_multi.quantization.tensor import QuantizedTensor, quantize_tensor
+from gemma_multi.quantization.tensor import SFP8, PackedTensor, sfp8_tensor
 from gemma_multi.transforms.precision import DENSE
 
 
@@ -27,11 +27,7 @@ def merged_tensors(checkpoint: Checkpoint, adapter: Adapter) -> dict[str, Tensor
     for name in adapter.tensors:
         before = checkpoint.tensors[name]
         changed = checkpoint.weight(name).astype(np.float32) + adapter.change(name)
-        merged[name] = (
-            quantize_tensor(changed, before.bits)[0]
-            if isinstance(before, QuantizedTensor)
-            else changed
-        )
+        merged[name] = before.packed_like(changed) if isinstance(before, PackedTensor) else changed
     return merged
 
 
@@ -40,6 +36,7 @@ def cast_to_stored(checkpoint: Checkpoint, base: Checkpoint) -> Checkpoint:
     changes: dict[str, Tensor] = {}
     for name, info in checkpoint.tensors.infos.items():
         stored = base.tensors.infos[name].dtype
-        if not info.is_quantized and info.dtype != stored:
-            changes[name] = checkpoint.weight(name).astype(DENSE[stored])
+        if not info.is_packed and info.dtype != stored:
+            dense = checkpoint.weight(name)
+            changes[name] = sfp8_tensor(dense) if stored == SFP8 else dense.astype(DENSE[stored])
     return checkpoint.with_tensors(changes) if changes else checkpoint

@@ -5,6 +5,8 @@ Design choices:
   never put on another: `original` refuses it, by name. int8 is within 0.5% of those values and
   stands for them; many files of other programs hold nothing better.
 - Dense from quantised is exact in float32; it is how a mixture is run.
+- SFP8 is a type as bfloat16 is: anything can be rounded to it, once, from what stands there. Only
+  matrices are; norms stay as they are.
 """
 
 from __future__ import annotations
@@ -19,7 +21,14 @@ from gemma_multi.config import EMBEDDING
 from gemma_multi.errors import CheckpointError, OptionError, PlainRoundingWarning
 from gemma_multi.progress import Report, silent
 from gemma_multi.quantization.int4 import GROUP_SIZE
-from gemma_multi.quantization.tensor import BFLOAT16, QuantizedTensor, quantize_tensor
+from gemma_multi.quantization.tensor import (
+    BFLOAT16,
+    SFP8,
+    QuantizedTensor,
+    Sfp8Tensor,
+    quantize_tensor,
+    sfp8_tensor,
+)
 from gemma_multi.transforms.report import QuantizationReport, TensorError
 
 GRIDS = {"int4": 4, "int8": 8}
@@ -33,7 +42,7 @@ _ROUNDED = (
 
 def to_precision(checkpoint: Checkpoint, precision: str, progress: Report = silent) -> Checkpoint:
     """The checkpoint with its weights as `precision`: `"auto"` as stored; a grid, `"int4"` or
-    `"int8"`, for one that is not int4; or a dense type, for any.
+    `"int8"`, for one that is not int4; or `"sfp8"` or a dense type, for any.
 
     Raises OptionError for an unknown precision, CheckpointError for another grid where it is on
     the int4 one.
@@ -45,26 +54,71 @@ def to_precision(checkpoint: Checkpoint, precision: str, progress: Report = sile
         if bits == 4:
             warnings.warn(_ROUNDED, PlainRoundingWarning, stacklevel=2)
         return quantize_checkpoint(checkpoint, bits, bits, progress)[0]
+    if precision == SFP8:
+        return _to_sfp8(checkpoint, progress)
     if precision not in DENSE:
-        known = ", ".join(["auto", *GRIDS, *DENSE])
+        known = ", ".join(["auto", *GRIDS, SFP8, *DENSE])
         raise OptionError(f"unknown precision {precision!r}, expected one of {known}")
     dtype = DENSE[precision]
     tensors = {name: checkpoint.weight(name).astype(dtype) for name in checkpoint.tensors}
     return checkpoint.with_tensors(tensors, f"converted to {precision}")
 
 
+def _to_sfp8(checkpoint: Checkpoint, progress: Report) -> Checkpoint:
+    tensors: dict[str, Tensor] = {}
+    done, total = 0, checkpoint.config.num_parameters
+    for name, info in checkpoint.tensors.infos.items():
+        if len(info.shape) == 2 and info.dtype != SFP8:
+            tensors[name] = sfp8_tensor(checkpoint.weight(name))
+        done += math.prod(info.shape)
+        progress(done, total)
+    return checkpoint.with_tensors(tensors, f"converted to {SFP8}")
+
+
+def without_sfp8(checkpoint: Checkpoint, precision: str) -> Checkpoint:
+    """The checkpoint for a format that has no SFP8 and is written as `precision`: what is stored so
+    as arrays, each made when it is asked for, in bfloat16 where that is exact, else in float32.
+    Raises OptionError where SFP8 is asked for."""
+    if precision == SFP8:
+        raise OptionError(
+            f"precision is {SFP8!r}, which only an .sbs file holds; give 'bfloat16' for a model "
+            "that is stored so already, which loses nothing"
+        )
+    dense = {}
+    for name, info in checkpoint.tensors.infos.items():
+        if info.dtype == SFP8:
+            dtype = _exact_type(checkpoint.tensors[name])
+            dense[name] = TensorInfo(info.shape, dtype.name, math.prod(info.shape) * dtype.itemsize)
+    if not dense:
+        return checkpoint
+
+    def read(name: str) -> Tensor:
+        if name not in dense:
+            return checkpoint.tensors[name]
+        return checkpoint.weight(name).astype(DENSE[dense[name].dtype], copy=False)
+
+    return checkpoint.replace(tensors=Tensors({**checkpoint.tensors.infos, **dense}, read))
+
+
+def _exact_type(tensor: Tensor) -> np.dtype:
+    """Of an SFP8 tensor: each value is exact in bfloat16, and so is it times a power of two."""
+    assert isinstance(tensor, Sfp8Tensor)
+    return BFLOAT16 if math.frexp(tensor.scale)[0] == 0.5 else DENSE["float32"]
+
+
 def original(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint with what is stored in int8 as the dense weights that stand there, each made
-    when it is asked for. Raises CheckpointError where anything is on the int4 grid already."""
+    """The checkpoint with what is stored in int8 or SFP8 as the dense weights that stand there,
+    each made when it is asked for. Raises CheckpointError where anything is on the int4 grid
+    already."""
     infos = checkpoint.tensors.infos
     if checkpoint.is_int4:
         named = checkpoint.precision if checkpoint.precision in GRIDS else "int4 in part"
         raise CheckpointError(f"the checkpoint is {named} already; take the original instead")
-    if not checkpoint.is_quantized:
+    if not checkpoint.is_packed:
         return checkpoint
     dense = {
         name: TensorInfo(info.shape, "float32", math.prod(info.shape) * 4)
-        if info.is_quantized
+        if info.is_packed
         else info
         for name, info in infos.items()
     }

@@ -20,7 +20,7 @@ BACKENDS = (
 )
 ENGINES = [
     *((backend, precision) for backend in ("mlx", "keras")
-      for precision in ("float32", "bfloat16", "float16", "int4")),
+      for precision in ("float32", "bfloat16", "float16", "sfp8", "int4")),
     *(("litert", precision) for precision in ("float32", "int4", "int8")),
     ("transformers", "float32"),
 ]  # fmt: skip
