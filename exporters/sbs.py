@@ -33,7 +33,7 @@ from gemma_multi.files import renamed_when_whole
 from gemma_multi.formats.sbs import layout
 from gemma_multi.formats.sbs.fields import MOST_TEXT_WORDS, Words
 from gemma_multi.formats.sbs.file import ALIGNMENT, END_ALIGNMENT, HEADER, KEY_BYTES, MAGIC
-from gemma_multi.formats.sbs.tensors import DTYPES, join_heads, places, write_entry
+from gemma_multi.formats.sbs.tensors import DTYPES, join_heads, locations, write_entry
 from gemma_multi.options import option
 from gemma_multi.progress import Report
 from gemma_multi.quantization import sfp8
@@ -198,7 +198,7 @@ def _stored(checkpoint: Checkpoint, kinds: dict[str, str]) -> Iterator[_Stored]:
         if _VALUES in name:
             continue
         names = [name, name.replace(_KEYS, _VALUES)] if _KEYS in name else [name]
-        place, kind = places(config, name)[0], kinds[name]
+        location, kind = locations(config, name)[0], kinds[name]
         scale = max(_scale(checkpoint, one) for one in names) if kind == "SFP" else 1.0
         parts: Iterable[np.ndarray] = _parts(checkpoint, name, kind, scale)
         if len(names) == 2:
@@ -206,7 +206,7 @@ def _stored(checkpoint: Checkpoint, kinds: dict[str, str]) -> Iterator[_Stored]:
                 np.concatenate(list(_parts(checkpoint, one, kind, scale))) for one in names
             )
             parts = [join_heads(keys, values, config)]
-        yield _Stored(place.name, kind, place.shape, scale, parts)
+        yield _Stored(location.name, kind, location.shape, scale, parts)
 
 
 def _scale(checkpoint: Checkpoint, name: str) -> float:

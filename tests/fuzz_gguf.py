@@ -1,22 +1,13 @@
-"""Opens and reads mutated copies of a GGUF file: fuzz_gguf.py SOURCE WORK SEED COUNT
-
-Prints a line per mutation: its name, `refused` or `read`, and the message. A crash, an error that
-is no GemmaError, twenty seconds or a gigabyte of memory end the process with a failure.
-"""
+"""Opens and reads mutated copies of a GGUF file: fuzz_gguf.py SOURCE WORK SEED COUNT"""
 
 from __future__ import annotations
 
 import random
-import resource
-import signal
 import struct
 import sys
 from pathlib import Path
 
-from gemma_multi import open_checkpoint
-from gemma_multi.errors import GemmaError
-
-GIGABYTE = 1 << 30
+from fuzzing import open_mutations
 
 
 def truncate(rng: random.Random, data: bytearray) -> bytes:
@@ -87,35 +78,5 @@ MUTATIONS = (truncate, some_bytes, early_bytes, counts, lengths, lengths, descri
              descriptions, weights, cut_out, doubled, noise)  # fmt: skip
 
 
-def main() -> None:
-    source, work, seed, count = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
-    original, rng = source.read_bytes(), random.Random(seed)
-    work.mkdir()
-    checkpoint = open_checkpoint(source)
-    for name in checkpoint.tensors:  # whatever is imported on the way is there
-        checkpoint.weight(name)
-    assert checkpoint.tokenizer
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + GIGABYTE, used + GIGABYTE))
-    for i in range(count):
-        mutate = rng.choice(MUTATIONS)
-        path = work / f"{i}.gguf"
-        path.write_bytes(bytes(mutate(rng, bytearray(original))))
-        print(f"{i} {mutate.__name__}", file=sys.stderr, flush=True)
-        signal.alarm(20)
-        try:
-            opened = open_checkpoint(path)
-            for name in opened.tensors:
-                opened.weight(name)
-            outcome, message = "read", ""
-            assert opened.tokenizer.encode("Once upon a time")
-        except GemmaError as error:
-            outcome, message = "refused", str(error)
-        signal.alarm(0)
-        assert outcome == "read" or str(path) in message, message
-        print(f"{mutate.__name__}\t{outcome}\t{message[:160]!r}")
-        path.unlink()
-
-
 if __name__ == "__main__":
-    main()
+    open_mutations(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]), MUTATIONS)

@@ -1,13 +1,20 @@
-"""Runs one of the `fuzz_*.py` scripts in a process of its own, and counts what it reports."""
+"""Runs one of the `fuzz_*.py` scripts in a process of its own, and counts what it reports; and what
+such a script does with its mutations of a file."""
 
 from __future__ import annotations
 
 import os
+import random
+import resource
+import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+
+Mutation = Callable[[random.Random, bytearray], bytes]
+GIGABYTE = 1 << 30
 
 
 def fuzz(
@@ -22,3 +29,40 @@ def fuzz(
     )  # fmt: skip
     assert done.returncode == 0, f"{done.stdout[-1500:]}\n{done.stderr[-3000:]}"
     return Counter(line.split("\t")[1] for line in done.stdout.splitlines())
+
+
+def open_mutations(
+    source: Path, work: Path, seed: str, count: int, mutations: Sequence[Mutation]
+) -> None:
+    """Opens and reads as many mutated copies, and prints a line for each: which it is, `refused` or
+    `read`, and the message. A crash, an error that is no GemmaError, twenty seconds or a gigabyte
+    of memory end the process with a failure."""
+    from gemma_multi import open_checkpoint
+    from gemma_multi.errors import GemmaError
+
+    original, rng = source.read_bytes(), random.Random(seed)
+    work.mkdir()
+    checkpoint = open_checkpoint(source)
+    for name in checkpoint.tensors:  # whatever is imported on the way is there
+        checkpoint.weight(name)
+    assert checkpoint.tokenizer
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + GIGABYTE, used + GIGABYTE))
+    for i in range(count):
+        mutate = rng.choice(mutations)
+        path = work / f"{i}{source.suffix}"
+        path.write_bytes(bytes(mutate(rng, bytearray(original))))
+        print(f"{i} {mutate.__name__}", file=sys.stderr, flush=True)
+        signal.alarm(20)
+        try:
+            opened = open_checkpoint(path)
+            for name in opened.tensors:
+                opened.weight(name)
+            outcome, message = "read", ""
+            assert opened.tokenizer.encode("Once upon a time")
+        except GemmaError as error:
+            outcome, message = "refused", str(error)
+        signal.alarm(0)
+        assert outcome == "read" or str(path) in message, message
+        print(f"{mutate.__name__}\t{outcome}\t{message[:160]!r}")
+        path.unlink()

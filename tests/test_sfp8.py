@@ -13,6 +13,7 @@ import ml_dtypes
 import mlx.core as mx
 import numpy as np
 import pytest
+from sfp8_by_the_words import SIZES, TABLE, nearest
 from tiny import tiny_checkpoint
 
 from gemma_multi import Checkpoint, OptionError, load
@@ -32,39 +33,12 @@ from gemma_multi.transforms import (
 )
 
 NAMESPACES = {"numpy": np, "mlx": mx, "jax": jnp}
-CODES = np.array([code for code in range(256) if code != 0x80], np.uint8)
-
-
-def value_of(code: int) -> Fraction:
-    """By the words of the format: bit 7 is the sign; with bit 6 set there are three bits of
-    mantissa and values 2^(e-15) * 1.mmm, e the bits above; without, two and 2^(e-23) * 1.mm; 0 is
-    zero."""
-    field = code & 0b0111_1111
-    if field == 0:
-        return Fraction(0)
-    if code & 0b0100_0000:
-        size = Fraction(2) ** ((field >> 3) - 15) * (1 + Fraction(field & 0b111, 8))
-    else:
-        size = Fraction(2) ** ((field >> 2) - 23) * (1 + Fraction(field & 0b11, 4))
-    return -size if code & 0b1000_0000 else size
-
-
-TABLE = {code: value_of(int(code)) for code in CODES.tolist()}
-
-
-def nearest(weight: np.float32) -> int:
-    """The code whose value is nearest; of two that are as near, the even one. The signs apart, so
-    that the codes in question are neighbours."""
-    exact = Fraction(float(weight))
-    size = min(abs(exact), Fraction(15, 8))
-    best = min(range(128), key=lambda code: (abs(TABLE[code] - size), code % 2))
-    return best | 0x80 if exact < 0 and best else best
+CODES = np.array(list(TABLE), np.uint8)
 
 
 def boundaries() -> np.ndarray:
     """Half way between neighbours, and one float32 to either side; both signs."""
-    sizes = [TABLE[code] for code in range(128)]
-    middles = [(a + b) / 2 for a, b in pairwise(sizes)]
+    middles = [(a + b) / 2 for a, b in pairwise(SIZES)]
     exact = np.array([float(m) for m in middles], np.float32)
     assert [Fraction(float(x)) for x in exact] == middles
     around = np.concatenate([np.nextafter(exact, np.float32(to)) for to in (0, 2)])
@@ -77,6 +51,7 @@ def test_the_table_is_the_formats() -> None:
     assert found == TABLE
     assert np.isnan(sfp8.VALUES[0x80])
     assert len(set(TABLE.values())) == 255
+    assert sorted(SIZES) == SIZES
     assert max(TABLE.values()) == Fraction(15, 8) == Fraction(sfp8.LARGEST)
     kept = sfp8.VALUES[CODES]
     np.testing.assert_array_equal(kept, kept.astype(ml_dtypes.bfloat16).astype(np.float32))

@@ -45,7 +45,7 @@ Arrange = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
-class StoredTensor:
+class SbsTensor:
     """A tensor as it lies in the file."""
 
     name: str
@@ -56,8 +56,8 @@ class StoredTensor:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a tensor of the model is: a stored one, its shape, and the part that is meant."""
+class Location:
+    """Where a tensor of the model is: a stored one, its shape, and how to take it from there."""
 
     name: str
     shape: tuple[int, int]
@@ -74,10 +74,10 @@ def write_entry(name: str, kind: str, shape: tuple[int, int], scale: float) -> W
     )  # fmt: skip
 
 
-def read_table(file: SbsFile) -> dict[str, StoredTensor]:
+def read_table(file: SbsFile) -> dict[str, SbsTensor]:
     """Every tensor that the blob `toc` describes. Raises CheckpointError."""
     words, at = file.words(TABLE), 0
-    found: dict[str, StoredTensor] = {}
+    found: dict[str, SbsTensor] = {}
     while at < len(words):
         entry = Record(words, at, f"{file.path}: blob {TABLE!r}, entry {len(found)}")
         at = entry.end
@@ -106,33 +106,34 @@ def read_table(file: SbsFile) -> dict[str, StoredTensor]:
                 f"{where} has a scale of {scale}, expected one from above 0 to 2**100"
             )
         data = blob.view(np.ndarray).view(dtype).reshape(rows, cols)
-        found[name] = StoredTensor(name, known, (rows, cols), scale, data)
+        found[name] = SbsTensor(name, known, (rows, cols), scale, data)
     return found
 
 
 def read_tensors(file: SbsFile, config: ModelConfig, format_name: str) -> Tensors:
     """Raises CheckpointError for a tensor that is missing, of another shape, or not Gemma's."""
     stored, used = read_table(file), set()
-    found: dict[str, tuple[StoredTensor, Arrange]] = {}
+    found: dict[str, tuple[SbsTensor, Arrange]] = {}
     infos = {}
     for name, shape in config.tensor_shapes().items():
-        options = places(config, name)
-        place = next((one for one in options if one.name in stored), None)
-        if place is None:
-            raise CheckpointError(f"{file.path}: tensor {options[0].name!r} is missing")
-        tensor = stored[place.name]
-        if tensor.shape != place.shape:
+        options = locations(config, name)
+        location = next((one for one in options if one.name in stored), None)
+        if location is None:
+            names = " or ".join(repr(one.name) for one in options)
+            raise CheckpointError(f"{file.path}: tensor {names} is missing")
+        tensor = stored[location.name]
+        if tensor.shape != location.shape:
             raise CheckpointError(
                 f"{file.path}: tensor {tensor.name!r} has shape {list(tensor.shape)}, but the "
-                f"config implies {list(place.shape)}"
+                f"config implies {list(location.shape)}"
             )
         if len(shape) == 1 and (tensor.kind == "SFP" or tensor.scale != 1):
             raise CheckpointError(
                 f"{file.path}: tensor {tensor.name!r} is a norm in {tensor.kind} with a scale of "
                 f"{tensor.scale}, expected BF16 or F32 and 1"
             )
-        used.add(place.name)
-        found[name], infos[name] = (tensor, place.take), _info(tensor, shape)
+        used.add(location.name)
+        found[name], infos[name] = (tensor, location.take), _info(tensor, shape)
     for name in stored:
         if name not in used:
             raise CheckpointError(
@@ -147,47 +148,42 @@ def read_tensors(file: SbsFile, config: ModelConfig, format_name: str) -> Tensor
     return Tensors(infos, read, Origin(format_name, file_stamp(file.path)))
 
 
-def places(config: ModelConfig, name: str) -> list[Place]:
-    """Where a tensor of the model may be, the place that is written first."""
+def locations(config: ModelConfig, name: str) -> list[Location]:
+    """Where a tensor of the model may be; the first is where it is written."""
     h, f, d = config.hidden_size, config.intermediate_size, config.head_dim
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     if name == EMBEDDING:
-        return [Place("c_embedding", (config.vocab_size, h), _whole)]
+        return [Location("c_embedding", (config.vocab_size, h), _whole)]
     if name == "model.norm.weight":
-        return [Place("c_final_norm", (1, h), _whole)]
+        return [Location("c_final_norm", (1, h), _whole)]
     _, _, layer, module = name.removesuffix(".weight").split(".", 3)
 
-    def place(base: str, rows: int, cols: int, take: Arrange = _whole) -> Place:
-        return Place(f"{base}_{layer}", (rows, cols), take)
+    def at(base: str, rows: int, cols: int, take: Arrange = _whole) -> Location:
+        return Location(f"{base}_{layer}", (rows, cols), take)
 
     if module in _NORMS:
-        return [place(_NORMS[module], 1, d if module.startswith("self_attn") else h)]
+        return [at(_NORMS[module], 1, d if module.startswith("self_attn") else h)]
     q, kv = heads * d, 2 * kv_heads * d
 
-    def first(which: int) -> Arrange:  # keys or values of each head
+    def of_heads(which: int) -> Arrange:  # keys, 0, or values, 1
         return lambda w: w.reshape(kv_heads, 2, d, h)[:, which].reshape(-1, h)
 
+    def in_turns(which: int) -> list[Location]:
+        take = of_heads(which)
+        return [at("qkv2_w", kv, h, take), at("qkv_ein", q + kv, h, lambda w: take(w[q:]))]
+
+    def by_heads(w: np.ndarray) -> np.ndarray:
+        return w.reshape(heads, h, d).transpose(1, 0, 2).reshape(h, q)
+
     return {
-        "self_attn.q_proj": [place("qkv1_w", q, h), place("qkv_ein", q + kv, h, lambda w: w[:q])],
-        "self_attn.k_proj": [
-            place("qkv2_w", kv, h, first(0)),
-            place("qkv_ein", q + kv, h, lambda w: first(0)(w[q:])),
-        ],
-        "self_attn.v_proj": [
-            place("qkv2_w", kv, h, first(1)),
-            place("qkv_ein", q + kv, h, lambda w: first(1)(w[q:])),
-        ],
-        "self_attn.o_proj": [
-            place("att_w", h, q),
-            place("att_ein", heads * h, d,
-                  lambda w: w.reshape(heads, h, d).transpose(1, 0, 2).reshape(h, q)),
-        ],
-        "mlp.gate_proj": [
-            place("gating1_w", f, h), place("gating_ein", 2 * f, h, lambda w: w[:f])
-        ],
-        "mlp.up_proj": [place("gating2_w", f, h), place("gating_ein", 2 * f, h, lambda w: w[f:])],
-        "mlp.down_proj": [place("linear_w", h, f)],
-    }[module]  # fmt: skip
+        "self_attn.q_proj": [at("qkv1_w", q, h), at("qkv_ein", q + kv, h, lambda w: w[:q])],
+        "self_attn.k_proj": in_turns(0),
+        "self_attn.v_proj": in_turns(1),
+        "self_attn.o_proj": [at("att_w", h, q), at("att_ein", heads * h, d, by_heads)],
+        "mlp.gate_proj": [at("gating1_w", f, h), at("gating_ein", 2 * f, h, lambda w: w[:f])],
+        "mlp.up_proj": [at("gating2_w", f, h), at("gating_ein", 2 * f, h, lambda w: w[f:])],
+        "mlp.down_proj": [at("linear_w", h, f)],
+    }[module]
 
 
 def join_heads(keys: np.ndarray, values: np.ndarray, config: ModelConfig) -> np.ndarray:
@@ -201,7 +197,7 @@ def _whole(stored: np.ndarray) -> np.ndarray:
     return stored
 
 
-def _info(tensor: StoredTensor, shape: tuple[int, ...]) -> TensorInfo:
+def _info(tensor: SbsTensor, shape: tuple[int, ...]) -> TensorInfo:
     size = math.prod(shape)
     if tensor.kind == "SFP":
         return TensorInfo(shape, SFP8, size + 4)  # a byte each, and the scale
@@ -209,7 +205,7 @@ def _info(tensor: StoredTensor, shape: tuple[int, ...]) -> TensorInfo:
     return TensorInfo(shape, dtype.name, size * dtype.itemsize)
 
 
-def _read(file: SbsFile, tensor: StoredTensor, take: Arrange, shape: tuple[int, ...]) -> Tensor:
+def _read(file: SbsFile, tensor: SbsTensor, take: Arrange, shape: tuple[int, ...]) -> Tensor:
     part = take(tensor.data).reshape(shape)
     if tensor.kind != "SFP":
         if tensor.scale != 1:
