@@ -25,7 +25,7 @@ def export(
     """Writes a model in another format.
 
     model, revision, local_files_only: what to export; see `open_checkpoint`.
-    output: a new file or directory. `.gguf`, `.tflite` and `.litertlm` say what they are.
+    output: a new file or directory. `.gguf`, `.sbs`, `.tflite` and `.litertlm` say what they are.
     format: for a directory `"huggingface"` (dense), `"mlx"` (dense or quantised) or `"onnx"` (for
         Transformers.js and onnxruntime).
     progress: True for a bar on a terminal, False for none, or a function of (done, total).
@@ -33,7 +33,8 @@ def export(
         `context_length` (positions the file can hold; all the model has), the first two `prefill`
         (how many tokens are read at a time, one graph each) and `cache` (type of the global layers'
         caches: `"float32"`, `"int8"` or `"auto"`), `onnx` `activations` (what is multiplied:
-        `"float32"`, `"float16"`, `"int8"` or `"auto"`).
+        `"float32"`, `"float16"`, `"int8"` or `"auto"`), `.sbs` `wrapping` (`"it"`, or `"pt"` for a
+        base model).
 
     Raises OptionError, CheckpointError or BackendError; then nothing is left behind.
     """

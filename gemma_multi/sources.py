@@ -25,10 +25,10 @@ def open_checkpoint(
     """Opens a model without running it.
 
     model: the bundled `"storyteller"`, a directory (Hugging Face's layout, mlx-lm's 4-bit layout
-        or ours), a `.gguf`, a `.tflite` or `.litertlm` that `export` wrote, a Hugging Face id
-        such as `"google/gemma-3-270m-it"`, a Checkpoint, or a Model, of which this is what runs:
-        with the active adapter merged. (`./storyteller` is a directory, `storyteller` the bundled
-        model.)
+        or ours), a `.gguf` or `.sbs`, a `.tflite` or `.litertlm` that `export` wrote, a Hugging
+        Face id such as `"google/gemma-3-270m-it"`, a Checkpoint, or a Model, of which this is what
+        runs: with the active adapter merged. (`./storyteller` is a directory, `storyteller` the
+        bundled model.)
     revision: a branch, tag or commit of a hub repository.
     local_files_only: never ask the hub, use its cache only.
     progress: show a bar on a terminal while files are fetched.
