@@ -169,7 +169,10 @@ def test_export_then_generate_from_the_file(kind: str, tmp_path: Path) -> None:
             ["info", "pyproject.toml"],
             "is none of what can be opened: a .gguf file",
         ),
-        (["export", "storyteller", "-o", "model.gguf2"], "must end in .gguf, .litertlm or .tflite"),
+        (
+            ["export", "storyteller", "-o", "model.gguf2"],
+            "must end in .gguf, .litertlm, .sbs or",
+        ),
         (["export", "storyteller", "-o", "x.tflite", "--prefill", "0"], "prefill size is 0"),
         (
             ["export", "storyteller", "-o", "x.tflite", "--context-length", "4096"],

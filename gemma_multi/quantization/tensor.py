@@ -168,12 +168,10 @@ class Sfp8Tensor(PackedTensor):
 
 def sfp8_tensor(weight: np.ndarray, scale: float | None = None) -> Sfp8Tensor:
     """A weight as gemma.cpp's 8-bit float, at a scale of its own unless one is given."""
-    held = float(sfp8.fit_scales(np, weight)) if scale is None else scale
-    codes = np.empty(weight.shape, np.uint8)
-    for start in range(0, len(weight), _CHUNK_ROWS):
-        part = slice(start, start + _CHUNK_ROWS)
-        codes[part] = sfp8.quantize(np, weight[part].astype(np.float32), np.float32(held))
-    return Sfp8Tensor(codes, held)
+    parts = [weight[start : start + _CHUNK_ROWS] for start in range(0, len(weight), _CHUNK_ROWS)]
+    held = max(float(sfp8.fit_scales(np, part)) for part in parts) if scale is None else scale
+    codes = [sfp8.quantize(np, part.astype(np.float32), np.float32(held)) for part in parts]
+    return Sfp8Tensor(np.concatenate(codes), held)
 
 
 def quantize_tensor(weight: np.ndarray, bits: int) -> tuple[QuantizedTensor, float]:

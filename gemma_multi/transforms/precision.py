@@ -57,7 +57,7 @@ def to_precision(checkpoint: Checkpoint, precision: str, progress: Report = sile
     if precision == SFP8:
         return _to_sfp8(checkpoint, progress)
     if precision not in DENSE:
-        known = ", ".join(["auto", *GRIDS, SFP8, *DENSE])
+        known = ", ".join(["auto", *GRIDS, *DENSE, SFP8])
         raise OptionError(f"unknown precision {precision!r}, expected one of {known}")
     dtype = DENSE[precision]
     tensors = {name: checkpoint.weight(name).astype(dtype) for name in checkpoint.tensors}
