@@ -14,11 +14,12 @@ from gemma_multi.checkpoint import Checkpoint, Tensor
 from gemma_multi.exporters import ExportReport
 from gemma_multi.exporting import export
 from gemma_multi.progress import Progress
-from gemma_multi.quantization.tensor import QuantizedTensor
+from gemma_multi.quantization.tensor import PackedTensor
 from gemma_multi.sources import Source, open_checkpoint
 from gemma_multi.transforms import TensorError
 
 _ROWS = 1 << 13  # compared at a time
+_BITS = {"int4": 4, "int8": 8, "sfp8": 8}
 
 
 @dataclass(frozen=True)
@@ -62,20 +63,16 @@ def convert(
 def _changes(before: Checkpoint, after: Checkpoint) -> Iterator[TensorError]:
     for name, shape in before.config.tensor_shapes().items():
         one, other = before.tensors[name], after.tensors[name]
-        error = 0.0 if _same(one, other) else _difference(one, other)
+        error = 0.0 if _stored_alike(one, other) else _difference(one, other)
         if error:
-            bits = other.bits if isinstance(other, QuantizedTensor) else other.dtype.itemsize * 8
+            bits = _BITS[other.kind] if isinstance(other, PackedTensor) else 8 * other.itemsize
             yield TensorError(name, shape, bits, error)
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
-    """Whether they are stored alike, which spares comparing their values."""
-    if isinstance(one, QuantizedTensor) and isinstance(other, QuantizedTensor):
-        parts = ((one.packed, other.packed), (one.scales, other.scales), (one.biases, other.biases))
-        return one.bits == other.bits and all(a.shape == b.shape and np.array_equal(a, b)
-                                              for a, b in parts)  # fmt: skip
-    if isinstance(one, QuantizedTensor) or isinstance(other, QuantizedTensor):
-        return False
+def _stored_alike(one: Tensor, other: Tensor) -> bool:
+    """Which spares comparing their values."""
+    if isinstance(one, PackedTensor) or isinstance(other, PackedTensor):
+        return bool(one == other) if isinstance(one, type(other)) else False
     return one.dtype == other.dtype and np.array_equal(one, other)
 
 
@@ -90,6 +87,6 @@ def _difference(one: Tensor, other: Tensor) -> float:
 
 
 def _dense(tensor: Tensor, rows: slice) -> np.ndarray:
-    if isinstance(tensor, QuantizedTensor):
+    if isinstance(tensor, PackedTensor):
         return tensor.rows(rows).dequantize()
     return tensor[rows].astype(np.float32)

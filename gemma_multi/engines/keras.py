@@ -62,13 +62,17 @@ class KerasEngine(Engine):
         self.slots = weight_slots(self.backbone, self.config)
         for name in self.slots:
             self._assign(name, checkpoint.tensors[name])
-        compiled, variables = runtime.compile, self.backbone.variables
+        self.compile()
+        self.steps_ahead = STEPS if self.ahead is not None and self.device == "gpu" else 1
+        self.reading_together = threading.RLock()
+
+    def compile(self) -> None:
+        """Makes the programs, each of which is compiled when it is first run."""
+        compiled, variables = self.runtime.compile, self.backbone.variables
         self.forward = compiled(self._forward, variables, ("wanted", "fresh"), donated=(1,))
         self.head = compiled(self.head_of, variables)
         self.head_rows = compiled(self._head_rows, variables)
-        self.ahead = Ahead(self) if runtime.on_jax else None
-        self.steps_ahead = STEPS if self.ahead is not None and self.device == "gpu" else 1
-        self.reading_together = threading.RLock()
+        self.ahead = Ahead(self) if self.runtime.on_jax else None
 
     def _assign(self, name: str, tensor: Tensor) -> None:
         slot = self.slots[name]

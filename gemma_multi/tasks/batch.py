@@ -53,10 +53,10 @@ def batch(
     width = width_of(model) if width is None else width
     if type(width) is not int or not 1 <= width <= _MOST:
         raise OptionError(f"width is {width!r}, expected a whole number 1 to {_MOST}")
-    return _Batch(model, items, task, options, width).run(progress)
+    return _Run(model, items, task, options, width).run(progress)
 
 
-class _Batch:
+class _Run:
     def __init__(
         self, model: Model, items: Iterable[Any], task: str, options: dict[str, Any], width: int
     ) -> None:
