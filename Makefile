@@ -43,7 +43,7 @@ reference: .venv/test
 	$(BIN)/pip install --quiet 'torch==2.13.0' 'peft>=0.17'
 	$(BIN)/python tests/goldens/make.py --check
 	$(BIN)/python tests/goldens/make_training.py --check
-	GEMMA_MULTI_REFERENCE=1 $(RUN) $(BIN)/python -m pytest tests/engines
+	GEMMA_MULTI_REFERENCE=1 $(RUN) $(BIN)/python -m pytest tests/engines tests/exporters/test_huggingface.py
 	$(RUN) $(BIN)/gemma-multi parity storyteller --backends keras,litert --precision float32 --against transformers --trace
 
 bench: .venv/test

@@ -38,7 +38,7 @@ def _write(
         else:
             flat[name] = checkpoint.weight(name)
     config = {QUANTIZATION: quantization_entry(quantized)} if quantized else {}
-    return write_directory(checkpoint, flat, config, output, EXPORTER.format)
+    return write_directory(checkpoint, flat, config, output, EXPORTER.format, "mlx")
 
 
 EXPORTER = Exporter(format="mlx", options=MlxOptions, write=_write)

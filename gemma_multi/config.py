@@ -32,6 +32,8 @@ from gemma_multi.errors import ConfigError, OptionError
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 EMBEDDING = "model.embed_tokens.weight"
+# our own entry in config.json, where `dtype` has to be what is stored
+TRAINED_DTYPE = "trained_dtype"
 
 # What transformers' Gemma3TextConfig assumes; the `text_config` of a vision model relies on it.
 _VISION_TEXT_DEFAULTS = {
@@ -52,7 +54,6 @@ _ONLY = {
     "attn_logit_softcapping": (None,),
     "final_logit_softcapping": (None,),
     "use_bidirectional_attention": (None, False),
-    "tie_word_embeddings": (None, True),
 }
 
 
@@ -182,7 +183,7 @@ class ModelConfig:
             raise ConfigError(
                 f"dtype is {raw['dtype']!r}, but torch_dtype {raw['torch_dtype']!r}: which is it?"
             )
-        dtype = stated.pop() if stated else "bfloat16"
+        dtype = str(raw.get(TRAINED_DTYPE) or (stated.pop() if stated else "bfloat16"))
         eos = raw.get("eos_token_id", (1, 106))
         eos_ids = tuple(eos) if isinstance(eos, list | tuple) else (eos,)
         if not all(isinstance(i, int) and not isinstance(i, bool) for i in eos_ids):

@@ -134,8 +134,18 @@ class TestReading:
         rewrite(tiny_copy, lm_head__weight=embedding)
         assert "lm_head.weight" not in open_checkpoint(tiny_copy).tensors
         rewrite(tiny_copy, lm_head__weight=embedding + 1)
-        with pytest.raises(CheckpointError, match="ties the two"):
+        with pytest.raises(CheckpointError, match=r"lm_head\.weight' differs.*ties the two"):
             open_checkpoint(tiny_copy)
+
+    def test_a_head_said_to_be_untied_is_folded_where_it_is_the_embedding(
+        self, tiny_copy: Path
+    ) -> None:
+        expected = open_checkpoint(tiny_copy)
+        edit_json(tiny_copy / "config.json", tie_word_embeddings=False)
+        with pytest.raises(CheckpointError, match="tie_word_embeddings False, but there is no"):
+            open_checkpoint(tiny_copy)
+        rewrite(tiny_copy, lm_head__weight=load_file(tiny_copy / "model.safetensors")[EMBEDDING])
+        assert open_checkpoint(tiny_copy) == expected
 
 
 class TestRefusals:

@@ -123,7 +123,6 @@ def test_a_missing_field_is_named(field: str) -> None:
         ({"head_dim": 255}, "head_dim is 255"),
         ({"final_logit_softcapping": 30.0}, "final_logit_softcapping is 30.0"),
         ({"attention_bias": True}, "attention_bias is True"),
-        ({"tie_word_embeddings": False}, "tie_word_embeddings is False"),
         ({"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ({"hidden_activation": "silu"}, "hidden_activation is 'silu'"),
         ({"rope_theta": -1}, "rope_theta is -1"),

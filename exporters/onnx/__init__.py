@@ -39,22 +39,19 @@ from typing import NamedTuple
 import numpy as np
 
 from gemma_multi.checkpoint import Checkpoint, Provenance
-from gemma_multi.checkpoint.provenance import NOTICE_FILE, PROVENANCE_FILE
 from gemma_multi.config import check_context_length
 from gemma_multi.errors import BackendError, OptionError
 from gemma_multi.exporters.base import Exporter, ExportReport
-from gemma_multi.files import new_directory, read_optional_json, write_json
-from gemma_multi.formats.directory import (
-    CHAT_TEMPLATE_FILE,
-    CONFIG_FILE,
-    GENERATION_FILE,
-    TOKENIZER_CONFIG_FILE,
-    TOKENIZER_JSON,
+from gemma_multi.exporters.companions import (
+    write_account,
+    write_generation_config,
+    write_tokenizer_json,
 )
+from gemma_multi.files import new_directory, write_json
+from gemma_multi.formats.directory import CONFIG_FILE
 from gemma_multi.formats.onnx import FOLDER
 from gemma_multi.options import option
 from gemma_multi.progress import Report, silent
-from gemma_multi.tokenizer_json import tokenizer_config, tokenizer_json
 from gemma_multi.transforms import GRIDS, fit_float16
 
 # (precision, activations) -> Transformers.js' dtype and what it adds to a file's name for it; the
@@ -171,30 +168,15 @@ def _write(
 def _write_companions(
     checkpoint: Checkpoint, provenance: Provenance, chosen: _Choice, directory: Path
 ) -> None:
-    """What lies beside the graph. A tokenizer.json that the source had goes along as it is."""
+    """What lies beside the graph."""
     config = checkpoint.config.replace(max_position_embeddings=chosen.context_length)
     write_json(
         directory / CONFIG_FILE,
         {**config.to_dict(), "transformers.js_config": {"dtype": chosen.names[0]}},
     )
-    generation = {**checkpoint.generation, "eos_token_id": sorted(checkpoint.stop_ids)}
-    write_json(directory / GENERATION_FILE, generation)
-    source = checkpoint.path
-    if source is None or not source.is_dir():  # a file has no tokenizer.json beside it
-        source = directory
-    tokenizer, template = source / TOKENIZER_JSON, source / CHAT_TEMPLATE_FILE
-    if tokenizer.is_file():
-        data = tokenizer.read_bytes()
-    else:
-        data = tokenizer_json(checkpoint.tokenizer.model, checkpoint.config.vocab_size)
-    (directory / TOKENIZER_JSON).write_bytes(data)
-    settings = tokenizer_config(chosen.context_length)
-    settings |= read_optional_json(source / TOKENIZER_CONFIG_FILE)
-    if template.is_file():
-        settings["chat_template"] = template.read_text(encoding="utf-8")
-    write_json(directory / TOKENIZER_CONFIG_FILE, settings)
-    (directory / PROVENANCE_FILE).write_bytes(provenance.to_json())
-    (directory / NOTICE_FILE).write_text(provenance.notice(), encoding="utf-8")
+    write_generation_config(checkpoint, directory)
+    write_tokenizer_json(checkpoint, directory, chosen.context_length)
+    write_account(checkpoint, provenance, directory, "transformers.js", chosen.precision)
 
 
 EXPORTER = Exporter(format="onnx", options=OnnxOptions, write=_write)

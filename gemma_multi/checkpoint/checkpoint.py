@@ -6,7 +6,8 @@ Design choices:
 - Tensors keep their Hugging Face names and their stored type. A dense tensor is a view of the
   mapped file; any other is a `PackedTensor`. Opening 270M in bfloat16 copies nothing.
 - The tokenizer is made when it is first asked for, by whatever the reader supplied.
-- Two checkpoints are equal when they say the same: config, tensors bit for bit, tokenizer.
+- Two checkpoints are equal when they say the same: config, tensors bit for bit, tokenizer, and
+  what ends an answer, whichever of their parts says so.
 """
 
 from __future__ import annotations
@@ -134,11 +135,17 @@ class Checkpoint:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Checkpoint):
             return NotImplemented
-        if (self.config, dict(self.generation)) != (other.config, dict(other.generation)):
+        if (self.config, self._defaults()) != (other.config, other._defaults()):
             return False
         return self.tensors == other.tensors and self._spelling() == other._spelling()
 
     __hash__ = None  # type: ignore[assignment]
+
+    def _defaults(self) -> dict[str, Any]:
+        """How it generates unless told otherwise, with all that ends an answer."""
+        if self.make_tokenizer is None:
+            return dict(self.generation)
+        return {**self.generation, "eos_token_id": self.stop_ids}
 
     def _spelling(self) -> bytes:
         return b"" if self.make_tokenizer is None else self.tokenizer.model

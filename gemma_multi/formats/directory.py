@@ -31,8 +31,7 @@ GENERATION_FILE, TOKENIZER_FILE = "generation_config.json", "tokenizer.model"
 TOKENIZER_JSON, TOKENIZER_CONFIG_FILE, CHAT_TEMPLATE_FILE = (
     "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
 )  # fmt: skip
-# beside the SentencePiece model, for other programs; passed on as they are
-TOKENIZER_COMPANIONS = (TOKENIZER_JSON, TOKENIZER_CONFIG_FILE, CHAT_TEMPLATE_FILE)
+CARD_FILE = "README.md"
 _TEXT_PREFIXES = ("language_model.", "model.language_model.")
 _NOT_TEXT = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.",
              "model.multi_modal_projector.")  # fmt: skip
@@ -81,7 +80,11 @@ def _read_tensors(
             if _text_name(name) in flat:
                 raise CheckpointError(f"{file}: tensor {name!r} is there twice")
             flat[_text_name(name)] = (file, array)
-    _drop_tied_head(flat)
+    if not _drop_tied_head(flat) and config_entry(path, "tie_word_embeddings") is False:
+        raise CheckpointError(
+            f"{path}: {CONFIG_FILE} has tie_word_embeddings False, but there is no "
+            f"'{_HEAD}.weight' to compare with the embedding; Gemma 3 ties the two"
+        )
     tensors: dict[str, Tensor] = {}
     for name, shape in config.tensor_shapes().items():
         if name not in flat:
@@ -138,8 +141,10 @@ def _text_name(name: str) -> str:
     return name
 
 
-def _drop_tied_head(flat: Flat) -> None:
-    """Some writers store the tied head as a copy of the embedding; any other head is refused."""
+def _drop_tied_head(flat: Flat) -> bool:
+    """Some writers store the tied head as a copy of the embedding, and some say that it is none;
+    a head that differs is refused. False where there is none."""
+    found = f"{_HEAD}.weight" in flat
     for part in ("weight", "scales", "biases"):
         head = flat.pop(f"{_HEAD}.{part}", None)
         embedding = flat.get(f"model.embed_tokens.{part}")
@@ -150,6 +155,7 @@ def _drop_tied_head(flat: Flat) -> None:
                 f"{head[0]}: tensor '{_HEAD}.{part}' differs from the embedding, but Gemma 3 "
                 "ties the two"
             )
+    return found
 
 
 def _same_bits(a: np.ndarray, b: np.ndarray) -> bool:

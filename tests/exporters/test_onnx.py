@@ -258,7 +258,7 @@ def test_what_lies_beside_the_graph(tmp_path: Path) -> None:
     files = {str(f.relative_to(report.path)): f for f in report.path.rglob("*") if f.is_file()}
     assert set(files) == {
         "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
-        "NOTICE", "provenance.json", "onnx/model_q4.onnx",
+        "NOTICE", "README.md", "provenance.json", "onnx/model_q4.onnx",
     }  # fmt: skip
     assert report.nbytes == sum(file.stat().st_size for file in files.values())
     config = json.loads(files["config.json"].read_text())
