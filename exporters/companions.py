@@ -24,6 +24,7 @@ from gemma_multi.formats.directory import (
     TOKENIZER_CONFIG_FILE,
     TOKENIZER_JSON,
 )
+from gemma_multi.formats.keras import is_preset
 from gemma_multi.hub import is_repository_id
 from gemma_multi.tokenizer_json import tokenizer_config, tokenizer_json
 
@@ -74,8 +75,8 @@ def write_tokenizer_json(checkpoint: Checkpoint, directory: Path, context_length
     """tokenizer.json, and tokenizer_config.json with the chat template. Raises TokenizerError for
     a SentencePiece model that has no such form."""
     source = checkpoint.path
-    if source is None or not source.is_dir():  # a file has no tokenizer.json beside it
-        source = directory
+    if source is None or not source.is_dir() or is_preset(source):
+        source = directory  # what is read from a file, or from Keras, has nothing to pass on
     tokenizer, template = source / TOKENIZER_JSON, source / CHAT_TEMPLATE_FILE
     if tokenizer.is_file():
         data = tokenizer.read_bytes()

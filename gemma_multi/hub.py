@@ -22,6 +22,9 @@ FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "chat_template.jinja",
+    "model.weights.h5",  # these three of a Keras preset
+    "metadata.json",
+    "assets/tokenizer/vocabulary.spm",
     "provenance.json",
     "NOTICE",
     "README.md",  # the card, which states the licence

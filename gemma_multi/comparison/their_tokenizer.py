@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from gemma_multi.checkpoint import Checkpoint
 from gemma_multi.errors import CheckpointError
+from gemma_multi.formats.keras import is_preset
 from gemma_multi.tokenizer import Tokenizer
 
 
@@ -16,14 +17,15 @@ class TheirTokenizer(Tokenizer):
         from transformers import AutoTokenizer
 
         super().__init__(checkpoint.tokenizer.model)
-        if checkpoint.path is None or not checkpoint.path.is_dir():
+        path = checkpoint.path
+        if path is None or not path.is_dir() or is_preset(path):
             raise CheckpointError(
                 "transformers needs a model directory with its tokenizer, received "
-                f"{checkpoint.path or 'a checkpoint in memory'}"
+                f"{path or 'a checkpoint in memory'}"
             )
         # from a tokenizer.model it would let a text spell these, even when told to split them
         control = [self.piece(i) for i in range(self.vocab_size) if self._processor.is_control(i)]
-        self._theirs = AutoTokenizer.from_pretrained(str(checkpoint.path))
+        self._theirs = AutoTokenizer.from_pretrained(str(path))
         self._theirs.backend_tokenizer.add_special_tokens(control)
 
     def encode(self, text: str | bytes) -> list[int]:

@@ -15,14 +15,16 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import attrgetter
 from types import ModuleType
 from typing import Any
 
-from gemma_multi.config import EMBEDDING, ModelConfig
+from gemma_multi.config import ModelConfig
 from gemma_multi.errors import BackendError
+from gemma_multi.formats.keras import NORMS, Arrange, places
 
 
 class _Deferred(ModuleType):
@@ -121,14 +123,7 @@ def build_backbone(config: ModelConfig, dtype: str) -> Any:
 
 def _norms(layer: Any) -> dict[str, Any]:
     """A layer's norms by the names of Hugging Face."""
-    return {
-        "input_layernorm": layer.pre_attention_norm,
-        "self_attn.q_norm": layer.attention.query_norm,
-        "self_attn.k_norm": layer.attention.key_norm,
-        "post_attention_layernorm": layer.post_attention_norm,
-        "pre_feedforward_layernorm": layer.pre_ffw_norm,
-        "post_feedforward_layernorm": layer.post_ffw_norm,
-    }
+    return {name: attrgetter(norm)(layer) for name, norm in NORMS.items()}
 
 
 def _set_gain(norm: Any, gain: float) -> None:
@@ -148,12 +143,9 @@ def _set_gain(norm: Any, gain: float) -> None:
     norm.__class__ = GainedRMSNormalization
 
 
-Arrange = Callable[[Any], Any]  # works on NumPy's and JAX's arrays
-
-
 @dataclass(frozen=True)
 class WeightSlot:
-    """Where Keras keeps a tensor, and how it arranges it."""
+    """The variable that holds a tensor, and how it lies there."""
 
     variable: Any
     arrange: Arrange  # from Hugging Face's layout to Keras's
@@ -161,47 +153,13 @@ class WeightSlot:
 
 
 def weight_slots(backbone: Any, config: ModelConfig) -> dict[str, WeightSlot]:
-    """Every tensor's slot by its Hugging Face name.
-
-    Keras keeps linear layers as `[in, out]` and splits the heads: query `[heads, hidden, dim]`,
-    output `[heads, dim, hidden]`.
-    """
-    h, d = config.hidden_size, config.head_dim
-    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
-
-    def as_is(variable: Any) -> WeightSlot:
-        return WeightSlot(variable, lambda w: w, lambda v: v)
-
-    def transposed(variable: Any) -> WeightSlot:
-        return WeightSlot(variable, lambda w: w.T, lambda v: v.T)
-
-    def split_in(variable: Any, n: int) -> WeightSlot:
-        return WeightSlot(
-            variable,
-            lambda w: w.reshape(n, d, h).transpose(0, 2, 1),
-            lambda v: v.transpose(0, 2, 1).reshape(n * d, h),
+    """Every tensor's slot by its Hugging Face name."""
+    layers = backbone.transformer_layers
+    return {
+        name: WeightSlot(
+            attrgetter(place.variable)(backbone if place.layer is None else layers[place.layer]),
+            place.arrange,
+            place.restore,
         )
-
-    def split_out(variable: Any) -> WeightSlot:
-        return WeightSlot(
-            variable, lambda w: w.T.reshape(heads, d, h), lambda v: v.reshape(heads * d, h).T
-        )
-
-    slots = {
-        EMBEDDING: as_is(backbone.token_embedding.embeddings),
-        "model.norm.weight": as_is(backbone.layer_norm.scale),
+        for name, place in places(config).items()
     }
-    for i, layer in enumerate(backbone.transformer_layers):
-        a = layer.attention
-        for name, slot in {
-            "self_attn.q_proj": split_in(a.query_dense.kernel, heads),
-            "self_attn.k_proj": split_in(a.key_dense.kernel, kv_heads),
-            "self_attn.v_proj": split_in(a.value_dense.kernel, kv_heads),
-            "self_attn.o_proj": split_out(a.output_dense.kernel),
-            "mlp.gate_proj": transposed(layer.gating_ffw.kernel),
-            "mlp.up_proj": transposed(layer.gating_ffw_2.kernel),
-            "mlp.down_proj": transposed(layer.ffw_linear.kernel),
-            **{name: as_is(norm.scale) for name, norm in _norms(layer).items()},
-        }.items():
-            slots[f"model.layers.{i}.{name}.weight"] = slot
-    return slots
