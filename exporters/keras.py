@@ -92,7 +92,7 @@ def _dtype(stored: str, precision: str) -> np.dtype:
 
 
 def _parts(
-    name: str, tensor: Tensor, dtype: np.dtype, place: layout.Place
+    name: str, tensor: Tensor, dtype: np.dtype, place: layout.TensorPlace
 ) -> Iterator[tuple[slice, np.ndarray]]:
     """A tensor as the file holds it, the embedding some rows at a time."""
     step = _CHUNK_ROWS if name == EMBEDDING else tensor.shape[0]

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from gemma_multi.generation import GenerationResult, TextScore
     from gemma_multi.loading import load
     from gemma_multi.model import Model
+    from gemma_multi.pushing import PushReport, push
     from gemma_multi.quantizing import quantize
     from gemma_multi.sampling import GenerationOptions
     from gemma_multi.sources import open_checkpoint
@@ -77,6 +78,7 @@ _HOME = {
     "OptionError": "errors",
     "PlainRoundingWarning": "errors",
     "ParityReport": "comparison",
+    "PushReport": "pushing",
     "QuantizationReport": "transforms",
     "TextScore": "generation",
     "TextStream": "streaming",
@@ -92,6 +94,7 @@ _HOME = {
     "load": "loading",
     "open_checkpoint": "sources",
     "parity": "comparison",
+    "push": "pushing",
     "quantize": "quantizing",
     "trim": "trimming",
     "validation_loss": "training.validation",
@@ -120,6 +123,7 @@ __all__ = [
     "OptionError",
     "ParityReport",
     "PlainRoundingWarning",
+    "PushReport",
     "QuantizationReport",
     "TextScore",
     "TextStream",
@@ -135,6 +139,7 @@ __all__ = [
     "load",
     "open_checkpoint",
     "parity",
+    "push",
     "quantize",
     "trim",
     "validation_loss",

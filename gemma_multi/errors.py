@@ -26,7 +26,7 @@ class TokenizerError(GemmaError):
 
 
 class HubError(GemmaError):
-    """A model could not be fetched: offline, not found, login or licence needed."""
+    """The hub did not give or take a model: offline, not found, login or licence needed."""
 
 
 class BackendError(GemmaError):

@@ -1,4 +1,4 @@
-"""Downloads from the Hugging Face hub, through huggingface_hub and its shared cache.
+"""Downloads from the Hugging Face hub, through huggingface_hub and its shared cache; uploads to it.
 
 Only what a checkpoint is read from is fetched. `HF_TOKEN`, `HF_HOME`, `HF_ENDPOINT` and
 `HF_HUB_OFFLINE` work as everywhere else.
@@ -7,8 +7,11 @@ Only what a checkpoint is read from is fetched. `HF_TOKEN`, `HF_HOME`, `HF_ENDPO
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gemma_multi.errors import HubError
 
@@ -111,7 +114,68 @@ def download(
         if not isinstance(error, OSError) and _package(error) not in _THEIRS:
             raise  # a bug of ours
         raise HubError(f"{named} could not be downloaded: {error}") from error
-    return Snapshot(path, path.name, _license(path / "README.md"))
+    return Snapshot(path, path.name, stated_license(path / "README.md"))
+
+
+def upload(
+    directory: Path, repository: str, *, private: bool = False, revision: str | None = None,
+    bars: bool = True,
+) -> tuple[str, str]:  # fmt: skip
+    """Uploads a directory's files as one commit, to a repository and a branch that are made where
+    there are none: (the commit, its address). Raises HubError saying what to do."""
+    from huggingface_hub import HfApi, get_token
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    login = "log in with a token that may write (hf auth login, or set HF_TOKEN)"
+    if get_token() is None:
+        raise HubError(f"{repository}: uploading needs a login; {login}")
+    api = HfApi()
+    try:
+        with _bars(bars):
+            api.create_repo(repository, private=private, exist_ok=True)
+            if revision is not None:
+                api.create_branch(repository, branch=revision, exist_ok=True)
+            done = api.upload_folder(
+                repo_id=repository,
+                folder_path=directory,
+                revision=revision,
+                commit_message=f"Upload {directory.absolute().name}",
+                ignore_patterns=[".*"],
+            )
+    except OfflineModeIsEnabled as error:
+        raise HubError(f"{repository}: HF_HUB_OFFLINE is set; unset it to upload") from error
+    except Exception as error:
+        status = _status(error)
+        if status in (401, 403):
+            raise HubError(
+                f"{repository}: the hub answered {status}: no permission to write there; {login}, "
+                "or choose a repository of your own"
+            ) from error
+        if status is not None:
+            reason = getattr(error, "server_message", None) or "no reason given"
+            raise HubError(f"{repository}: the hub answered {status}: {reason}") from error
+        if not isinstance(error, OSError) and _package(error) not in _THEIRS:
+            raise  # a bug of ours
+        raise HubError(
+            f"{repository}: the upload failed ({error}); check the connection, and push again"
+        ) from error
+    return done.oid, str(done.commit_url)
+
+
+@contextmanager
+def _bars(shown: bool) -> Iterator[None]:
+    """Within, huggingface_hub shows its bars, or none."""
+    from huggingface_hub import utils
+
+    theirs: Any = utils  # which does not list what it documents
+    hide = not shown and not theirs.are_progress_bars_disabled()
+    if hide:
+        theirs.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if hide:
+            theirs.enable_progress_bars()
 
 
 def _no_bar() -> type:
@@ -124,7 +188,7 @@ def _no_bar() -> type:
     return NoBar
 
 
-def _license(card: Path) -> str | None:
+def stated_license(card: Path) -> str | None:
     """The licence that a model card states in its header."""
     from huggingface_hub import metadata_load
 

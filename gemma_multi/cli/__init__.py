@@ -81,7 +81,8 @@ def cli() -> None:
 
 for command in (
     ask.generate, ask.chat, tasks.classify, tasks.extract, tasks.route, train.finetune, train.data,
-    train.merge, files.quantize, files.export, files.convert, files.trim, files.info, files.cache,
+    train.merge, files.quantize, files.export, files.convert, files.push, files.trim, files.info,
+    files.cache,
     check.parity, check.doctor, check.demo,
 ):  # fmt: skip
     cli.add_command(command)

@@ -1,4 +1,4 @@
-"""`quantize`, `export`, `trim`, `info` and `cache`: models at rest."""
+"""`quantize`, `export`, `push`, `trim`, `info` and `cache`: models at rest."""
 
 from __future__ import annotations
 
@@ -137,6 +137,25 @@ def convert(source: str, output: str, as_json: bool, **options: Any) -> None:
         click.echo(QuantizationReport(found.changed))
     click.echo(str(found))
     notes.print(f"{output}: {found.export.nbytes / 1e6:.1f} MB", markup=False)
+
+
+@click.command()
+@click.argument("directory")
+@click.argument("repo_id")
+@click.option("--private", is_flag=True, help="A repository that is made is private.")
+@click.option("--revision", help="A branch; made where there is none.")
+@click.option("--progress/--no-progress", default=True, help="Bars on a terminal.")
+@click.option("--json", "as_json", is_flag=True, help="The commit as JSON.")
+def push(directory: str, repo_id: str, as_json: bool, **options: Any) -> None:
+    """Upload an exported DIRECTORY to the Hugging Face hub as REPO_ID, with NOTICE and card."""
+    from gemma_multi.pushing import push as run
+    from gemma_multi.terminal import notes
+
+    report = run(directory, repo_id, **options)
+    if as_json:
+        print_json(asdict(report))
+        return
+    notes.print(f"{directory}: pushed to {report.url}", markup=False)
 
 
 @click.command()

@@ -86,7 +86,7 @@ Arrange = Callable[[Any], Any]  # works on NumPy's and JAX's arrays
 
 
 @dataclass(frozen=True)
-class Place:
+class TensorPlace:
     """Where Keras keeps a tensor, and how it lies there."""
 
     layer: int | None  # of the decoder; None: of the backbone itself
@@ -105,7 +105,7 @@ class Place:
         return "/".join(["layers", block, *self.variable.split(".")[:-1], "vars/0"])
 
 
-def places(config: ModelConfig) -> dict[str, Place]:
+def places(config: ModelConfig) -> dict[str, TensorPlace]:
     """Every tensor's place by its Hugging Face name.
 
     Keras keeps linear layers as `[in, out]` and splits the heads: query `[heads, hidden, dim]`,
@@ -115,21 +115,21 @@ def places(config: ModelConfig) -> dict[str, Place]:
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     f = config.intermediate_size
 
-    def as_is(layer: int | None, variable: str, *shape: int) -> Place:
-        return Place(layer, variable, shape, lambda w: w, lambda v: v)
+    def as_is(layer: int | None, variable: str, *shape: int) -> TensorPlace:
+        return TensorPlace(layer, variable, shape, lambda w: w, lambda v: v)
 
-    def transposed(layer: int, variable: str, *shape: int) -> Place:
-        return Place(layer, f"{variable}.kernel", shape, lambda w: w.T, lambda v: v.T)
+    def transposed(layer: int, variable: str, *shape: int) -> TensorPlace:
+        return TensorPlace(layer, f"{variable}.kernel", shape, lambda w: w.T, lambda v: v.T)
 
-    def split_in(layer: int, variable: str, n: int) -> Place:
-        return Place(
+    def split_in(layer: int, variable: str, n: int) -> TensorPlace:
+        return TensorPlace(
             layer, f"attention.{variable}.kernel", (n, h, d),
             lambda w: w.reshape(n, d, h).transpose(0, 2, 1),
             lambda v: v.transpose(0, 2, 1).reshape(n * d, h),
         )  # fmt: skip
 
-    def split_out(layer: int, variable: str, n: int) -> Place:
-        return Place(
+    def split_out(layer: int, variable: str, n: int) -> TensorPlace:
+        return TensorPlace(
             layer, f"attention.{variable}.kernel", (n, d, h),
             lambda w: w.T.reshape(n, d, h), lambda v: v.reshape(n * d, h).T,
         )  # fmt: skip

@@ -51,7 +51,9 @@ def read_by_keras_hub(path: Path, output: Path) -> dict[str, np.ndarray]:
 
 @pytest.mark.slow
 def test_keras_hub_gives_the_same_logits(tmp_path: Path) -> None:
-    checkpoint = tiny_checkpoint(vocab_size=4096, rope_scaling_factor=8.0, residual_scale=0.25)
+    checkpoint = tiny_checkpoint(
+        vocab_size=4096, num_hidden_layers=7, rope_scaling_factor=8.0, residual_scale=0.25
+    )
     path = exported(checkpoint, tmp_path / "x")
     found = read_by_keras_hub(path, tmp_path / "found")
     ids = [tokenizer().bos_id, *tokenizer().encode(TEXT)]
