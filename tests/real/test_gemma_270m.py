@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tokenizers
 from graph_in_numpy import Graph
+from in_keras_hub import read_by_keras_hub
 from in_onnxruntime import exported
 from nats import divergence
 from other_peoples_files import brown_documents, gemma_270m, gemma_tokenizer
@@ -104,6 +105,29 @@ def test_float32_logits_are_transformers(
     model = gemma_multi.load(checkpoint, backend=backend, precision="float32", context_length=1024)
     ours = model.engine.session().read(text[:count], ALL)
     np.testing.assert_allclose(ours, expected[:count], rtol=0, atol=2e-3)
+
+
+def test_transformers_reads_the_tokenizer_that_is_made(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    """A GGUF file has none beside it."""
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoTokenizer.from_pretrained(save(original(checkpoint), tmp_path / "x"))
+    for sample in samples(300):
+        ids = theirs.encode(sample, add_special_tokens=False)
+        assert ids == checkpoint.tokenizer.encode(sample)
+
+
+def test_keras_hub_reads_the_preset_and_agrees(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    report = gemma_multi.export(checkpoint, tmp_path / "x", format="keras", progress=False)
+    said = "The capital of France is Paris, and the kettle is on."
+    ids, logits = read_by_keras_hub(report.path, said, tmp_path / "found")
+    assert ids == [checkpoint.tokenizer.bos_id, *checkpoint.tokenizer.encode(said)]
+    opened = gemma_multi.open_checkpoint(report.path)
+    # in float32 keras-hub does not round the embedding scale
+    config = opened.config.replace(embedding_scale=opened.config.hidden_size**0.5)
+    model = gemma_multi.load(opened.replace(config=config), backend="mlx", precision="float32")
+    np.testing.assert_allclose(logits, model.engine.session().read(ids, ALL), rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
