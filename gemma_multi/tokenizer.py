@@ -83,7 +83,9 @@ class Tokenizer:
             if found is None or (source.is_file() and found._is_older(source, vocab_size)):
                 if not source.is_file():
                     raise TokenizerError("has neither tokenizer.model nor tokenizer.json")
-                return cls(_cached_model(source.read_bytes()))
+                built = cls(_cached_model(source.read_bytes()))
+                if found is None or built._knows_more_than(found):
+                    return built
             return found
         except TokenizerError as error:
             raise TokenizerError(f"{path}: {error}") from error
@@ -101,6 +103,11 @@ class Tokenizer:
             mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
         ):
             return data.find(f'"{FUNCTION_PIECES[0]}"'.encode()) >= 0
+
+    def _knows_more_than(self, other: Tokenizer) -> bool:
+        """Else a model with more rows than there are pieces would never keep its own."""
+        more_names = self.has_function_pieces and not other.has_function_pieces
+        return self.vocab_size > other.vocab_size or more_names
 
     def encode(self, text: str | bytes) -> list[int]:
         """The ids of `text`, with nothing added.

@@ -137,6 +137,12 @@ def test_a_tokenizer_of_another_kind_goes_without_a_tokenizer_json(tmp_path: Pat
     assert open_checkpoint(path) == checkpoint
 
 
+def test_more_rows_than_pieces_keep_the_tokenizer_they_had(tmp_path: Path) -> None:
+    """Its tokenizer.json was made from it, and knows no more."""
+    checkpoint = tiny_checkpoint(vocab_size=4160)
+    assert open_checkpoint(exported(checkpoint, tmp_path / "x")) == checkpoint
+
+
 def test_mlx_lm_generates_from_what_is_written(tmp_path: Path) -> None:
     """It reads the tokenizer through transformers, and stops where generation_config.json says."""
     mlx_lm = pytest.importorskip("mlx_lm")
