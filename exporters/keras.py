@@ -28,7 +28,7 @@ from gemma_multi.formats import keras as layout
 from gemma_multi.formats.directory import CONFIG_FILE, TOKENIZER_JSON
 from gemma_multi.options import option
 from gemma_multi.progress import Report
-from gemma_multi.quantization.tensor import BFLOAT16, QuantizedTensor
+from gemma_multi.quantization.tensor import BFLOAT16, PackedTensor
 
 PRECISIONS = ("bfloat16", "float32")
 # whose layout this is; keras-hub reads no version
@@ -87,7 +87,8 @@ def _write(
 def _dtype(stored: str, precision: str) -> np.dtype:
     """What a tensor is written as."""
     if precision == "auto":
-        precision = "float32" if stored.startswith("int") else stored
+        exact = {"int4": "float32", "int8": "float32", "sfp8": "bfloat16"}
+        precision = exact.get(stored, stored)
     return BFLOAT16 if precision == "bfloat16" else np.dtype(precision).newbyteorder("<")
 
 
@@ -98,8 +99,8 @@ def _parts(
     step = _CHUNK_ROWS if name == EMBEDDING else tensor.shape[0]
     for begin in range(0, tensor.shape[0], step):
         part = slice(begin, begin + step)
-        rows = tensor.rows(part) if isinstance(tensor, QuantizedTensor) else tensor[part]
-        dense = rows.dequantize() if isinstance(rows, QuantizedTensor) else rows
+        rows = tensor.rows(part) if isinstance(tensor, PackedTensor) else tensor[part]
+        dense = rows.dequantize() if isinstance(rows, PackedTensor) else rows
         arranged = np.ascontiguousarray(place.arrange(dense.astype(dtype, copy=False)))
         yield (part if name == EMBEDDING else slice(None)), arranged
 
