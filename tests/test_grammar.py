@@ -153,7 +153,19 @@ def test_a_bad_output_is_refused_before_a_model_is_looked_for(tmp_path: Path) ->
 # formats, backends and options are found where they stand
 
 
-@pytest.mark.parametrize("name", ["gguf", "huggingface", "mlx", "onnx", "tflite", "litertlm"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gguf",
+        "huggingface",
+        "keras",
+        "litertlm",
+        "mlx",
+        "onnx",
+        "sbs",
+        "tflite",
+    ],
+)
 def test_a_format_is_a_pair(name: str) -> None:
     assert formats()[name].name == exporters()[name].format == name
 
