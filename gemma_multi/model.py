@@ -249,7 +249,8 @@ class Model:
         An item is what the task takes for one text, or a dict of it (`prompt`, `messages`, `text`
         or `query`) with options of its own, and `adapter`: the name of the one to answer with.
         `options` are for all rows. `width` rows are on their way at a time, on Keras and MLX in
-        one batch, and a greedy text does not depend on which they are. What a row is refused for,
+        one batch (and asked of `items` at once), and a greedy text does not depend on which they
+        are. What a row is refused for,
         or fails with, is its `error`; what is wrong for all of them raises OptionError at once.
         """
         return tasks.batch(self, items, task, width=width, progress=progress, **options)

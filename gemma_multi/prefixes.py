@@ -15,6 +15,7 @@ Design choices:
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,6 +38,7 @@ class PrefixCache:
         take, nothing is kept."""
         self.limit = _bytes(limit)
         self._entries: list[Session] = []  # the least recently used first
+        self._lock = threading.Lock()  # of the list
 
     @property
     def nbytes(self) -> int:
@@ -47,7 +49,8 @@ class PrefixCache:
 
     def clear(self) -> None:
         """Forgets all, for example because the weights have changed."""
-        self._entries.clear()
+        with self._lock:
+            self._entries.clear()
 
     def save(self, path: Path, weights: str) -> None:
         """Writes all to a file. `weights` is an identity of what they were read with."""
@@ -106,22 +109,24 @@ class PrefixCache:
 
     def _best(self, wanted: np.ndarray, context_length: int) -> tuple[Session | None, int]:
         best, most = None, _LEAST - 1
-        for entry in self._entries:
-            shared = shared_beginning(entry.ids, wanted[:-1])
-            if shared > most and entry.context_length == context_length:
-                best, most = entry, shared
-        if best is None:
-            return None, 0
-        self._entries.remove(best)
-        self._entries.append(best)
-        session = best.fork()
+        with self._lock:
+            for entry in self._entries:
+                shared = shared_beginning(entry.ids, wanted[:-1])
+                if shared > most and entry.context_length == context_length:
+                    best, most = entry, shared
+            if best is None:
+                return None, 0
+            self._entries.remove(best)
+            self._entries.append(best)
+            session = best.fork()
         session.truncate(most)
         return session, most
 
     def _add(self, session: Session) -> None:
-        self._entries.append(session)
-        while self._entries and self.nbytes > self.limit:
-            del self._entries[0]
+        with self._lock:
+            self._entries.append(session)
+            while self._entries and self.nbytes > self.limit:
+                del self._entries[0]
 
 
 def shared_beginning(a: Sequence[int] | np.ndarray, b: Sequence[int] | np.ndarray) -> int:

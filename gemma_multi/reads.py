@@ -83,8 +83,17 @@ def complete_together(
             for (place, row), result in zip(active.items(), results, strict=True)
             if not row.advance(None if result is None else engine.numpy(result))
         ]
-        for place in done:  # its session gives up its place
+        for place in done:
             yield place, active.pop(place).outcome
+
+
+def _without_frames(error: GemmaError) -> GemmaError:
+    """An error that is kept must not keep the sessions of the frames it came through."""
+    link: BaseException | None = error
+    while link is not None:
+        link.__traceback__ = None
+        link = link.__cause__ or link.__context__
+    return error
 
 
 class _Row(Generic[T]):
@@ -102,10 +111,12 @@ class _Row(Generic[T]):
             if self._reads is None:
                 self._reads = self._job()
             self.read = self._reads.send(result)
+            self.read.session.check(self.read.ids, self.read.want)
+            return True
         except StopIteration as end:
             self.outcome = end.value
-            return False
         except GemmaError as error:
-            self.outcome = error
-            return False
-        return True
+            self.outcome = _without_frames(error)
+        self._reads = None  # its session gives up its place
+        self.__dict__.pop("read", None)
+        return False

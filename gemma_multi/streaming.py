@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gemma_multi.constraints import Constraint
 from gemma_multi.engines import NOTHING, Session
-from gemma_multi.errors import ConstraintError, OptionError
+from gemma_multi.errors import BackendError, ConstraintError, OptionError
 from gemma_multi.generation import (
     Decoding,
     FinishReason,
@@ -46,6 +47,7 @@ class TextStream:
         self._prompt_tokens, self._reused = len(prompt) + session.length, reused
         self._prefill = self._decode = 0.0  # seconds
         self._constraint, self._parsed = constraint, None
+        self._session, self._prefixes = session, model.prefixes
         self._tokenizer = model.tokenizer
         self._decoding = Decoding(
             options, [*session.ids.tolist(), *prompt], model.stop_ids,
@@ -66,7 +68,7 @@ class TextStream:
             lookup = PromptLookup([*session.ids.tolist(), *prompt])
         # None once it is generated, which is before it is ended: all is said then, and parsed
         self._reads: Reads[None] | None = answer(
-            session, prompt, self._decoding, self._hear, lookup
+            session, prompt, self._decoding, _weakly(self._hear), lookup
         )
         self._read: Read | None = None  # the next one
         self._prompt_is_read = self._ended = False
@@ -148,7 +150,12 @@ class TextStream:
         of_prompt = not self._prompt_is_read
         if self._read is not None and self._read.want is not NOTHING:
             self._prompt_is_read = True
-        self._read = next_read(self._reads, result)
+        try:
+            self._read = next_read(self._reads, result)
+        except BackendError:  # what is not finite may be in the caches that others go on from
+            self._prefixes.clear()
+            self._session.truncate(0)
+            raise
         if self._read is None:
             self._reads = None
             self._put(self._held + self._detokenizer.finish())
@@ -220,11 +227,23 @@ class TextStream:
             )  # fmt: skip
         try:
             return constraint.parse(self._tokenizer, decoding.tokens)
-        except ValueError as error:  # a type may ask for more than its schema says
+        except Exception as error:  # a type may ask for more than its schema says, in its own words
             reason = "; ".join(str(error).splitlines()[:3])
             raise ConstraintError(
                 f"the text {text!r} fits the schema, but not its type: {reason}", self.result
             ) from error
+
+
+def _weakly(method: Callable[[Sequence[int]], None]) -> Callable[[Sequence[int]], None]:
+    """A stream holds its reads; if those held the stream, nobody would let go of its session."""
+    held = weakref.WeakMethod(method)
+
+    def call(tokens: Sequence[int]) -> None:
+        hear = held()
+        if hear is not None:
+            hear(tokens)
+
+    return call
 
 
 def _find_stop(text: str, stops: Sequence[str]) -> int | None:

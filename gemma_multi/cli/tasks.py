@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -101,10 +103,19 @@ def _answers(
     """What a task gives for each text, as soon as those before it are there."""
     model, texts = load_model(options), _texts(text, lines)
     asked |= {"instruction": instruction, "raw": raw, **given(options)}
+    # lines of a pipe may come one by one, and are answered so; those of a file are all there
+    asked["width"] = None if _is_file(sys.stdin) else 1
     for row in model.batch(texts, task, progress=False, **asked):
         if row.error is not None:
             raise OptionError(f"text {row.index + 1}: {row.error}") if lines else row.error
         yield row.value
+
+
+def _is_file(stream: Any) -> bool:
+    try:
+        return stat.S_ISREG(os.fstat(stream.fileno()).st_mode)
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def _texts(text: str | None, lines: bool) -> Iterator[str]:

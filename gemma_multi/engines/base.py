@@ -278,6 +278,10 @@ class Session(ABC):
             self._forget()
             raise OptionError(f"what was held does not fit this engine: {error}") from error
 
+    def check(self, ids: Ids, want: Wanted) -> None:
+        """Raises OptionError or ContextError for what `read` would refuse."""
+        self._checked(ids, want)
+
     def check_room(self, ids: Sized, ahead: int = 0) -> None:
         """Raises ContextError where so many more tokens, and `ahead` others, do not fit."""
         more = len(ids) + ahead

@@ -211,10 +211,11 @@ class KerasEngine(Engine):
                 chunk = of[done : done + width]
                 tokens[row, : len(chunk)], count[row] = chunk, len(chunk)
             start = begin + [min(done, len(given.get(row, ()))) for row in range(table.rows)]
-            x, table.layers = self.forward(
-                tokens, table.layers, start.astype(np.int32), count, wanted=_HIDDEN,
-                fresh=fresh and not done,
-            )  # fmt: skip
+            with table.giving_away():
+                x, table.layers = self.forward(
+                    tokens, table.layers, start.astype(np.int32), count, wanted=_HIDDEN,
+                    fresh=fresh and not done,
+                )  # fmt: skip
             states = x if states is None else self.runtime.where(count[:, None] > 0, x, states)
         for row, session in seated.items():
             # a row that read nothing has padding where its next token will be

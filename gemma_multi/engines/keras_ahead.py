@@ -75,7 +75,10 @@ class Ahead:
             [want.options if want else None for want in asked],
             [want.vocabulary if want and want.vocabulary else size for want in asked],
         )
-        chosen, table.layers = self.program(given, table.layers, start, reads, arrays, ways=ways)
+        with table.giving_away():
+            chosen, table.layers = self.program(
+                given, table.layers, start, reads, arrays, ways=ways
+            )
         for row, session in seated.items():
             session.written = max(session.written, int(written[row]))
         found = np.asarray(chosen)

@@ -11,6 +11,8 @@ Design choices:
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from gemma_multi.engines.keras_decoder import Cache, cache_positions
@@ -93,12 +95,27 @@ class Table:
         seated = self.sessions()
         row = next(row for row in range(self.rows) if row not in seated)
         before = session.table
+        if before is None and self._seats[row] is not None:
+            # what somebody left there is masked, but one that is not finite would spoil the sums
+            before = Table.empty(self._engine, 1, 1)
         if before is not None:
-            self.reserve(before.capacity if before.rows > 1 else session.length)
-            given = self._fitted(before.row_layers(session.row))
-            self.layers = self._engine.runtime.put_row(self.layers, given, row)
+            self.reserve(before.capacity if before.rows > 1 else session.written)
+            given = self._fitted(before.row_layers(session.row if session.table else 0))
+            with self.giving_away():
+                self.layers = self._engine.runtime.put_row(self.layers, given, row)
         self._seats[row] = weakref.ref(session)
         session.sit(self, row)
+
+    @contextmanager
+    def giving_away(self) -> Iterator[None]:
+        """While the arrays are another call's: if that is interrupted, they are nobody's, and all
+        who sit here are empty."""
+        try:
+            yield
+        except BaseException:
+            for session in self.sessions().values():
+                session._forget()
+            raise
 
     def _fitted(self, layers: list[Cache]) -> list[Cache]:
         """One row's layers with as many positions as this table has; those beyond hold nothing."""

@@ -14,6 +14,7 @@ Design choices:
 from __future__ import annotations
 
 import functools
+import threading
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -235,6 +236,9 @@ class LitertSession(Session):
         return copy
 
 
+_COUNTING = threading.RLock()  # a session may be let go of while another is counted
+
+
 class _Holding:
     """What caches a session looks at, apart from it, so that they outlive it by a moment."""
 
@@ -244,11 +248,13 @@ class _Holding:
 
     def take(self, caches: Caches | None) -> None:
         """Looks at these instead; those that nobody looks at any more go back to the engine."""
-        before, self.caches = self.caches, caches
-        if caches is not None:
-            caches.users += 1
+        with _COUNTING:
+            before, self.caches = self.caches, caches
+            if caches is not None:
+                caches.users += 1
+            if before is not None:
+                before.users -= 1
         if before is not None:
-            before.users -= 1
             engine = self._engine()
             if engine is not None and not before.users and before.is_finite:
                 engine.give_back(before)

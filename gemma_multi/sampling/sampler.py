@@ -37,6 +37,12 @@ _FIRST = 64  # tokens tried first when nothing filters
 _NEAR = 4.0  # noise above this has one token in 55
 
 
+def not_finite(what: str) -> BackendError:
+    return BackendError(
+        f"the {what} are not finite: the weights are damaged, or activations overflowed"
+    )
+
+
 def choose(
     logits: np.ndarray, seen: np.ndarray, options: GenerationOptions, position: int,
     ids: np.ndarray | None = None,
@@ -48,9 +54,7 @@ def choose(
     have. Raises BackendError where no logit is finite, or one is not a number.
     """
     if not np.isfinite(logits.max()):
-        raise BackendError(
-            "the logits are not finite: the weights are damaged, or activations overflowed"
-        )
+        raise not_finite("logits")
     if ids is not None and len(seen):
         seen = np.flatnonzero(np.isin(ids, seen))  # as places in `ids`
     if options.temperature < COLDEST:

@@ -9,6 +9,7 @@ Design choices:
 
 from __future__ import annotations
 
+import inspect
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
@@ -16,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from gemma_multi.errors import GemmaError, OptionError
 from gemma_multi.generation import GenerationResult
-from gemma_multi.progress import Progress, reporting
+from gemma_multi.progress import Progress, check_progress, reporting
 from gemma_multi.reads import Reads, complete_together
 from gemma_multi.tasks.classification import by_labels
 from gemma_multi.tasks.embedding import by_pooling
 from gemma_multi.tasks.extraction import by_schema
 from gemma_multi.tasks.routing import by_routes
 from gemma_multi.tasks.running import width_of
+from gemma_multi.tools import read_tools
 
 if TYPE_CHECKING:
     from gemma_multi.model import Model
@@ -46,7 +48,8 @@ def batch(
     progress: Progress = True, **options: Any,
 ) -> Iterator[BatchRow]:  # fmt: skip
     """See `Model.batch`."""
-    if task not in _TASKS:
+    check_progress(progress)
+    if not isinstance(task, str) or task not in _TASKS:
         raise OptionError(f"task is {task!r}, expected one of {', '.join(_TASKS)}")
     if isinstance(items, str | bytes | Mapping) or not isinstance(items, Iterable):
         raise OptionError(f"items are {items!r}, expected a list or an iterator of rows")
@@ -64,7 +67,7 @@ class _Run:
         self._total = len(items) if isinstance(items, Sized) else 0
         self._at_start = model.active_adapter
         # by adapter, whose weights are in what is prepared; what is wrong for all is said now
-        self._prepared = {self._at_start: _TASKS[task](model, **options)}
+        self._prepared = {self._at_start: _prepared(task, model, options)}
         self._source, self._exhausted = enumerate(items), False
         self._waiting: deque[_Waiting] = deque()  # for their adapter
         self._taken = 0  # rows of the source
@@ -77,6 +80,7 @@ class _Run:
                 while self._waiting or not self._exhausted:
                     if self._waiting:
                         model.switch_adapter(self._waiting[0].adapter)
+                    adapter = model.active_adapter
                     running: dict[int, int] = {}  # place among those that run -> row
                     jobs = self._jobs(running)
                     for place, outcome in complete_together(model.engine, jobs, self._width):
@@ -90,6 +94,11 @@ class _Run:
                             self._next += 1
                             report(self._next, self._total)
                             yield result
+                            if model.active_adapter != adapter:
+                                raise OptionError(
+                                    f"the adapter was switched to {model.active_adapter!r} while "
+                                    f"a batch was running with {adapter!r}; give it to the rows"
+                                )
             finally:
                 model.switch_adapter(self._at_start)
 
@@ -129,18 +138,19 @@ class _Run:
                 raise OptionError(f"the row has {list(own)}, expected {' or '.join(_TEXTS)}")
             item = own.pop(name)
             adapter = own.pop("adapter", adapter)
-            if adapter is not None and adapter not in self._model.adapters:
+            if adapter is not None and (
+                not isinstance(adapter, str) or adapter not in self._model.adapters
+            ):
                 known = ", ".join(map(repr, self._model.adapters)) or "none"
                 raise OptionError(f"no adapter is called {adapter!r}; there are: {known}")
         return adapter, lambda: self._prepare(adapter, own)(item)
 
     def _prepare(self, adapter: str | None, own: dict[str, Any]) -> Callable[[Any], Reads[Any]]:
         """The task with a row's own options; when it runs, since that may ask the model."""
-        task = _TASKS[self._task]
         if own:
-            return task(self._model, **{**self._options, **own})
+            return _prepared(self._task, self._model, {**self._options, **own})
         if adapter not in self._prepared:
-            self._prepared[adapter] = task(self._model, **self._options)
+            self._prepared[adapter] = _prepared(self._task, self._model, self._options)
         return self._prepared[adapter]
 
 
@@ -156,6 +166,16 @@ class _Waiting:
 _TEXTS = ("prompt", "messages", "text", "query")  # what a row may call what it is about
 
 
+def _prepared(task: str, model: Model, options: Mapping[str, Any]) -> Callable[[Any], Reads[Any]]:
+    """A task that was given its options. Raises OptionError."""
+    prepare = _TASKS[task]
+    try:
+        inspect.signature(prepare).bind(model, **options)
+    except TypeError as error:
+        raise OptionError(f"task {task!r}: {error}") from None
+    return prepare(model, **options)
+
+
 def _failing(error: GemmaError) -> Job:
     def job() -> Reads[Any]:
         raise error
@@ -168,6 +188,8 @@ def _generation(
     **options: Any,
 ) -> Callable[[Any], Reads[GenerationResult]]:  # fmt: skip
     model.answer_options(options)
+    if tools is not None:
+        read_tools(tools)
     return lambda prompt: model.stream(
         prompt, raw=raw, tools=tools, tool_choice=tool_choice, **options
     ).whole()

@@ -20,9 +20,10 @@ import numpy as np
 
 from gemma_multi.constraints.options import check_choices
 from gemma_multi.engines import LAST, Rows, Session
-from gemma_multi.errors import OptionError
+from gemma_multi.errors import BackendError, OptionError
 from gemma_multi.progress import Progress
 from gemma_multi.reads import Read, Reads, complete
+from gemma_multi.sampling import not_finite
 from gemma_multi.tasks.prompts import TaskPrompt, read_choices, read_instruction, read_texts
 from gemma_multi.tasks.running import run_all
 
@@ -98,7 +99,11 @@ class Classifier:
         return self._classification(self._prompt.ids(self._model, text))
 
     def _classification(self, ids: list[int]) -> Reads[Classification]:
-        scores, reused = yield from self._scores(ids)
+        try:
+            scores, reused = yield from self._scores(ids)
+        except BackendError:  # what is not finite may be in the caches that others go on from
+            self._model.prefixes.clear()
+            raise
         scores = np.maximum(scores, _LEAST) - np.maximum(self._prior, _LEAST)
         weights = np.exp(scores - scores.max())
         shares = dict(zip(self._names, (weights / weights.sum()).tolist(), strict=True))
@@ -121,11 +126,17 @@ class Classifier:
         scores = np.full(len(self._names), -np.inf)
         firsts = np.array(sorted(tree.children))
         # labels that are the beginning of others are nothing here: the root is no label
-        logits = yield Read(session, ids[session.length :], Rows(firsts))
+        logits = _finite((yield Read(session, ids[session.length :], Rows(firsts))))
         several = len(tree.children) > 1
         for token, logit in zip(firsts.tolist(), logits.tolist(), strict=True):
             yield from _descend(session, token, tree.children[token], logit, scores, several)
         return scores, reused
+
+
+def _finite(logits: np.ndarray) -> np.ndarray:
+    if not np.isfinite(logits).all():
+        raise not_finite("logits")
+    return logits
 
 
 def _descend(
@@ -136,7 +147,7 @@ def _descend(
     taken = -np.inf  # by the labels that go on
     if node.children:
         session = session.fork() if fork else session
-        logits = yield Read(session, [token], LAST)
+        logits = _finite((yield Read(session, [token], LAST)))
         top = logits.max()
         total = float(top + np.log(np.exp(logits - top).sum(dtype=np.float64)))
         for child, below in node.children.items():

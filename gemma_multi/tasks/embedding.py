@@ -16,6 +16,7 @@ from gemma_multi.engines import HIDDEN
 from gemma_multi.errors import OptionError
 from gemma_multi.progress import Progress
 from gemma_multi.reads import Read, Reads
+from gemma_multi.sampling import not_finite
 from gemma_multi.tasks.prompts import read_texts
 from gemma_multi.tasks.running import run_all
 
@@ -53,6 +54,8 @@ def by_pooling(model: Model, pooling: str = "last") -> Callable[[str], Reads[np.
             vector = yield Read(model.new_session(), ids, HIDDEN)
         else:
             vector = model.engine.trace(ids)[-1].mean(axis=0)
+        if not np.isfinite(vector).all():
+            raise not_finite("hidden states")
         return vector / np.maximum(np.linalg.norm(vector), 1e-12)
 
     return lambda text: reads(model.encode(text, raw=True))

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from tiny import tiny_checkpoint
 
+from gemma_multi.config import EMBEDDING, FULL
 from gemma_multi.engines import (
     ALL,
     HIDDEN,
@@ -211,6 +212,59 @@ def test_an_interrupted_read_of_many_leaves_no_half_read_session(
     for session in sessions:
         expected = exact_engine.session().read([*session.ids.tolist(), 11])
         assert_close(exact_engine, session.read([11]), expected)
+
+
+def test_what_is_not_finite_stays_in_its_own_row(backend: str) -> None:
+    """Though its place is another's later."""
+    checkpoint = tiny_checkpoint()
+    engine = create_engine(checkpoint, backend, "float32")
+    if engine.fixed_weights:
+        pytest.skip("holds its weights as they came")
+    embedding = checkpoint.weight(EMBEDDING).astype(np.float32)
+    embedding[300] = np.nan
+    engine.assign({EMBEDDING: embedding})
+    sessions = [engine.session() for _ in range(3)]
+    engine.read(sessions, [[300], [5], [6]], NOTHING)
+    del sessions[0]
+    sessions.append(engine.session())
+    found = engine.read(sessions, [[7], [8], [9]], HIDDEN)
+    alone = engine.session().read([9], HIDDEN)
+    assert_close(engine, engine.numpy(found[2]), alone)
+
+
+def test_an_interrupted_read_of_many_spares_or_empties_those_beside_them(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = create_engine(tiny_checkpoint(), backend, "float32")
+    sessions = [engine.session() for _ in range(4)]
+    engine.read(sessions, [[5], [6], [7], [8]], NOTHING)
+
+    class Interrupting:
+        def __call__(self, *given: Any, **named: Any) -> Any:
+            program(*given, **named)
+            raise KeyboardInterrupt
+
+    if hasattr(engine, "forward"):  # whose arrays are given away
+        program = engine.forward
+        with monkeypatch.context() as patch:
+            patch.setattr(engine, "forward", Interrupting())
+            with pytest.raises(KeyboardInterrupt):
+                engine.read(sessions[:3], [[5]] * 3)
+    for session in sessions:
+        expected = engine.session().read([*session.ids.tolist(), 11])
+        assert_close(engine, session.read([11]), expected)
+
+
+def test_what_was_taken_back_before_it_was_read_with_others_is_held(backend: str) -> None:
+    whole = tiny_checkpoint(layer_types=(FULL,) * 8)
+    engine = create_engine(whole, backend, "float32")
+    ids, sessions = tokens(200), [engine.session() for _ in range(2)]
+    sessions[0].read(ids, NOTHING)
+    sessions[0].truncate(20)
+    engine.read(sessions, [[5], [6]], NOTHING)
+    other = engine.session()
+    other.restore(sessions[0].ids, sessions[0].held())
+    assert_close(engine, other.read([9]), engine.session().read([*ids[:20], 5, 9]))
 
 
 def test_a_refused_row_leaves_all_sessions_as_they_were(exact_engine: Engine) -> None:

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import BaseModel, field_validator
 from tiny import tiny_checkpoint
 from training.test_adapters import random_adapter
 
 import gemma_multi
 from gemma_multi import (
+    BackendError,
     BatchRow,
     ConstraintError,
     ContextError,
     Model,
     OptionError,
 )
+from gemma_multi.engines import Session
 
 PROMPTS = [
     "Tell me a bedtime story.", "Hi", "Tell me a story about a brave little fox in the snow.",
@@ -141,6 +145,79 @@ def test_a_row_that_fails_is_an_error_and_the_others_go_on(model: Model) -> None
     assert found[0].value.tokens == found[8].value.tokens
 
 
+def test_a_row_with_options_that_its_task_does_not_have_is_an_error(model: Model) -> None:
+    rows = ["Hi", {"text": "Hi", "lables": []}, {"text": None}, {"text": ["Hi"]}, "Hi"]
+    found = list(model.batch(rows, "classify", labels=["a", "b"]))
+    failed = [False, True, True, True, False]
+    assert [isinstance(row.error, OptionError) for row in found] == failed
+    found = list(model.batch(["Hi", {"prompt": None}, {"prompt": [1]}], max_tokens=1))
+    assert [isinstance(row.error, OptionError) for row in found] == [False, True, True]
+
+
+def test_a_row_cannot_end_the_others(model: Model) -> None:
+    class Odd(BaseModel):
+        n: int
+
+        @field_validator("n")
+        @classmethod
+        def refused(cls, value: int) -> int:
+            raise KeyError("no such number")
+
+    rows: list[Any] = ["Hi", {"prompt": "Hi", "adapter": ["a"]}, {"prompt": "Hi", "schema": Odd,
+                       "max_tokens": 60}, "Hi"]  # fmt: skip
+    found = list(model.batch(rows, temperature=0, max_tokens=3))
+    kinds = [type(row.error) for row in found]
+    assert kinds == [type(None), OptionError, ConstraintError, type(None)]
+
+
+def test_another_adapter_in_the_middle_is_an_error_and_no_wrong_row(model: Model) -> None:
+    rows = model.batch([f"Hi {i}" for i in range(6)], max_tokens=2, width=2)
+    next(rows)
+    model.switch_adapter("a")
+    with pytest.raises(OptionError, match="the adapter was switched to 'a' while a batch"):
+        list(rows)
+    assert model.active_adapter is None
+
+
+def test_what_is_not_finite_is_an_error_and_no_label(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = model.engine.numpy
+    with monkeypatch.context() as patch:
+        patch.setattr(model.engine, "numpy", lambda array: whole(array) * np.float32(np.nan))
+        for ask in (
+            lambda: model.classify("Hi", ["a", "b"]), lambda: model.embed("Hi"),
+            lambda: model.generate("Hi", max_tokens=2),
+        ):  # fmt: skip
+            with pytest.raises(BackendError, match="are not finite: the weights are damaged"):
+                ask()
+    assert len(model.prefixes) == 0
+    assert model.classify("Hi", ["a", "b"]).label in ("a", "b")
+
+
+def test_rows_that_failed_and_streams_that_were_left_keep_no_session(model: Model) -> None:
+    def alive() -> int:
+        return sum(isinstance(one, Session) for one in gc.get_objects())
+
+    text = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}
+    model.prefixes.clear()
+    gc.collect()
+    before = alive()
+    gc.disable()
+    try:
+        found = list(model.batch(["Hi"] * 6, schema=text, max_tokens=3, width=3))
+        assert all(isinstance(row.error, ConstraintError) for row in found)
+        for _ in model.stream("Hi", max_tokens=9):
+            break
+        rows = model.batch(["Hi"] * 6, max_tokens=9, width=3)
+        next(rows)
+        rows.close()  # type: ignore[attr-defined]
+        del rows
+        assert alive() == before
+    finally:
+        gc.enable()
+
+
 def test_it_takes_no_more_of_an_endless_source_than_it_needs(model: Model) -> None:
     taken = itertools.count()
     source = ({"prompt": f"Hi {next(taken)}", "adapter": None} for _ in itertools.repeat(0))
@@ -164,6 +241,8 @@ def test_what_is_wrong_for_all_rows_is_said_at_once(model: Model) -> None:
         ({"items": ["Hi"], "width": 0}, "width is 0, expected a whole number 1 to 128"),
         ({"items": ["Hi"], "task": "classify", "labels": []}, "labels"),
         ({"items": ["Hi"], "temprature": 1}, "temprature"),
+        ({"items": ["Hi"], "task": "classify"}, "task 'classify': missing .*'labels'"),
+        ({"items": ["Hi"], "task": "embed", "pool": "last"}, "task 'embed': .*'pool'"),
     ):
         with pytest.raises(OptionError, match=message):
             model.batch(**given)  # type: ignore[arg-type]
