@@ -308,7 +308,7 @@ class KerasSession(Session):
         assert self.table is not None
         for i, cache in enumerate(self.table.row_layers(self.row)):
             for name, array in zip(("keys", "values"), cache, strict=True):
-                held[f"{i}.{name}"] = np.asarray(array)[0, : self.written]
+                held[f"{i}.{name}"] = np.array(array)[0, : self.written]
         return held
 
     def _restore(self, length: int, held: Mapping[str, np.ndarray]) -> bool:
@@ -317,9 +317,9 @@ class KerasSession(Session):
         layers = []
         for i, (keys, _) in enumerate(table.layers):
             _, positions, *rest = keys.shape
-            full, kept = np.zeros((1, positions, *rest), np.float32), min(positions, written)
-            pair = []
+            kept, pair = min(positions, written), []
             for name in ("keys", "values"):
+                full = np.zeros((1, positions, *rest), np.float32)  # the framework may look later
                 full[0, :kept] = fitting(held, f"{i}.{name}", (kept, *rest))
                 pair.append(self.engine.runtime.as_array(full, self.engine.compute))
             layers.append((pair[0], pair[1]))
