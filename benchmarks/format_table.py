@@ -38,8 +38,12 @@ import resource, sys, time, json, gemma_multi
 source, output, given = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 started = time.perf_counter()
 report = gemma_multi.export(source, output, progress=False, **given)
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-print(json.dumps([time.perf_counter() - started, peak, report.nbytes]))
+seconds = time.perf_counter() - started
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+if sys.platform == "linux":  # getrusage counts the parent's memory before exec as well
+    status = dict(line.split(":", 1) for line in open("/proc/self/status") if ":" in line)
+    peak = int(status["VmHWM"].split()[0])
+print(json.dumps([seconds, peak / 1000, report.nbytes]))
 """
 
 
@@ -117,7 +121,7 @@ LINES = (
          in_onnxruntime),
     Line("onnx, q4f16", "int4", "a", {"format": "onnx", "activations": "float16"}, "onnxruntime",
          "onnxruntime", in_onnxruntime),
-    Line("litertlm, int4 (int8 activations)", "int4", "a.litertlm", {"context_length": 1024},
+    Line("litertlm, int4", "int4", "a.litertlm", {"context_length": 1024},
          "LiteRT", "ai_edge_litert", on("litert")),
     Line("huggingface, bfloat16", "bfloat16", "a",
          {"format": "huggingface", "precision": "bfloat16"}, "transformers", "transformers",
@@ -196,12 +200,12 @@ def compared(theirs: np.ndarray, ours: np.ndarray) -> dict[str, float]:
 def show(found: list[dict[str, Any]]) -> None:
     table = Table()
     table.add_column("")
-    for heading in ("in", "MB", "export", "peak", "largest difference", "KL", "same best token"):
+    for heading in ("in", "MB", "export", "peak", "difference", "KL", "top-1"):
         table.add_column(heading, justify="right")
     for one in found:
         table.add_row(
             one["what"], one["runtime"], f"{one['mb']:.0f}", f"{one['seconds']:.1f} s",
-            f"{one['peak_mb']:.0f} MB", f"{one['difference']:.1g}", f"{one['divergence']:.1g}",
+            f"{one['peak_mb']:.0f}", f"{one['difference']:.1g}", f"{one['divergence']:.1g}",
             f"{one['agreement']:.1%}",
         )  # fmt: skip
     Console().print(table)
