@@ -30,7 +30,7 @@ import numpy as np
 from gemma_multi.checkpoint import Tensor
 from gemma_multi.config import ModelConfig, check_context_length
 from gemma_multi.engines.ahead import part, read_chosen
-from gemma_multi.engines.caches import SPARE
+from gemma_multi.engines.caches import MOST_TOGETHER, SPARE
 from gemma_multi.engines.wants import ALL, LAST, NOTHING, Chosen, Rows, Wanted
 from gemma_multi.errors import BackendError, ContextError, OptionError
 from gemma_multi.quantization.tensor import BFLOAT16, SFP8, quantize_tensor, sfp8_tensor
@@ -108,9 +108,7 @@ class Engine(ABC):
         want tokens chosen have batches of their own."""
         found: dict[int, Array | None] = {}
         chosen = [i for i, want in enumerate(wants) if isinstance(want, Chosen)]
-        groups: list[tuple[Any, list[int]]] = []
-        if chosen:
-            groups.append((partial(read_chosen, self), chosen))
+        groups: list[tuple[Any, list[int]]] = [(partial(read_chosen, self), chosen)]
         for one in (True, False):
             alike = [
                 i for i, row in enumerate(ids)
@@ -118,15 +116,17 @@ class Engine(ABC):
             ]  # fmt: skip
             if self.batches_pay and len(alike) > 1:
                 groups.append((self._read_together, alike))
-        for read, places in groups:
-            rows = part(sessions, places)
-            try:
-                results = read(rows, part(ids, places), part(wants, places))
-            except BaseException:  # an interrupt may leave half of it in the caches
-                for session in rows:
-                    session._forget()
-                raise
-            found |= dict(zip(places, results, strict=True))
+        for read, alike in groups:
+            for begin in range(0, len(alike), MOST_TOGETHER):
+                places = alike[begin : begin + MOST_TOGETHER]
+                rows = part(sessions, places)
+                try:
+                    results = read(rows, part(ids, places), part(wants, places))
+                except BaseException:  # an interrupt may leave half of it in the caches
+                    for session in rows:
+                        session._forget()
+                    raise
+                found |= dict(zip(places, results, strict=True))
         for i, session in enumerate(sessions):
             if i not in found:
                 found[i] = session._reading(ids[i], wants[i])

@@ -9,6 +9,7 @@ import numpy as np
 # Positions a ring of a sliding layer keeps beyond the window: so many tokens can be taken back
 # without reading again, as a driver does that guesses ahead or cuts an answer.
 SPARE = 16
+MOST_TOGETHER = 128  # sessions in a batch; more are several batches
 
 
 def fitting(held: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -30,7 +30,7 @@ from gemma_multi.engines.base import Engine, Session
 from gemma_multi.engines.caches import SPARE, fitting, ring_reaches, written_of
 from gemma_multi.engines.keras_ahead import STEPS, Ahead
 from gemma_multi.engines.keras_backbone import build_backbone, import_keras, weight_slots
-from gemma_multi.engines.keras_caches import ROWS, Table, seat_together
+from gemma_multi.engines.keras_caches import Table, seat_together
 from gemma_multi.engines.keras_decoder import Cache, run_layers
 from gemma_multi.engines.keras_results import Chunks, Part, Shared
 from gemma_multi.engines.keras_runtime import KerasRuntime
@@ -157,25 +157,16 @@ class KerasEngine(Engine):
         self, sessions: Sequence[KerasSession], ids: Sequence[np.ndarray], wants: Sequence[Wanted]
     ) -> list[Any]:
         """Sessions in one table, chunk by chunk, of which each row reads what it has left."""
-        results: list[Any] = []
-        for begin in range(0, len(sessions), ROWS[-1]):
-            some = slice(begin, begin + ROWS[-1])
-            with self.reading_together:
-                results += self._read_table(list(sessions[some]), ids[some], wants[some])
-        return results
-
-    def _read_table(
-        self, sessions: list[KerasSession], ids: Sequence[np.ndarray], wants: Sequence[Wanted]
-    ) -> list[Any]:
-        table = seat_together(self, sessions)
-        hidden = self._last_states(table, sessions, ids)
-        by_row: list[Wanted] = [NOTHING] * table.rows
-        for session, want in zip(sessions, wants, strict=True):
-            by_row[session.row] = want
-        found = self.wanted_of(hidden, by_row)
-        for session, row in zip(sessions, ids, strict=True):
-            session._append(row)
-        return [found[session.row] for session in sessions]
+        with self.reading_together:
+            table = seat_together(self, sessions)
+            hidden = self._last_states(table, sessions, ids)
+            by_row: list[Wanted] = [NOTHING] * table.rows
+            for session, want in zip(sessions, wants, strict=True):
+                by_row[session.row] = want
+            found = self.wanted_of(hidden, by_row)
+            for session, row in zip(sessions, ids, strict=True):
+                session._append(row)
+            return [found[session.row] for session in sessions]
 
     def _may_run_ahead(self, session: KerasSession, count: int) -> bool:
         room = session.context_length - session.length - count + 1
@@ -185,14 +176,10 @@ class KerasEngine(Engine):
         self, sessions: Sequence[KerasSession], tokens: np.ndarray, wants: Sequence[Chosen]
     ) -> list[np.ndarray]:
         assert self.ahead is not None
-        found = []
-        for begin in range(0, len(sessions), ROWS[-1]):
-            some = slice(begin, begin + ROWS[-1])
-            found += self.ahead.read(list(sessions[some]), tokens[some], wants[some])
-        return found
+        return self.ahead.read(sessions, tokens, wants)
 
     def _last_states(
-        self, table: Table, sessions: list[KerasSession], ids: Sequence[np.ndarray]
+        self, table: Table, sessions: Sequence[KerasSession], ids: Sequence[np.ndarray]
     ) -> Any:
         """Reads `ids` into the table; `[B, D]`, the last norm's output for the last of each."""
         given = {session.row: row for session, row in zip(sessions, ids, strict=True)}

@@ -42,7 +42,7 @@ class Ahead:
         )
 
     def read(
-        self, sessions: list[KerasSession], tokens: np.ndarray, wants: Sequence[Chosen]
+        self, sessions: Sequence[KerasSession], tokens: np.ndarray, wants: Sequence[Chosen]
     ) -> list[np.ndarray]:
         """The next tokens of each, of which one, in `tokens`, was not read yet. Each has room for
         `STEPS` more."""
@@ -52,7 +52,7 @@ class Ahead:
         return self._read(sessions, tokens, wants)
 
     def _read(
-        self, sessions: list[KerasSession], tokens: np.ndarray, wants: Sequence[Chosen]
+        self, sessions: Sequence[KerasSession], tokens: np.ndarray, wants: Sequence[Chosen]
     ) -> list[np.ndarray]:
         if len(sessions) == 1:
             table = sessions[0].alone(sessions[0].length + STEPS)

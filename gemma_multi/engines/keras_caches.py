@@ -11,16 +11,17 @@ Design choices:
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from gemma_multi.engines.caches import MOST_TOGETHER
 from gemma_multi.engines.keras_decoder import Cache, cache_positions
 
 if TYPE_CHECKING:
     from gemma_multi.engines.keras import KerasEngine, KerasSession
 
-ROWS = (2, 8, 32, 128)  # of a table for many
+_ROWS = (2, 8, 32, MOST_TOGETHER)  # of a table for many
 _ALONE = (512, 2048, 8192)  # positions of a session alone; past these, multiples of the last
 # side by side memory counts more than the time to compile
 _TOGETHER = (128, 256, 512, 1024, 2048, 4096, 8192)
@@ -100,7 +101,7 @@ class Table:
             before = Table.empty(self._engine, 1, 1)
         if before is not None:
             self.reserve(before.capacity if before.rows > 1 else session.written)
-            given = self._fitted(before.row_layers(session.row if session.table else 0))
+            given = self._fitted(before.row_layers(session.row))
             with self.giving_away():
                 self.layers = self._engine.runtime.put_row(self.layers, given, row)
         self._seats[row] = weakref.ref(session)
@@ -127,9 +128,9 @@ class Table:
         return self._padded(cut, self.capacity)
 
 
-def seat_together(engine: KerasEngine, sessions: list[KerasSession]) -> Table:
+def seat_together(engine: KerasEngine, sessions: Sequence[KerasSession]) -> Table:
     """The table in which all of these sit by now, beside no more others than there must be."""
-    needed = next(rows for rows in ROWS if rows >= len(sessions))
+    needed = next(rows for rows in _ROWS if rows >= len(sessions))
     tables = {id(s.table): s.table for s in sessions if s.table is not None and s.table.rows > 1}
     best = max(
         (table for table in tables.values() if table.rows == needed),

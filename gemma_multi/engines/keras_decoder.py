@@ -99,12 +99,6 @@ def _write(cache: Cache, new: Cache, at: Any) -> Cache:
     from keras import ops
 
     rows, width = new[0].shape[:2]
-    if rows == 1:
-        keys, values = (
-            ops.slice_update(old, (0, at[0], 0, 0), ops.cast(given, old.dtype))
-            for old, given in zip(cache, new, strict=True)
-        )
-        return keys, values
     positions = at[:, None] + ops.arange(width, dtype="int32")
     places = ops.stack([ops.repeat(ops.arange(rows, dtype="int32")[:, None], width, 1), positions])
     places = ops.reshape(ops.transpose(places, (1, 2, 0)), (rows * width, 2))
@@ -123,9 +117,7 @@ def _write_ring(cache: Cache, new: Cache, start: Any, count: Any) -> Cache:
 
     size, (rows, width) = cache[0].shape[1], new[0].shape[:2]
     token = _held(size, start + count - 1) - start[:, None]  # i32[B, R]; below 0: an older one
-    at = ops.clip(token, 0, width - 1)
-    if rows > 1:
-        at = at + width * ops.arange(rows, dtype="int32")[:, None]
+    at = ops.clip(token, 0, width - 1) + width * ops.arange(rows, dtype="int32")[:, None]
     taken = ops.reshape(token >= 0, (rows, size, 1, 1))
     keys, values = (
         ops.where(

@@ -168,7 +168,7 @@ class MlxEngine(Engine):
             SideBySide(mx, list(of_layer), counts)
             for of_layer in zip(*(session.caches for session in sessions), strict=True)
         ])  # fmt: skip
-        found = self._wanted_of(hidden[mx.arange(len(rest)), mx.array(counts) - 1], wants)
+        found = self.wanted_of(hidden[mx.arange(len(rest)), mx.array(counts) - 1], wants)
         results = [one for one in found if one is not None]
         mx.async_eval([session.arrays() for session in sessions], results)
         for session, row in zip(sessions, rest, strict=True):
@@ -183,14 +183,14 @@ class MlxEngine(Engine):
     ) -> list[np.ndarray]:
         return run_ahead(self, sessions, tokens, wants)
 
-    def _wanted_of(self, hidden: Any, wants: Sequence[Wanted]) -> list[Any]:
+    def wanted_of(self, hidden: Any, wants: Sequence[Wanted]) -> list[Any]:
         """What is wanted of each row of `[B, D]`."""
         whole = [i for i, want in enumerate(wants) if want is LAST]
-        logits: Any = self.head(hidden[self.mx.array(whole)]) if whole else None
+        logits = iter(self.head(hidden[self.mx.array(whole)]) if whole else ())
         found: list[Any] = []
         for i, want in enumerate(wants):
             if want is LAST:
-                found.append(logits[whole.index(i)])
+                found.append(next(logits))
             elif want is HIDDEN:
                 found.append(hidden[i].astype(self.mx.float32))
             else:
@@ -257,15 +257,10 @@ class MlxSession(Session):
                 parts.append(engine.head(hidden))
             mx.eval(self.arrays(), parts)
         hidden = self.hidden(last)[0]
-        result = None
         if want is ALL:
             result = mx.concatenate([*parts, engine.head(hidden)])
-        elif want is HIDDEN:
-            result = hidden[-1].astype(mx.float32)
-        elif isinstance(want, Rows):
-            result = engine.head_rows(hidden[-1], want.ids)
-        elif want is not NOTHING:
-            result = engine.head(hidden[-1:])[0]
+        else:
+            (result,) = engine.wanted_of(hidden[-1:], [want])
         # what is left for later can only be computed by this thread
         mx.async_eval(self.arrays(), [] if result is None else result)
         return result

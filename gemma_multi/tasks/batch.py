@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from gemma_multi.engines.caches import MOST_TOGETHER
 from gemma_multi.errors import GemmaError, OptionError
 from gemma_multi.generation import GenerationResult
 from gemma_multi.progress import Progress, check_progress, reporting
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from gemma_multi.model import Model
 
 _AHEAD = 32  # rows that may be read or done before the first one that is not, times the width
-_MOST = 128  # rows at a time
 Job = Callable[[], Reads[Any]]
 
 
@@ -54,8 +54,8 @@ def batch(
     if isinstance(items, str | bytes | Mapping) or not isinstance(items, Iterable):
         raise OptionError(f"items are {items!r}, expected a list or an iterator of rows")
     width = width_of(model) if width is None else width
-    if type(width) is not int or not 1 <= width <= _MOST:
-        raise OptionError(f"width is {width!r}, expected a whole number 1 to {_MOST}")
+    if type(width) is not int or not 1 <= width <= MOST_TOGETHER:
+        raise OptionError(f"width is {width!r}, expected a whole number 1 to {MOST_TOGETHER}")
     return _Run(model, items, task, options, width).run(progress)
 
 
