@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from gemma_multi.checkpoint import Checkpoint, Provenance, Tensor
+from gemma_multi.checkpoint import Checkpoint, Provenance, Tensor, dense, rows_of
 from gemma_multi.config import EMBEDDING, SLIDING, ModelConfig, alternate
 from gemma_multi.errors import CheckpointError
 from gemma_multi.exporters.base import Exporter, ExportReport
@@ -39,7 +39,7 @@ from gemma_multi.hub import is_repository_id
 from gemma_multi.options import option
 from gemma_multi.progress import Report
 from gemma_multi.quantization.int4 import GROUP_SIZE
-from gemma_multi.quantization.tensor import PackedTensor, QuantizedTensor
+from gemma_multi.quantization.tensor import QuantizedTensor
 from gemma_multi.sampling import GenerationOptions
 from gemma_multi.sentencepiece_model import SPACE, UNKNOWN, PieceKind, with_silent_steering_pieces
 from gemma_multi.transforms import DENSE, GRIDS, to_precision, without_sfp8
@@ -320,14 +320,12 @@ def _stored(name: str, tensor: Tensor, kind: str) -> Iterator[np.ndarray]:
         yield gain_of(np.asarray(tensor))
         return
     for start in range(0, tensor.shape[0], _CHUNK_ROWS):
-        part = slice(start, start + _CHUNK_ROWS)
-        rows = tensor.rows(part) if isinstance(tensor, PackedTensor) else tensor[part]
+        rows = rows_of(tensor, slice(start, start + _CHUNK_ROWS))
         if isinstance(rows, QuantizedTensor) and kind in BITS:
             yield _blocks(name, rows, kind)
             continue
-        weights = rows.dequantize() if isinstance(rows, PackedTensor) else rows
         with np.errstate(over="ignore"):
-            stored = weights.astype(DTYPES[kind])
+            stored = dense(rows).astype(DTYPES[kind])
         if kind == "F16" and not np.isfinite(stored).all():
             raise CheckpointError(
                 f"tensor {name!r} holds numbers beyond float16's largest; give "

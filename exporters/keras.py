@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from gemma_multi.checkpoint import Checkpoint, Tensor
+from gemma_multi.checkpoint import Checkpoint, Tensor, dense, rows_of
 from gemma_multi.config import EMBEDDING, ModelConfig, alternate
 from gemma_multi.errors import CheckpointError, OptionError
 from gemma_multi.exporters.base import Exporter, ExportReport
@@ -28,7 +28,7 @@ from gemma_multi.formats import keras as layout
 from gemma_multi.formats.directory import CONFIG_FILE, TOKENIZER_JSON
 from gemma_multi.options import option
 from gemma_multi.progress import Report
-from gemma_multi.quantization.tensor import BFLOAT16, PackedTensor
+from gemma_multi.quantization.tensor import BFLOAT16
 
 PRECISIONS = ("bfloat16", "float32")
 # whose layout this is; keras-hub reads no version
@@ -99,9 +99,8 @@ def _parts(
     step = _CHUNK_ROWS if name == EMBEDDING else tensor.shape[0]
     for begin in range(0, tensor.shape[0], step):
         part = slice(begin, begin + step)
-        rows = tensor.rows(part) if isinstance(tensor, PackedTensor) else tensor[part]
-        dense = rows.dequantize() if isinstance(rows, PackedTensor) else rows
-        arranged = np.ascontiguousarray(place.arrange(dense.astype(dtype, copy=False)))
+        rows = dense(rows_of(tensor, part)).astype(dtype, copy=False)
+        arranged = np.ascontiguousarray(place.arrange(rows))
         yield (part if name == EMBEDDING else slice(None)), arranged
 
 

@@ -25,7 +25,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from gemma_multi.checkpoint import Checkpoint, Provenance
+from gemma_multi.checkpoint import Checkpoint, Provenance, dense, rows_of
 from gemma_multi.config import EMBEDDING, SLIDING, ModelConfig
 from gemma_multi.errors import CheckpointError, OptionError
 from gemma_multi.exporters.base import Exporter, ExportReport
@@ -231,9 +231,9 @@ def _parts(checkpoint: Checkpoint, name: str, kind: str, scale: float) -> Iterat
 
 
 def _rows(checkpoint: Checkpoint, name: str) -> Iterator[np.ndarray]:
-    count = checkpoint.tensors.infos[name].shape[0]
-    for start in range(0, count, _CHUNK_ROWS):
-        yield checkpoint.rows(name, np.arange(start, min(start + _CHUNK_ROWS, count)))
+    tensor = checkpoint.tensors[name]  # once: some readers make it when it is asked for
+    for start in range(0, tensor.shape[0], _CHUNK_ROWS):
+        yield dense(rows_of(tensor, slice(start, start + _CHUNK_ROWS)))
 
 
 # the container

@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 
 from gemma_multi import formats
-from gemma_multi.checkpoint import Checkpoint, Tensor
+from gemma_multi.checkpoint import Checkpoint, Tensor, dense, rows_of
 from gemma_multi.exporters import ExportReport
 from gemma_multi.exporting import export
 from gemma_multi.progress import Progress
-from gemma_multi.quantization.tensor import PackedTensor
+from gemma_multi.quantization.tensor import SFP8, PackedTensor
 from gemma_multi.sources import Source, open_checkpoint
-from gemma_multi.transforms import TensorError
+from gemma_multi.transforms import GRIDS, TensorError
 
 _ROWS = 1 << 13  # compared at a time
-_BITS = {"int4": 4, "int8": 8, "sfp8": 8}
+_BITS = GRIDS | {SFP8: 8}
 
 
 @dataclass(frozen=True)
@@ -80,13 +80,7 @@ def _difference(one: Tensor, other: Tensor) -> float:
     wrong = whole = 0.0
     for start in range(0, one.shape[0], _ROWS):
         rows = slice(start, start + _ROWS)
-        a, b = (_dense(tensor, rows) for tensor in (one, other))
+        a, b = (dense(rows_of(tensor, rows)).astype(np.float32) for tensor in (one, other))
         wrong += float(np.square(a - b, dtype=np.float64).sum())
         whole += float(np.square(a, dtype=np.float64).sum())
     return float(np.sqrt(wrong / max(whole, 1e-30)))
-
-
-def _dense(tensor: Tensor, rows: slice) -> np.ndarray:
-    if isinstance(tensor, PackedTensor):
-        return tensor.rows(rows).dequantize()
-    return tensor[rows].astype(np.float32)

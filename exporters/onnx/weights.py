@@ -20,10 +20,10 @@ from functools import cached_property, partial
 import numpy as np
 from onnx import TensorProto
 
-from gemma_multi.checkpoint import Checkpoint, Tensor
+from gemma_multi.checkpoint import Checkpoint, Tensor, dense, rows_of
 from gemma_multi.exporters.onnx.graph import MICROSOFT, Graph, Initializer
 from gemma_multi.progress import Report
-from gemma_multi.quantization.tensor import PackedTensor, QuantizedTensor, quantize_tensor
+from gemma_multi.quantization.tensor import QuantizedTensor, quantize_tensor
 from gemma_multi.transforms import GRIDS, TensorError, to_precision
 
 _ROWS = 8192  # dense ones at a time
@@ -145,11 +145,8 @@ class Linear:
     def _dense(self) -> Iterator[np.ndarray]:
         tensor = self.read()
         for start in range(0, self.shape[0], _ROWS):
-            part = slice(start, start + _ROWS)
-            if isinstance(tensor, PackedTensor):
-                yield tensor.rows(part).dequantize().astype(self.dtype, copy=False)
-            else:
-                yield tensor[part].astype(self.dtype)
+            rows = rows_of(tensor, slice(start, start + _ROWS))
+            yield dense(rows).astype(self.dtype, copy=False)
 
     def _quantized(self) -> QuantizedTensor:
         tensor = self.read()

@@ -12,7 +12,7 @@ from functools import partial
 
 import numpy as np
 
-from gemma_multi.checkpoint import Checkpoint, Tensor
+from gemma_multi.checkpoint import Checkpoint, Tensor, dense
 from gemma_multi.exporters.tflite.flatbuffer import Weight
 from gemma_multi.formats.tflite.layout import (
     INT4_SIGN_BITS,
@@ -20,7 +20,7 @@ from gemma_multi.formats.tflite.layout import (
     fused_tensors,
 )
 from gemma_multi.progress import Report, silent
-from gemma_multi.quantization.tensor import PackedTensor, QuantizedTensor, quantize_tensor
+from gemma_multi.quantization.tensor import QuantizedTensor, quantize_tensor
 from gemma_multi.transforms import TensorError, to_precision
 
 
@@ -85,7 +85,7 @@ def linear_weights(checkpoint: Checkpoint, precision: str) -> dict[str, Weight]:
                 partial(_rows, tensors, _row_scales),
             )  # fmt: skip
         else:
-            weights[fused] = Weight(fused, shape, 32, partial(_rows, tensors, _dense), size * 4)
+            weights[fused] = Weight(fused, shape, 32, partial(_rows, tensors, _float32), size * 4)
     return weights
 
 
@@ -116,6 +116,5 @@ def _row_scales(tensor: Tensor) -> np.ndarray:
     return tensor.scales[:, 0].astype(np.float32)
 
 
-def _dense(tensor: Tensor) -> np.ndarray:
-    dense = tensor.dequantize() if isinstance(tensor, PackedTensor) else tensor
-    return dense.astype(np.float32)
+def _float32(tensor: Tensor) -> np.ndarray:
+    return dense(tensor).astype(np.float32)

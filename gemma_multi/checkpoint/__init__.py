@@ -4,7 +4,7 @@ from one."""
 from gemma_multi.checkpoint.adapter import LINEAR_LAYERS, Adapter
 from gemma_multi.checkpoint.checkpoint import Checkpoint
 from gemma_multi.checkpoint.provenance import Provenance
-from gemma_multi.checkpoint.tensors import Origin, Tensor, TensorInfo, Tensors
+from gemma_multi.checkpoint.tensors import Origin, Tensor, TensorInfo, Tensors, dense, rows_of
 
 __all__ = [
     "LINEAR_LAYERS",
@@ -15,4 +15,6 @@ __all__ = [
     "Tensor",
     "TensorInfo",
     "Tensors",
+    "dense",
+    "rows_of",
 ]

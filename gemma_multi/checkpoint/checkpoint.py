@@ -21,10 +21,9 @@ from typing import Any
 import numpy as np
 
 from gemma_multi.checkpoint.provenance import Provenance
-from gemma_multi.checkpoint.tensors import Tensor, Tensors
+from gemma_multi.checkpoint.tensors import Tensor, Tensors, dense, rows_of
 from gemma_multi.config import EMBEDDING, ModelConfig
 from gemma_multi.errors import CheckpointError
-from gemma_multi.quantization.tensor import PackedTensor
 from gemma_multi.tokenizer import Tokenizer
 
 
@@ -112,15 +111,11 @@ class Checkpoint:
 
     def weight(self, name: str) -> np.ndarray:
         """A tensor as a dense array: stored type if dense, float32 if it was packed."""
-        tensor = self.tensors[name]
-        return tensor.dequantize() if isinstance(tensor, PackedTensor) else tensor
+        return dense(self.tensors[name])
 
     def rows(self, name: str, rows: np.ndarray) -> np.ndarray:
         """Some rows of a tensor, likewise."""
-        tensor = self.tensors[name]
-        if isinstance(tensor, PackedTensor):
-            return tensor.rows(rows).dequantize()
-        return tensor[rows]
+        return dense(rows_of(self.tensors[name], rows))
 
     def replace(self, **changes: Any) -> Checkpoint:
         """A copy with other fields."""

@@ -23,6 +23,16 @@ from gemma_multi.quantization.tensor import SFP8, PackedTensor
 Tensor = np.ndarray | PackedTensor
 
 
+def dense(tensor: Tensor) -> np.ndarray:
+    """A tensor as an array: the stored type if it is one, `f32` if it was packed."""
+    return tensor.dequantize() if isinstance(tensor, PackedTensor) else tensor
+
+
+def rows_of(tensor: Tensor, rows: slice | np.ndarray) -> Tensor:
+    """Some rows of a matrix, in the form that it is in; a slice copies nothing."""
+    return tensor.rows(rows) if isinstance(tensor, PackedTensor) else tensor[rows]
+
+
 @dataclass(frozen=True)
 class TensorInfo:
     """What a tensor is, without its values."""

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from gemma_multi.checkpoint import Checkpoint, Tensor
+from gemma_multi.checkpoint import Checkpoint, Tensor, dense
 from gemma_multi.config import EMBEDDING, SLIDING
 from gemma_multi.engines.backend import Backend, Request, has_nvidia_gpu, on_apple_silicon
 from gemma_multi.engines.base import Engine, Session
@@ -36,7 +36,6 @@ from gemma_multi.engines.keras_results import Chunks, Part, Shared
 from gemma_multi.engines.keras_runtime import KerasRuntime
 from gemma_multi.engines.precision import Prepared, prepare
 from gemma_multi.engines.wants import ALL, HIDDEN, LAST, NOTHING, Chosen, Rows, Wanted
-from gemma_multi.quantization.tensor import PackedTensor
 
 _CHUNKS = {512: 257, 128: 33, 16: 2, 1: 1}  # tokens -> from how many on padding is worth it
 _TOGETHER = {128: 97, 32: 2, 1: 1}  # of many sessions, each of which is padded
@@ -76,8 +75,7 @@ class KerasEngine(Engine):
 
     def _assign(self, name: str, tensor: Tensor) -> None:
         slot = self.slots[name]
-        dense = tensor.dequantize() if isinstance(tensor, PackedTensor) else tensor
-        value = self.runtime.array(dense, self.compute)
+        value = self.runtime.array(dense(tensor), self.compute)
         slot.variable._value = self.runtime.as_value(slot.arrange(value), self.compute)
 
     def assign(self, tensors: Mapping[str, Tensor]) -> None:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gemma_multi.checkpoint import Checkpoint, Tensor
+from gemma_multi.checkpoint import Checkpoint, dense
 from gemma_multi.config import EMBEDDING, SLIDING
 from gemma_multi.engines.backend import Backend, Request, has_nvidia_gpu, on_apple_silicon
 from gemma_multi.engines.base import Engine, Session
@@ -41,7 +41,6 @@ from gemma_multi.formats.tflite.layout import (
 from gemma_multi.formats.tflite.layout import HIDDEN as HIDDEN_SIGNATURE
 from gemma_multi.machine import available_cores
 from gemma_multi.options import option
-from gemma_multi.quantization.tensor import PackedTensor
 from gemma_multi.transforms import fit_float16
 
 _MOST_THREADS = 1024
@@ -120,14 +119,14 @@ class LitertEngine(Engine):
     def weight(self, name: str, rows: slice = slice(None)) -> np.ndarray:
         if len(self.config.tensor_shapes()[name]) == 1:
             return self.file.gain(name)
-        return _dense(self.file.read(name, rows))
+        return dense(self.file.read(name, rows)).astype(np.float32, copy=False)
 
     def head_rows(self, hidden: np.ndarray, ids: np.ndarray) -> np.ndarray:
         """`f32[D]` -> the logits of some tokens, from exact weights and activations."""
         key = ids.tobytes()
         head = self._heads.get(key)
         if head is None:
-            head = _dense(self.file.read(EMBEDDING, ids))
+            head = dense(self.file.read(EMBEDDING, ids)).astype(np.float32, copy=False)
             kept = sum(other.nbytes for other in self._heads.values())
             if kept + head.nbytes > _HEAD_BYTES:
                 self._heads.clear()
@@ -165,10 +164,6 @@ class LitertEngine(Engine):
         built = tflite.build(self.file.checkpoint("tflite"), options, trace=True)
         file = passing_file(f"{self.file.digest[:32]}.trace", built.write)
         return LitertEngine(file, self.place, passing=True)
-
-
-def _dense(tensor: Tensor) -> np.ndarray:
-    return tensor.dequantize() if isinstance(tensor, PackedTensor) else tensor.astype(np.float32)
 
 
 class LitertSession(Session):

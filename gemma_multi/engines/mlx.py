@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from gemma_multi.checkpoint import Checkpoint, Tensor
+from gemma_multi.checkpoint import Checkpoint, Tensor, dense
 from gemma_multi.engines.backend import Backend, Request, on_apple_silicon
 from gemma_multi.engines.base import Engine, Session
 from gemma_multi.engines.caches import SPARE, fitting, written_of
@@ -35,7 +35,7 @@ from gemma_multi.engines.mlx_model import (
 from gemma_multi.engines.precision import Prepared, prepare
 from gemma_multi.engines.wants import ALL, HIDDEN, LAST, NOTHING, Chosen, Rows, Wanted
 from gemma_multi.errors import BackendError
-from gemma_multi.quantization.tensor import BFLOAT16, PackedTensor, QuantizedTensor
+from gemma_multi.quantization.tensor import BFLOAT16, QuantizedTensor
 from gemma_multi.transforms import DENSE
 
 _PREFILL_CHUNK = 512  # tokens; bounds the memory of a long prompt's attention
@@ -124,8 +124,7 @@ class MlxEngine(Engine):
                 (f"{stem}.biases", self.as_array(tensor.biases, as_stored=keep)),
             ]
         else:
-            dense = tensor.dequantize() if isinstance(tensor, PackedTensor) else tensor
-            weights = [(name, self.as_array(dense))]
+            weights = [(name, self.as_array(dense(tensor)))]
         model.load_weights(weights, strict=False)
 
     def as_array(self, array: np.ndarray, as_stored: bool = False) -> Any:

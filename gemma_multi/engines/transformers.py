@@ -13,11 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from gemma_multi.checkpoint import Checkpoint, Tensor
+from gemma_multi.checkpoint import Checkpoint, Tensor, dense
 from gemma_multi.engines.backend import Backend, Request
 from gemma_multi.engines.base import Engine, Session
 from gemma_multi.engines.wants import ALL, HIDDEN, NOTHING, Rows, Wanted
-from gemma_multi.quantization.tensor import PackedTensor
 
 
 def _create(checkpoint: Checkpoint, request: Request) -> Engine:
@@ -63,8 +62,7 @@ class TransformersEngine(Engine):
         return values
 
     def _assign(self, name: str, tensor: Tensor) -> None:
-        dense = tensor.dequantize() if isinstance(tensor, PackedTensor) else tensor
-        value = self.torch.from_numpy(np.array(dense, np.float32))
+        value = self.torch.from_numpy(np.array(dense(tensor), np.float32))
         self.model.get_parameter(name).data.copy_(value)
 
     def _session(self, context_length: int) -> Session:

@@ -24,10 +24,9 @@ from typing import Any
 
 import numpy as np
 
-from gemma_multi.checkpoint import Checkpoint
+from gemma_multi.checkpoint import Checkpoint, rows_of
 from gemma_multi.config import EMBEDDING
 from gemma_multi.errors import OptionError
-from gemma_multi.quantization.tensor import PackedTensor
 from gemma_multi.sentencepiece_model import SPACE, PieceKind
 from gemma_multi.tokenizer import Tokenizer
 
@@ -63,7 +62,7 @@ def trimmed(checkpoint: Checkpoint, wanted: Iterable[int], keep: int | None = No
         eos_token_ids=tuple(new_ids[i] for i in checkpoint.config.eos_token_ids if i in new_ids),
     )  # fmt: skip
     embedding = checkpoint.tensors[EMBEDDING]
-    rows = embedding.rows(ids) if isinstance(embedding, PackedTensor) else embedding[ids]
+    rows = rows_of(embedding, ids)
     how = f"vocabulary trimmed from {pieces.count:,} pieces to {len(ids):,}"
     return checkpoint.with_tensors({EMBEDDING: rows}, how).replace(
         config=config, generation=_renumbered(checkpoint.generation, new_ids),
