@@ -32,6 +32,7 @@ from gemma_multi.config import EMBEDDING, SLIDING, ModelConfig, alternate
 from gemma_multi.errors import CheckpointError
 from gemma_multi.exporters.base import Exporter, ExportReport
 from gemma_multi.files import begins_with, read_optional_json, renamed_when_whole
+from gemma_multi.formats.directory import CHAT_TEMPLATE_FILE, TOKENIZER_CONFIG_FILE
 from gemma_multi.formats.gguf import layout
 from gemma_multi.formats.gguf.file import MAGIC, GgufFile
 from gemma_multi.formats.gguf.tensors import BITS, DTYPES, gain_of, norm_of
@@ -45,7 +46,6 @@ from gemma_multi.sentencepiece_model import SPACE, UNKNOWN, PieceKind, with_sile
 from gemma_multi.transforms import DENSE, GRIDS, to_precision, without_sfp8
 
 _CHUNK_ROWS = 1 << 12
-_ROUNDED = 2.0**-8  # how far an embedding scale may be from the root it stands for, relatively
 _PAD_SCORE = -1000.0
 # As Google's: turns are trimmed, system text is not and stands in the first user's turn. (No filter
 # is mapped and no macro called, of which llama.cpp's own engine lacks some.)
@@ -137,11 +137,11 @@ def _check_config(config: ModelConfig) -> None:
             f"with {scalar} for this shape, and a GGUF file cannot say otherwise; use another "
             "format"
         )
-    root = config.hidden_size**0.5
-    if abs(config.embedding_scale / root - 1) > _ROUNDED:
+    if not config.is_scaled_by_root:
         raise CheckpointError(
             f"embedding_scale is {config.embedding_scale!r}, but llama.cpp multiplies by "
-            f"{root:.6g}, and a GGUF file cannot say otherwise; use another format"
+            f"{config.hidden_size**0.5:.6g}, and a GGUF file cannot say otherwise; use another "
+            "format"
         )
 
 
@@ -262,8 +262,8 @@ def _chat_template(path: Path | None) -> str:
     """The source's own in Jinja, which may know tools, or ours."""
     told: Any = None
     if path is not None and path.is_dir():
-        told = read_optional_json(path / "tokenizer_config.json").get("chat_template")
-        if (file := path / "chat_template.jinja").is_file():
+        told = read_optional_json(path / TOKENIZER_CONFIG_FILE).get("chat_template")
+        if (file := path / CHAT_TEMPLATE_FILE).is_file():
             told = file.read_text(encoding="utf-8", errors="replace")
     elif path is not None and begins_with(path, MAGIC):
         told = GgufFile(path).metadata.get(layout.CHAT_TEMPLATE)

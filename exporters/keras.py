@@ -34,7 +34,6 @@ PRECISIONS = ("bfloat16", "float32")
 # whose layout this is; keras-hub reads no version
 _VERSIONS = {"keras_version": "3.15.1", "keras_hub_version": "0.32.0"}
 _SEQUENCE_LENGTH = 1024  # keras-hub's own default, of its preprocessor
-_ROUNDED = 2.0**-8  # how far an embedding scale may be from the root it stands for, relatively
 _CHUNK_ROWS = 1 << 13
 
 
@@ -107,7 +106,6 @@ def _parts(
 def _check_config(config: ModelConfig) -> None:
     """Refuses what keras-hub would compute otherwise, and no argument could tell it."""
     pattern = alternate(config.num_hidden_layers, layout.GEMMA_PERIOD)
-    root = config.hidden_size**0.5
     for name, value, fixed, ok in (
         ("layer_types", list(config.layer_types), "every sixth layer global and the others sliding",
          config.layer_types == pattern),
@@ -118,8 +116,8 @@ def _check_config(config: ModelConfig) -> None:
         ("rms_norm_eps", config.rms_norm_eps, layout.EPS, config.rms_norm_eps == layout.EPS),
         ("query_pre_attn_scalar", config.query_pre_attn_scalar, config.head_dim,
          config.query_pre_attn_scalar == config.head_dim),
-        ("embedding_scale", config.embedding_scale, f"{root:.6g}",
-         abs(config.embedding_scale / root - 1) <= _ROUNDED),
+        ("embedding_scale", config.embedding_scale, f"{config.hidden_size**0.5:.6g}",
+         config.is_scaled_by_root),
     ):  # fmt: skip
         if not ok:
             raise CheckpointError(

@@ -41,7 +41,6 @@ from gemma_multi.quantization.tensor import SFP8, Sfp8Tensor
 from gemma_multi.sentencepiece_model import with_spoken_steering_pieces
 
 _CHUNK_ROWS = 1 << 12
-_ROUNDED = 2.0**-8  # how far an embedding scale may be from the root it stands for, relatively
 _KINDS = {SFP8: "SFP", "bfloat16": "BF16"}
 _KEYS, _VALUES = ".k_proj.", ".v_proj."
 
@@ -133,11 +132,11 @@ def _check_config(config: ModelConfig) -> None:
                 f"{name} is {value!r}, but gemma.cpp computes with {expected}, and an .sbs file "
                 "cannot say otherwise; use another format"
             )
-    root = config.hidden_size**0.5
-    if abs(config.embedding_scale / root - 1) > _ROUNDED:
+    if not config.is_scaled_by_root:
         raise CheckpointError(
             f"embedding_scale is {config.embedding_scale!r}, but gemma.cpp multiplies by "
-            f"{root:.6g} in bfloat16, and an .sbs file cannot say otherwise; use another format"
+            f"{config.hidden_size**0.5:.6g} in bfloat16, and an .sbs file cannot say otherwise; "
+            "use another format"
         )
     for name, size, most in (
         ("head_dim", config.head_dim, layout.WIDEST_HEAD),

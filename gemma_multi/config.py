@@ -30,6 +30,7 @@ import numpy as np
 
 from gemma_multi.errors import ConfigError, OptionError
 
+_BFLOAT16_STEP = 2.0**-8  # how far it may round a number, relatively
 SLIDING, FULL = "sliding_attention", "full_attention"
 EMBEDDING = "model.embed_tokens.weight"
 # our own entry in config.json, where `dtype` has to be what is stored
@@ -93,6 +94,12 @@ class ModelConfig:
     @property
     def query_scale(self) -> float:
         return self.query_pre_attn_scalar**-0.5
+
+    @property
+    def is_scaled_by_root(self) -> bool:
+        """Whether the embedding scale is the root of the hidden size, as far as bfloat16 tells:
+        what runtimes multiply by that take no other."""
+        return abs(self.embedding_scale / self.hidden_size**0.5 - 1) <= _BFLOAT16_STEP
 
     @property
     def stream_scale(self) -> float:

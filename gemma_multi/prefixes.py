@@ -58,12 +58,11 @@ class PrefixCache:
         for i, session in enumerate(self._entries):
             arrays[f"{i}.ids"] = session.ids
             arrays |= {f"{i}.held.{name}": array for name, array in session.held().items()}
-        about = {"weights": weights, "entries": str(len(self._entries))}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with renamed_when_whole(path) as temporary:
                 contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-                write_safetensors(contiguous, temporary, about)
+                write_safetensors(contiguous, temporary, {"weights": weights})
         except OSError as error:
             raise OptionError(f"{path}: cannot be written: {error.strerror or error}") from error
 

@@ -178,9 +178,8 @@ class TextStream:
             stops = self._decoding.options.stop
             end = _find_stop(self._held, stops)
             if end is not None:
-                self._decoding.cut(
-                    self._tokens_heard, "stop"
-                )  # what was taken beyond it is not said
+                # what was taken beyond it is not said
+                self._decoding.cut(self._tokens_heard, "stop")
                 self._put(self._held[:end])
                 self._detokenizer, self._held = self._tokenizer.stream(), ""
                 return

@@ -41,6 +41,8 @@ def test_the_converters_layout_becomes_the_models(
     assert opened.tensors.infos[EMBEDDING].dtype == "bfloat16"
     assert opened.provenance.source == "x"
     assert opened.provenance.license == "gemma"
+    held = {"SFP": "bfloat16, sfp8", "BF16": "bfloat16", "F32": "bfloat16, float32"}[kind]
+    assert opened.provenance.modifications == (f"stored for gemma.cpp in {held}",)
     expected = to_precision(original, "sfp8") if kind == "SFP" else original
     for name, info in opened.tensors.infos.items():
         assert info.nbytes == opened.tensors[name].nbytes

@@ -38,7 +38,7 @@ def _read(path: Path) -> Checkpoint:
         config=config,
         tensors=tensors,
         provenance=ours or Provenance(
-            source=path.stem, modifications=(f"stored for gemma.cpp in {', '.join(sorted(kinds))}",)
+            source=path.stem, modifications=(f"stored for gemma.cpp in {kinds}",)
         ),
         generation=checked_generation(read_own(file, GENERATION), f"{path}: {GENERATION}"),
         path=path,
