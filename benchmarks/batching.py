@@ -15,15 +15,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from other_peoples_files import brown_documents, gemma_270m
 from rich.console import Console
 from rich.table import Table
+from side_by_side import seconds
 
 import gemma_multi
 
@@ -83,23 +81,17 @@ def compared(
 ) -> dict[str, float]:  # fmt: skip
     """Rows per second both ways, and the share of rows with the same outcome."""
 
-    def run(width: int) -> list[str]:
-        done = list(model.batch(rows, task, width=width, progress=False, **given))
-        return [str(row.value) for row in done]
+    told: dict[int, list[str]] = {}
 
-    same = [a == b for a, b in zip(run(1), run(width), strict=True)]
-    times: dict[int, list[float]] = {1: [], width: []}
-    for _ in range(rounds):
-        for of, measured in times.items():
-            measured.append(seconds(lambda of=of: run(of)))  # type: ignore[misc]
-    alone, together = (len(rows) / statistics.median(measured) for measured in times.values())
-    return {"alone": alone, "together": together, "same": sum(same) / len(same)}
+    def run(width: int) -> None:
+        done = model.batch(rows, task, width=width, progress=False, **given)
+        told[width] = [str(row.value) for row in done]
 
-
-def seconds(work: Callable[[], Any]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
+    alone, together = seconds(lambda: run(1), lambda: run(width), runs=rounds)
+    same = [a == b for a, b in zip(told[1], told[width], strict=True)]
+    return {
+        "alone": len(rows) / alone, "together": len(rows) / together, "same": sum(same) / len(same)
+    }  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -12,11 +12,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,26 +23,16 @@ import numpy as np
 from other_peoples_files import brown_documents, gemma_270m
 from rich.console import Console
 from rich.table import Table
+from side_by_side import measure
 
 import gemma_multi
+from gemma_multi.decoder import log_softmax
 from gemma_multi.engines import ALL
 from gemma_multi.exporters import save
 from gemma_multi.training.calibrated import calibrated
 from gemma_multi.transforms import original
 
 TOKENS = 320
-_EXPORT = """
-import resource, sys, time, json, gemma_multi
-source, output, given = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
-started = time.perf_counter()
-report = gemma_multi.export(source, output, progress=False, **given)
-seconds = time.perf_counter() - started
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-if sys.platform == "linux":  # getrusage counts the parent's memory before exec as well
-    status = dict(line.split(":", 1) for line in open("/proc/self/status") if ":" in line)
-    peak = int(status["VmHWM"].split()[0])
-print(json.dumps([seconds, peak / 1000, report.nbytes]))
-"""
 
 
 class Line(NamedTuple):
@@ -157,10 +145,17 @@ def main() -> None:
             if options.only not in line.what or find_spec(line.package) is None:
                 continue
             output = Path(work, str(len(found)), line.output)
-            seconds, peak, nbytes = exported(sources[line.source], output, line.options)
+            output.parent.mkdir()
+            given = {"progress": False, **line.options}
+            export = measure(
+                "import gemma_multi\n"
+                f"gemma_multi.export({str(sources[line.source])!r}, {str(output)!r}, **{given!r})"
+            )
+            files = [output] if output.is_file() else [f for f in output.rglob("*") if f.is_file()]
             found.append({
-                "what": line.what, "runtime": line.runtime, "seconds": seconds, "peak_mb": peak,
-                "mb": nbytes / 1e6, **compared(line.logits(output, ids), expected[line.source]),
+                "what": line.what, "runtime": line.runtime, **asdict(export),
+                "mb": sum(file.stat().st_size for file in files) / 1e6,
+                **compared(line.logits(output, ids), expected[line.source]),
             })  # fmt: skip
             Console(stderr=True).print(found[-1])
     show(found)
@@ -176,23 +171,13 @@ def made(work: Path) -> dict[str, Path]:
     return {"int4": work / "int4", "bfloat16": work / "bfloat16"}
 
 
-def exported(source: Path, output: Path, given: dict[str, Any]) -> list[float]:
-    """Seconds, peak memory and size, of a process of its own."""
-    output.parent.mkdir()
-    command = [sys.executable, "-c", _EXPORT, str(source), str(output), json.dumps(given)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
-    measured: list[float] = json.loads(done.stdout.splitlines()[-1])
-    return measured
-
-
 def compared(theirs: np.ndarray, ours: np.ndarray) -> dict[str, float]:
     """Over all positions: the largest difference, nats a token, and how often the best token is
     the same."""
-    a, b = (logits - logits.max(-1, keepdims=True) for logits in (ours, theirs))
-    log_a, log_b = (x - np.log(np.exp(x).sum(-1, keepdims=True)) for x in (a, b))
+    p, q = log_softmax(ours), log_softmax(theirs)
     return {
         "difference": float(np.abs(theirs - ours).max()),
-        "divergence": float((np.exp(log_a) * (log_a - log_b)).sum(-1).mean()),
+        "divergence": float((np.exp(p) * (p - q)).sum(-1).mean()),
         "agreement": float((ours.argmax(-1) == theirs.argmax(-1)).mean()),
     }
 

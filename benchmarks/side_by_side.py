@@ -1,4 +1,4 @@
-"""Times whole processes, ours and a peer's in turn, and prints medians and their ratio.
+"""Times whole processes, ours and a peer's in turn, and prints medians and their ratio; or calls.
 
 A measured process is a Python snippet that does its work between two readings of the clock; what
 counts is its own clock and the peak of its resident memory. Runs alternate, so that a machine
@@ -12,7 +12,10 @@ import os
 import statistics
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Console
 from rich.progress import track
@@ -76,6 +79,18 @@ def compare(
                 if i:
                     kept.append(result)
     return Comparison(what, _median(mine), _median(other) if other else None, peer, target)
+
+
+def seconds(*ways: Callable[[], Any], runs: int = 7) -> list[float]:
+    """Medians of calls in this process, in turn; once before to warm up."""
+    taken: list[list[float]] = [[] for _ in ways]
+    for run in range(runs + 1):
+        for way, times in zip(ways, taken, strict=True):
+            started = time.perf_counter()
+            way()
+            if run:
+                times.append(time.perf_counter() - started)
+    return [statistics.median(times) for times in taken]
 
 
 def _median(results: list[Measured]) -> Measured:

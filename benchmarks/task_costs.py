@@ -27,6 +27,7 @@ from pydantic import BaseModel, Field
 from real_rows import film_reviews
 from rich.console import Console
 from rich.table import Table
+from side_by_side import seconds
 
 import gemma_multi
 from gemma_multi.constraints import ConstraintOptions
@@ -99,18 +100,6 @@ def main() -> None:
 
 def loaded(base: Any, **given: Any) -> gemma_multi.Model:
     return gemma_multi.load(base, backend="litert", context_length=1024, **given)
-
-
-def seconds(*ways: Callable[[], Any], runs: int = 7) -> list[float]:
-    """Medians, in turn; once before to warm up."""
-    taken: list[list[float]] = [[] for _ in ways]
-    for run in range(runs + 1):
-        for way, times in zip(ways, taken, strict=True):
-            started = time.perf_counter()
-            way()
-            if run:
-                times.append(time.perf_counter() - started)
-    return [statistics.median(times) for times in taken]
 
 
 def classify(base: Any) -> dict[str, Any]:
