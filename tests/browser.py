@@ -70,6 +70,7 @@ def in_a_browser(folder: Path, page: Path, *flags: str) -> dict[str, Any]:
     """What a page tells, by posting JSON, when it is looked at with a folder around it."""
     told: queue.Queue[dict[str, Any]] = queue.Queue()
     shutil.copy(page, folder / "index.html")
+    shutil.copy(Path(__file__).with_name("tell.mjs"), folder)
 
     class Listener(Handler):
         def do_POST(self) -> None:

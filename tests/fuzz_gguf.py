@@ -7,17 +7,7 @@ import struct
 import sys
 from pathlib import Path
 
-from fuzzing import open_mutations
-
-
-def truncate(rng: random.Random, data: bytearray) -> bytes:
-    return data[: rng.randrange(len(data))]
-
-
-def some_bytes(rng: random.Random, data: bytearray) -> bytes:
-    for _ in range(rng.randrange(1, 6)):
-        data[rng.randrange(len(data))] ^= rng.randrange(1, 256)
-    return data
+from fuzzing import cut_out, number, open_mutations, some_bytes, truncate
 
 
 def early_bytes(rng: random.Random, data: bytearray) -> bytes:
@@ -30,13 +20,6 @@ def early_bytes(rng: random.Random, data: bytearray) -> bytes:
 def counts(rng: random.Random, data: bytearray) -> bytes:
     at = rng.choice((4, 8, 16))
     return number(rng, data, at, 4 if at == 4 else 8)
-
-
-def number(rng: random.Random, data: bytearray, at: int, size: int) -> bytes:
-    top = 1 << (8 * size)
-    value = rng.choice([0, 1, top - 1, top // 2, len(data), rng.randrange(top), 1 << 31, 1 << 32])
-    data[at : at + size] = (value % top).to_bytes(size, "little")
-    return data
 
 
 def lengths(rng: random.Random, data: bytearray) -> bytes:
@@ -58,11 +41,6 @@ def weights(rng: random.Random, data: bytearray) -> bytes:
     for _ in range(20):
         data[rng.randrange(len(data) * 3 // 4, len(data))] = rng.randrange(256)
     return data
-
-
-def cut_out(rng: random.Random, data: bytearray) -> bytes:
-    at = rng.randrange(len(data))
-    return data[:at] + data[at + rng.randrange(1, 4096) :]
 
 
 def doubled(rng: random.Random, data: bytearray) -> bytes:

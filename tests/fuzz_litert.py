@@ -11,24 +11,15 @@ import signal
 import sys
 from pathlib import Path
 
+from fuzzing import cut_out, some_bytes, truncate
+
 from gemma_multi import load
 from gemma_multi.errors import GemmaError
 from gemma_multi.formats.tflite.layout import TRAILER_MARK
 
 
-def truncate(rng: random.Random, data: bytearray) -> bytes:
-    return data[: rng.randrange(len(data))]
-
-
 def grow(rng: random.Random, data: bytearray) -> bytes:
     return data + rng.randbytes(rng.randrange(1, 100))
-
-
-def some_bytes(rng: random.Random, data: bytearray) -> bytes:
-    for _ in range(rng.randrange(1, 6)):
-        at = rng.randrange(len(data))
-        data[at] ^= rng.randrange(1, 256)
-    return data
 
 
 def early_bytes(rng: random.Random, data: bytearray) -> bytes:
@@ -51,11 +42,6 @@ def zeros(rng: random.Random, data: bytearray) -> bytes:
     size = rng.randrange(1, 4096)
     data[at : at + size] = bytes(len(data[at : at + size]))
     return data
-
-
-def cut_out(rng: random.Random, data: bytearray) -> bytes:
-    at = rng.randrange(len(data))
-    return data[:at] + data[at + rng.randrange(1, 4096) :]
 
 
 def swapped(rng: random.Random, data: bytearray) -> bytes:

@@ -1,5 +1,5 @@
 """Runs one of the `fuzz_*.py` scripts in a process of its own, and counts what it reports; and what
-such a script does with its mutations of a file."""
+such a script does with its mutations of a file, of which some are for any."""
 
 from __future__ import annotations
 
@@ -15,6 +15,31 @@ from pathlib import Path
 
 Mutation = Callable[[random.Random, bytearray], bytes]
 GIGABYTE = 1 << 30
+
+
+# what may befall any file
+
+
+def truncate(rng: random.Random, data: bytearray) -> bytes:
+    return data[: rng.randrange(len(data))]
+
+
+def some_bytes(rng: random.Random, data: bytearray) -> bytes:
+    for _ in range(rng.randrange(1, 6)):
+        data[rng.randrange(len(data))] ^= rng.randrange(1, 256)
+    return data
+
+
+def number(rng: random.Random, data: bytearray, at: int, size: int) -> bytes:
+    top = 1 << (8 * size)
+    value = rng.choice([0, 1, top - 1, top // 2, len(data), rng.randrange(top), 1 << 31, 1 << 32])
+    data[at : at + size] = (value % top).to_bytes(size, "little")
+    return data
+
+
+def cut_out(rng: random.Random, data: bytearray) -> bytes:
+    at = rng.randrange(len(data))
+    return data[:at] + data[at + rng.randrange(1, 4096) :]
 
 
 def fuzz(

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import subprocess
-import sys
-import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from local_hub import Run, client_of, serving
 
 OLD, NEW = "a" * 40, "b" * 40  # commits
 
@@ -102,31 +99,14 @@ def hub(tiny_copy: Path) -> Iterator[Hub]:
     for ours in ("provenance.json", "NOTICE"):
         (tiny_copy / ours).unlink()  # Google's repositories have none
     server = Hub(tiny_copy)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving(server):
+        yield server
 
 
 @pytest.fixture
-def info(hub: Hub, tmp_path: Path):
+def info(hub: Hub, tmp_path: Path) -> Run:
     """Runs `gemma-multi info` in a process whose hub is the local one."""
-
-    def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        port = hub.server_address[1]
-        env = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
-        env |= {
-            "HF_ENDPOINT": f"http://127.0.0.1:{port}",
-            "HF_HOME": str(tmp_path / "hf"),
-            "HF_HUB_DISABLE_XET": "1",
-            **environment,
-        }
-        command = [sys.executable, "-m", "gemma_multi", "info", *arguments]
-        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
-
-    return run
+    return client_of(hub, tmp_path / "hf", "info")
 
 
 def test_a_model_is_fetched_once_and_then_offline(info, hub: Hub) -> None:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-import subprocess
-import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from local_hub import Run, client_of, serving
 from tiny import edit_json, tiny_checkpoint
 
 import gemma_multi
@@ -20,7 +17,6 @@ from gemma_multi import CheckpointError, OptionError
 from gemma_multi.checkpoint import Provenance
 
 COMMIT = "c" * 40
-Push = Callable[..., subprocess.CompletedProcess[str]]
 
 
 class Hub(ThreadingHTTPServer):
@@ -85,31 +81,14 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def hub() -> Iterator[Hub]:
     server = Hub()
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving(server):
+        yield server
 
 
 @pytest.fixture
-def push(hub: Hub, tmp_path: Path) -> Push:
+def push(hub: Hub, tmp_path: Path) -> Run:
     """Runs `gemma-multi push` in a process whose hub is the local one."""
-
-    def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-        env = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
-        env |= {
-            "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_address[1]}",
-            "HF_HOME": str(tmp_path / "hf"),
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_TOKEN": "hf_test",
-            **environment,
-        }
-        command = [sys.executable, "-m", "gemma_multi", "push", *map(str, arguments)]
-        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
-
-    return run
+    return client_of(hub, tmp_path / "hf", "push", HF_TOKEN="hf_test")
 
 
 @pytest.fixture
@@ -118,7 +97,7 @@ def directory(tmp_path: Path) -> Path:
     return gemma_multi.export(googles, tmp_path / "x", format="huggingface", progress=False).path
 
 
-def test_a_directory_becomes_one_commit(push: Push, hub: Hub, directory: Path) -> None:
+def test_a_directory_becomes_one_commit(push: Run, hub: Hub, directory: Path) -> None:
     (directory / ".hidden").write_text("a secret")
     done = push(directory, "me/model", "--private", "--json")
     assert done.returncode == 0, done.stderr
@@ -132,7 +111,7 @@ def test_a_directory_becomes_one_commit(push: Push, hub: Hub, directory: Path) -
     assert private
 
 
-def test_a_branch_is_made(push: Push, hub: Hub, directory: Path) -> None:
+def test_a_branch_is_made(push: Run, hub: Hub, directory: Path) -> None:
     done = push(directory, "me/model", "--revision", "int4")
     assert done.returncode == 0, done.stderr
     assert f"me/model/commit/{COMMIT}" in "".join(done.stderr.split())
@@ -149,7 +128,7 @@ def test_a_branch_is_made(push: Push, hub: Hub, directory: Path) -> None:
      ("me", {}, ["repository is 'me'", "you/your-model"])],
 )  # fmt: skip
 def test_a_refusal_is_one_line_that_says_what_to_do(
-    push: Push, hub: Hub, directory: Path, repository: str, environment: dict, words: list
+    push: Run, hub: Hub, directory: Path, repository: str, environment: dict, words: list
 ) -> None:
     done = push(directory, repository, **environment)
     assert done.returncode == 2
@@ -161,7 +140,7 @@ def test_a_refusal_is_one_line_that_says_what_to_do(
     assert not hub.files
 
 
-def test_what_the_hub_says_is_passed_on(push: Push, hub: Hub, directory: Path) -> None:
+def test_what_the_hub_says_is_passed_on(push: Run, hub: Hub, directory: Path) -> None:
     hub.broken = True
     done = push(directory, "me/model")
     assert done.returncode == 2
