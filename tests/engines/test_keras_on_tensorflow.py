@@ -16,7 +16,8 @@ def test_the_suite_passes_on_tensorflow() -> None:
     chosen = "keras and not fewer_layers and not suite_passes and not bfloat16"
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-k", chosen,
-         str(here / "test_conformance.py"), str(here / "test_truth.py")],
+         str(here / "test_conformance.py"), str(here / "test_conformance_of_many.py"),
+         str(here / "test_truth.py")],
         env={**os.environ, "KERAS_BACKEND": "tensorflow"},
         capture_output=True, text=True, timeout=1800,
     )  # fmt: skip

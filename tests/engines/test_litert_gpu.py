@@ -138,6 +138,7 @@ def test_the_suite_passes_on_the_gpu(software_gpu: dict[str, str]) -> None:
     done = python(
         {**software_gpu, "GEMMA_MULTI_TEST_GPU": "1"}, "-m", "pytest", "-p", "no:xdist",
         "-k", "litert-float32", str(here / "test_conformance.py"),
+        str(here / "test_conformance_of_many.py"),
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     assert " passed" in done.stdout
