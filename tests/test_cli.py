@@ -171,7 +171,7 @@ def test_export_then_generate_from_the_file(kind: str, tmp_path: Path) -> None:
         ),
         (
             ["export", "storyteller", "-o", "model.gguf2"],
-            "must end in .gguf, .litertlm, .sbs or",
+            "must end in .gguf, .litertlm, .sbs or .tflite",
         ),
         (["export", "storyteller", "-o", "x.tflite", "--prefill", "0"], "prefill size is 0"),
         (

@@ -285,7 +285,8 @@ def test_a_stored_precision_is_not_quantised_a_second_time(tmp_path: Path) -> No
 def test_an_unknown_suffix_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(
         OptionError,
-        match=r"must end in \.gguf, \.litertlm, \.sbs or \.tflite, to say what it is; for a dir",
+        match=r"must end in \.gguf, \.litertlm, \.sbs or \.tflite, to say what it is; for a "
+        "directory give",
     ):
         gemma_multi.export(tiny_checkpoint(), tmp_path / name)
 
