@@ -53,7 +53,7 @@ class TextStream:
             options, [*session.ids.tolist(), *prompt], model.stop_ids,
             vocabulary=model.tokenizer.vocab_size, context_length=session.context_length,
             matcher=constraint.matcher(model.tokenizer, model.stop_ids) if constraint else None,
-            ahead=model.engine.steps_ahead,
+            ahead=model.engine.steps_ahead, tie=model.engine.tie,
         )  # fmt: skip
         self._text: list[str] = []  # what was said
         self._tokens_said = 0  # tokens up to there
@@ -138,6 +138,8 @@ class TextStream:
             calls=self._parsed or () if self._is_for_tools else (),
             forced_tokens=decoding.forced_tokens,
             reused_tokens=self._reused,
+            guessed_tokens=decoding.guessed_tokens,
+            near_ties=tuple(decoding.near_ties),
         )
 
     @property

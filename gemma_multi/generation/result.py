@@ -26,6 +26,10 @@ class GenerationResult:
     calls: tuple[Any, ...] = ()  # of tools: `Call`s, whose text is in none of the above
     forced_tokens: int = 0  # generated ones that a constraint left no choice about
     reused_tokens: int = 0  # of the prompt, read for an earlier one
+    guessed_tokens: int = 0  # generated ones that prompt lookup guessed: read several at a time
+    # indices into `tokens` (or their end) where, after a guess, the two best logits of a greedy
+    # answer were so close that plain decoding, whose sums have another order, may choose the other
+    near_ties: tuple[int, ...] = ()
 
     @property
     def generated_tokens(self) -> int:
