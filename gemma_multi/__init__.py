@@ -2,7 +2,7 @@
 
 >>> import gemma_multi
 >>> model = gemma_multi.load("storyteller")
->>> print(model.generate("Tell me a bedtime story.").text)
+>>> print(model.generate("Tell me a bedtime story.\\nHero: Pip the hedgehog").text)
 
 Importing this package imports no framework; every public name is imported on first use.
 """

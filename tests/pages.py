@@ -61,7 +61,7 @@ class Block:
     def run(self, namespace: dict[str, Any]) -> None:
         # its lines are those of the page, so that a traceback leads there
         code = "\n" * (self.line - 1) + self.text
-        exec(compile(code, str(self.page), "exec"), namespace)
+        exec(compile(code, str(self.page), "exec", dont_inherit=True), namespace)
 
 
 def blocks(page: Path, language: str) -> list[Block]:
