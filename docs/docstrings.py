@@ -1,33 +1,42 @@
-"""Docstrings as the API reference shows them, for mkdocstrings.
+"""Docstrings and fields as the API reference shows them: an extension of Griffe, which reads the
+source for mkdocstrings.
 
 A docstring of this package describes a parameter by a paragraph that begins with its name and a
-colon, several at once by `one, other:`. Here such a paragraph becomes an item of a list. No text is
-changed otherwise.
+colon, several at once by `one, other:`; such a paragraph becomes an item of a list. What a field of a
+dataclass means stands beside it, in a comment or in `option(default, meaning)`; the fields become
+a list under the docstring of their class. Properties without a docstring, whose name says it, are
+listed with them.
 """
 
 from __future__ import annotations
 
+import ast
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import griffe
 
 _DESCRIBED = re.compile(r"(?P<names>\w+(?:, \w+)*): (?P<text>.*)")
+_COMMENT = re.compile(r"\s#\s(.*)$")
 
 
 class Descriptions(griffe.Extension):
-    """Makes lists of what docstrings say of parameters and attributes."""
+    """Makes lists of what docstrings and fields say."""
 
     def on_function(self, *, func: griffe.Function, **_: Any) -> None:
-        _rewrite(func, {parameter.name.lstrip("*") for parameter in func.parameters})
+        if func.docstring is not None:
+            known = {parameter.name.lstrip("*") for parameter in func.parameters}
+            func.docstring.value = as_list(func.docstring.value, known)
 
     def on_class(self, *, cls: griffe.Class, **_: Any) -> None:
-        _rewrite(cls, set(cls.members))
-
-
-def _rewrite(described: griffe.Object, known: set[str]) -> None:
-    if described.docstring is not None:
-        described.docstring.value = as_list(described.docstring.value, known)
+        if cls.docstring is None:
+            return
+        text = as_list(cls.docstring.value, set(cls.members))
+        if "dataclass" in cls.labels:
+            text = text.replace(" What a field means stands beside it.", "")
+            text += "\n\n" + "\n".join(fields(cls))
+        cls.docstring.value = text
 
 
 def as_list(text: str, known: set[str]) -> str:
@@ -46,3 +55,34 @@ def as_list(text: str, known: set[str]) -> str:
             inside = False
         lines.append(line)
     return "\n".join(lines)
+
+
+def fields(cls: griffe.Class) -> Iterator[str]:
+    """An item for each public field, and for each property that has no docstring of its own."""
+    source = cls.lines_collection[cls.filepath]
+    for field in cls.attributes.values():
+        if field.name.startswith("_") or field.docstring is not None or field.annotation is None:
+            continue
+        assert field.lineno is not None
+        meaning = _said_in_option(field) or _said_beside(source, field.lineno - 1)
+        told = f"- `{field.name}: {field.annotation}`"
+        yield f"{told}: {meaning}" if meaning else told
+
+
+def _said_in_option(field: griffe.Attribute) -> str:
+    """The meaning in `option(default, meaning)`."""
+    value = field.value
+    if not isinstance(value, griffe.ExprCall) or str(value.function) != "option":
+        return ""
+    default, meaning = value.arguments
+    return f"{ast.literal_eval(str(meaning))} Unless given: `{default}`."
+
+
+def _said_beside(source: list[str], line: int) -> str:
+    """The comment on a field's line, or else the lines of comment right above it."""
+    if found := _COMMENT.search(source[line]):
+        return found[1]
+    first = line
+    while source[first - 1].lstrip().startswith("# "):
+        first -= 1
+    return " ".join(text.strip().removeprefix("# ") for text in source[first:line])

@@ -1,8 +1,8 @@
 """The documentation as tests read it: pages, their blocks of code, and what a block means to be.
 
-A block of Python whose first line is a comment that begins with `needs` or `takes` (the real weights,
-a GPU, a minute) is not run; readers are told the same by it. All others run in the order of
-their page, in one namespace, in a directory with some rows.
+A block of Python whose first line is a comment that begins with `needs` or `takes` (the real
+weights, a GPU, a minute) is not run; readers are told the same by it. All others run in the order
+of their page, in one namespace, in a directory with some rows.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
-_IN_REPOSITORY = re.compile(r"`((?:benchmarks|docs|examples|exporters|gemma_multi|tests)/[\w./-]+)`")
+_IN_REPOSITORY = re.compile(r"`((?:benchmarks|docs|examples|gemma_multi|tests)/[\w./-]+)`")
 _COMMAND = re.compile(r"(?:^|\| )gemma-multi (.*)$", re.MULTILINE)
 _REDIRECTED = re.compile(r" [<>] \S+")
 _NOT_RUN = re.compile(r"# (needs|takes) ")

@@ -1,5 +1,5 @@
-"""The README and the site: every block of code is what it says, every page is found, every link leads
-somewhere, and nothing is fetched from elsewhere."""
+"""The README and the site: every block of code is what it says, every page is found, every link
+leads somewhere, and nothing is fetched from elsewhere."""
 
 from __future__ import annotations
 
