@@ -2,10 +2,9 @@
 source for mkdocstrings.
 
 A docstring of this package describes a parameter by a paragraph that begins with its name and a
-colon, several at once by `one, other:`; such a paragraph becomes an item of a list. What a field of a
-dataclass means stands beside it, in a comment or in `option(default, meaning)`; the fields become
-a list under the docstring of their class. Properties without a docstring, whose name says it, are
-listed with them.
+colon, several at once by `one, other:`; such a paragraph becomes an item of a list. What a field of
+a dataclass means stands beside it, in a comment or in `option(default, meaning)`; the fields become
+a list under the docstring of their class, together with properties whose name says it all.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import griffe
@@ -59,6 +59,7 @@ def as_list(text: str, known: set[str]) -> str:
 
 def fields(cls: griffe.Class) -> Iterator[str]:
     """An item for each public field, and for each property that has no docstring of its own."""
+    assert isinstance(cls.filepath, Path)
     source = cls.lines_collection[cls.filepath]
     for field in cls.attributes.values():
         if field.name.startswith("_") or field.docstring is not None or field.annotation is None:
@@ -75,7 +76,10 @@ def _said_in_option(field: griffe.Attribute) -> str:
     if not isinstance(value, griffe.ExprCall) or str(value.function) != "option":
         return ""
     default, meaning = value.arguments
-    return f"{ast.literal_eval(str(meaning))} Unless given: `{default}`."
+    if isinstance(default, griffe.ExprName):
+        default = field.modules_collection[default.canonical_path].value
+    said = ast.literal_eval(str(meaning))
+    return said if str(default) == "None" else f"{said} Unless given: `{default}`."
 
 
 def _said_beside(source: list[str], line: int) -> str:

@@ -134,4 +134,6 @@ def test_the_site_is_built_without_a_warning_and_loads_nothing_from_elsewhere(
         seen.feed(page.read_text(encoding="utf-8"))
     assert seen.elsewhere == []
     assert not [s for s in (tmp_path / "site").rglob("*.css") if "//fonts." in s.read_text()]
-    assert "open_checkpoint" in (tmp_path / "site" / "reference" / "verbs.html").read_text()
+    reference = tmp_path / "site" / "reference"
+    assert "<code>progress</code>: True for a bar" in (reference / "verbs.html").read_text()
+    assert "generated ids, without a stop token" in (reference / "results.html").read_text()
