@@ -4,6 +4,7 @@ measures it, through its own Python package."""
 from __future__ import annotations
 
 import importlib.metadata
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,9 +27,11 @@ def litert_lm_speed(path: Path, prefill: int, decode: int) -> tuple[float, float
     import litert_lm
 
     litert_lm.set_min_log_severity(litert_lm.LogSeverity.FATAL)
-    found = litert_lm.Benchmark(
-        str(path), litert_lm.Backend.CPU(), prefill_tokens=prefill, decode_tokens=decode
-    ).run()
+    with tempfile.TemporaryDirectory() as cache:  # else it writes beside the file
+        found = litert_lm.Benchmark(
+            str(path), litert_lm.Backend.CPU(), prefill_tokens=prefill, decode_tokens=decode,
+            cache_dir=cache,
+        ).run()  # fmt: skip
     return found.last_prefill_tokens_per_second, found.last_decode_tokens_per_second
 
 
@@ -46,7 +49,10 @@ def in_litert_lm(path: Path, max_tokens: int | None = None) -> Iterator[Ask]:
 
     litert_lm.set_min_log_severity(litert_lm.LogSeverity.FATAL)
     greedy = litert_lm.SamplerConfig(top_k=1, top_p=1.0, temperature=1.0)
-    with litert_lm.Engine(str(path)) as engine:
+    with (
+        tempfile.TemporaryDirectory() as cache,
+        litert_lm.Engine(str(path), cache_dir=cache) as engine,
+    ):
 
         def ask(prompt: str | Sequence[Message]) -> str:
             messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt

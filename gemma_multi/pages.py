@@ -31,7 +31,8 @@ p { margin: .25rem 0 .75rem; max-width: 48rem; }
 .ok { color: var(--good); } .fail { color: var(--bad); }
 .mark { font-weight: 600; white-space: nowrap; }
 .plots { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(19rem, 1fr)); }
-figure { margin: 0; padding: .75rem; background: var(--card); border-radius: .5rem; }
+figure { margin: 0; max-width: 40rem; padding: .75rem; background: var(--card);
+  border-radius: .5rem; }
 figcaption { font-size: .85rem; color: var(--soft); }
 svg { width: 100%; height: auto; display: block; }
 .scroll { overflow-x: auto; }
@@ -40,6 +41,8 @@ th, td { text-align: left; vertical-align: top; padding: .35rem .75rem .35rem 0;
   border-bottom: 1px solid var(--faint); }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 code { font-size: .85em; overflow-wrap: anywhere; }
+pre { overflow-x: auto; padding: .75rem; background: var(--card); border-radius: .5rem; }
+pre code { overflow-wrap: normal; }
 details { margin: .75rem 0; } summary { cursor: pointer; }
 """
 

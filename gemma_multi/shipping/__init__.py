@@ -13,13 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gemma_multi.errors import TrainingError, TrainingStopped
+from gemma_multi.errors import GemmaError, TrainingError, TrainingStopped
 from gemma_multi.files import locked, write_atomically
 from gemma_multi.pages import write_page
 from gemma_multi.progress import Progress, check_progress
 from gemma_multi.rows import Data
 from gemma_multi.shipping.held_out import split_rows
-from gemma_multi.shipping.journal import Journal, Stage
+from gemma_multi.shipping.journal import Journal
 from gemma_multi.shipping.page import page
 from gemma_multi.shipping.plan import check_room, plan
 from gemma_multi.shipping.report import FACTS, PAGE, ShipReport, report_of
@@ -86,8 +86,9 @@ def ship(
         shipment = Shipment(base, split, chosen, backend, journal, inner)
         stages = shipment.stages()
         count = len(stages) + 1
-        journal.pass_through(stages, _teller(progress, count))
-        _teller(progress, count)(len(stages), Stage("report", "write the report", dict), "begins")
+        say = _teller(progress, count)
+        journal.pass_through(stages, say)
+        say(len(stages), "write the report", "begins")
         report = report_of(shipment)
         write_page(page(report), output / PAGE)
         facts = json.dumps(report.to_dict(), indent=1, ensure_ascii=False)
@@ -100,14 +101,14 @@ def ship(
 def _teller(progress: Progress, count: int) -> Any:
     """What tells people which stage it is."""
 
-    def say(i: int, stage: Stage, how: str) -> None:
+    def say(i: int, title: str, how: str) -> None:
         if callable(progress):
             progress(i, count)
         elif progress:
             from gemma_multi.terminal import notes
 
             more = {"begins": "", "goes on": ", going on where it was", "was done": ": done before"}
-            notes.print(f"[{i + 1}/{count}] {stage.title}{more[how]}", markup=False)
+            notes.print(f"[{i + 1}/{count}] {title}{more[how]}", markup=False)
 
     return say
 
@@ -123,7 +124,10 @@ def _alone_in(output: Path) -> Iterator[Journal]:
             yield Journal(output)
     except (KeyboardInterrupt, TrainingStopped):
         raise TrainingStopped(f"stopped; {again}") from None
-    except OSError as error:
+    except (OSError, GemmaError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        if not isinstance(cause, OSError):  # nothing that room on the disk would mend
+            raise
         raise TrainingError(
-            f"{output}: cannot be written: {error.strerror or error}; {again}"
+            f"{output}: cannot be written: {cause.strerror or cause}; make room: {again}"
         ) from error

@@ -85,8 +85,10 @@ def _texts(
     model: Model, questions: Questions, first: int, choices: list[str] | None, progress: Progress
 ) -> Iterator[dict[str, str]]:
     left = [{"messages": messages} for messages in questions.messages[first:]]
-    options = {"temperature": 0.0, "max_tokens": questions.max_tokens, "choices": choices}
-    for row in model.batch(left, progress=progress, **options):
+    rows = model.batch(
+        left, progress=progress, temperature=0.0, max_tokens=questions.max_tokens, choices=choices
+    )
+    for row in rows:
         if row.error is not None:
             raise row.error
         yield {"answer": row.value.text}

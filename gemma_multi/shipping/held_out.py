@@ -72,14 +72,15 @@ def split_rows(data: Data, validation: float | Data | None, score: str, seed: in
     if isinstance(validation, int | float) and not 0 < validation < 1:
         raise OptionError(f"validation is {validation!r}, expected a share above 0 and below 1, or "
                           "rows of their own")  # fmt: skip
-    own = validation is not None and not isinstance(validation, int | float)
-    held = _read(validation)[1] if own else []  # type: ignore[arg-type]
+    part = validation if isinstance(validation, int | float) else None
+    own = None if validation is None or part is not None else validation
+    held = [] if own is None else _read(own)[1]
     _check_enough(name, rows, held)
     scoring = choose_scoring([one.answer for one in (*rows, *held)], score)
     if scoring.kind != LOSS:
         _check_answers(name, rows)
-    if not own:
-        rows, held = _hold_out(name, rows, validation, scoring, seed)
+    if own is None:
+        rows, held = _hold_out(name, rows, part, scoring, seed)
     _check_leaks(rows, held)
     if scoring.kind == LABELS:
         _check_labels(rows, held)
@@ -87,8 +88,8 @@ def split_rows(data: Data, validation: float | Data | None, score: str, seed: in
 
 
 def write_rows(rows: Sequence[Given], path: Path) -> None:
-    lines = (json.dumps(one.raw, ensure_ascii=False, default=str) for one in rows)
-    write_atomically(path, "".join(f"{line}\n" for line in lines).encode(errors="surrogatepass"))
+    lines = (json.dumps(one.raw, default=str) + "\n" for one in rows)
+    write_atomically(path, "".join(lines).encode())
 
 
 def _read(data: Data) -> tuple[str, list[Given]]:
@@ -105,7 +106,7 @@ def _read(data: Data) -> tuple[str, list[Given]]:
 def _check_enough(name: str, rows: Sequence[Given], held: Sequence[Given]) -> None:
     count = len(rows) + len(held)
     if count < FEWEST or len(rows) < 2:
-        there = f"{count} row{'s are' if count != 1 else ' is'}" if count else "no rows are"
+        there = "1 row is" if count == 1 else f"{count} rows are"
         raise DataError(
             f"{name}: {there} too few to learn from and to ask about; give it {FEWEST} or more "
             "(from 50 on a score says something)"

@@ -61,16 +61,17 @@ class Journal:
         """How long each stage took, all its tries together."""
         return {name: stage["seconds"] for name, stage in self.stages.items()}
 
-    def pass_through(self, stages: Sequence[Stage], say: Callable[[int, Stage, str], None]) -> None:
-        """Runs what is not done. `say` is told of each stage: "begins", "goes on", "was done"."""
+    def pass_through(self, stages: Sequence[Stage], say: Callable[[int, str, str], None]) -> None:
+        """Runs what is not done. `say` is told which stage it is, from 0, its title, and that it
+        "begins", "goes on" or "was done"."""
         for i, stage in enumerate(stages):
             fingerprint = self._fingerprint(stage)
             before = self.stages.get(stage.name, {})
             same = before.get("fingerprint") == fingerprint
             if same and before.get("done"):
-                say(i, stage, "was done")
+                say(i, stage.title, "was done")
                 continue
-            say(i, stage, "goes on" if same else "begins")
+            say(i, stage.title, "goes on" if same else "begins")
             if not same:
                 for name in stage.leaves:
                     _remove(self.directory / name)

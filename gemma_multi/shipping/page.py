@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from html import escape
 
@@ -10,7 +9,8 @@ from gemma_multi.errors import BackendError
 from gemma_multi.pages import details, document, figures, mark, table
 from gemma_multi.plots import INSTALL, Line, plot
 from gemma_multi.scoring import LOSS, SCORES, Score
-from gemma_multi.shipping.report import AFTER, BEFORE, SHIPPED, Asked, ShipReport
+from gemma_multi.shipping.report import Asked, ShipReport
+from gemma_multi.shipping.stages import AFTER, BEFORE, SHIPPED
 from gemma_multi.training.curves import smoothed
 
 _MOST_WRONG = 40
@@ -32,7 +32,7 @@ def page(report: ShipReport) -> str:
         _scores(report), _wrong(report), _curves(report), _device(report), _parity(report),
         _commands(report), _made(report),
     ]  # fmt: skip
-    return document(report.headline, scope, parts, "ok" if report.passed else "fail")
+    return document(report.headline, scope, parts, "ok" if report.good else "fail")
 
 
 def _held(report: ShipReport) -> int:
@@ -56,8 +56,8 @@ def _scores(report: ShipReport) -> str:
     notes = "".join(f"<li>{escape(note)}.</li>" for note in report.notes)
     return (
         f"<p><b>{escape(report.verdict)}</b></p><h2>Score</h2>"
-        f"<p>What is counted: {escape(what)}.{lower} Of a hundred samples of so many rows, "
-        "ninety-five would give a score within the interval.</p>"
+        f"<p>What is counted: {escape(what)}.{lower} So many rows tell the "
+        "score only roughly: 95 of 100 such intervals hold the true one.</p>"
         + table(["", "score", "95% interval", ""], rows)
         + (f'<ul class="soft">{notes}</ul>' if notes else "")
         + _changes(report) + _by_label(report.scores[SHIPPED]) + _by_field(report.scores)
@@ -80,7 +80,7 @@ def _changes(report: ShipReport) -> str:
         return ""
     mended = sum(row.right[SHIPPED] and not row.right[BEFORE] for row in report.rows)
     broken = sum(row.right[BEFORE] and not row.right[SHIPPED] for row in report.rows)
-    return f"<p>Training put {mended} rows right, and {broken} that were right before wrong.</p>"
+    return f"<p>Rows that are right now and were wrong before: {mended}; the reverse: {broken}.</p>"
 
 
 def _by_label(score: Score) -> str:
@@ -203,13 +203,15 @@ def _commands(report: ShipReport) -> str:
 def _made(report: ShipReport) -> str:
     changes = "".join(f"<li>{escape(how)}</li>" for how in report.modifications)
     took = [[_TITLES[name], f"{seconds:,.1f} s"] for name, seconds in report.seconds.items()]
-    train = {k: v for k, v in report.facts["train"].items() if k not in ("history", "verdict")}
+    train = report.facts["train"]
+    facts = [[name, escape(str(train[name]))] for name in ("method", "epochs", "steps", "tokens")]
+    facts += [["trained on", escape(f"{train['backend']}, {train['device']}")],
+              ["int4", escape(report.facts["quantise"]["how"])]]  # fmt: skip
     return (
         f'<h2>Licence</h2><p>{escape(report.license)}: <a href="{escape(report.license_link)}">'
         f"{escape(report.license_link)}</a>. Who passes the file on passes its NOTICE on, which is "
         f"in it and says what was changed:</p><ul>{changes}</ul>"
         "<h2>How it was made</h2>"
-        f"<p>{escape(report.facts['quantise']['how'])}.</p>"
-        f"<p class='soft'><code>{escape(json.dumps(train))}</code></p>"
+        + table(["", ""], facts)
         + details("How long each stage took", ["stage", ""], took)
     )

@@ -5,7 +5,8 @@
 It is alone so that what it holds in memory is what the file takes, and so that an engine that ends
 the process ends no other. LiteRT-LM runs the file where it is installed, else the LiteRT engine
 of this package. What it says on standard output is a JSON object a line: `done` and `of` as rows
-are asked, in the end `facts`, or `error`. It ends with the process that asked for it.
+are asked, in the end `facts`, `error`, or what the `disk` says. It ends with the process that asked
+for it.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ from gemma_multi.progress import Progress, reporting
 from gemma_multi.scoring import LOSS, Scoring
 from gemma_multi.shipping.asking import Answers, Questions, ask
 
+_INSTEAD = (
+    "the LiteRT engine of this package; for Google's own: pip install 'gemma-multi[litert-lm]'"
+)
 _PREFILL, _DECODE = 256, 64  # tokens that speed is measured with, where the context holds them
 
 
@@ -63,7 +67,10 @@ def run_on_a_phone(
                     return dict(told["facts"])
                 if "error" in told:
                     raise BackendError(told["error"])
+                if "disk" in told:
+                    raise OSError(*told["disk"])
                 report(told["done"], told["of"])
+            process.wait()
         finally:
             process.kill()
             listener.join()
@@ -81,17 +88,20 @@ def _serve(job: dict[str, Any], out: TextIO) -> None:
     file, questions = Path(job["file"]), Questions.from_dict(job["questions"])
     answers, scoring = Answers(Path(job["answers"])), Scoring(job["kind"], "")
     try:
-        facts = _run(file, questions, answers, scoring, lambda i, n: tell(done=i, of=n))
+        facts = run_file(file, questions, answers, scoring, lambda i, n: tell(done=i, of=n))
         prefill, decode = _speed(file, job["context"])
         tell(facts={**facts, "prefill_tokens_per_second": round(prefill, 1),
                     "decode_tokens_per_second": round(decode, 1)})  # fmt: skip
     except GemmaError as error:
         tell(error=str(error))
+    except OSError as error:
+        tell(disk=[error.errno, error.strerror or str(error)])
 
 
-def _run(
+def run_file(
     file: Path, questions: Questions, answers: Answers, scoring: Scoring, progress: Progress
 ) -> dict[str, Any]:
+    """Runs the file in this process, and asks what was not asked yet."""
     version, started = litert_lm_version(), time.monotonic()
     before = len(answers.found)
     if version is None or scoring.kind == LOSS:  # which only our engine tells
@@ -105,7 +115,7 @@ def _run(
     asked, memory = time.monotonic(), peak_memory()
     count = len(answers.found) - before
     return {
-        "runtime": f"LiteRT-LM {version}" if version else "the LiteRT engine of this package",
+        "runtime": f"LiteRT-LM {version}" if version else _INSTEAD,
         "asked_in": "LiteRT" if version is None or scoring.kind == LOSS else "LiteRT-LM",
         "cores": available_cores(), "load_seconds": round(loaded - started, 3),
         "rows_per_second": round(count / (asked - loaded), 2) if count else None,

@@ -39,7 +39,11 @@ def plan(
     base: Checkpoint, split: Split, given: Mapping[str, Any], context_length: int | None
 ) -> Plan:  # fmt: skip
     """Raises OptionError for what cannot be, DataError for a row that is too long."""
-    longest, answer = _lengths(base.tokenizer, split)
+    lengths = [
+        (one.where, len(encode_row(base.tokenizer, one.row)[0]) + 1)  # a text ends with one more
+        for one in (*split.training, *split.held)
+    ]
+    longest = max(length for _, length in lengths)
     room = base.config.max_position_embeddings
     count = len(split.training)
     # an original is calibrated first, and its scales are trained: see training/calibrated.py
@@ -58,7 +62,7 @@ def plan(
     checked = TrainingOptions.checked(
         {**training, "validation": 0.0}, room, "scales" if scales else "full"
     )
-    _check_lengths(base.tokenizer, split, checked)
+    _check_lengths(lengths, checked)
     needed = longest + _ROOM
     held = min(max(_CONTEXT, 1 << (needed - 1).bit_length()), room)
     if context_length is not None and context_length < needed:
@@ -66,7 +70,9 @@ def plan(
             f"context_length is {context_length}, but the longest row and its answer take {needed} "
             "tokens; raise it, or leave it out"
         )
-    return Plan(training, checked, answer + _ROOM, context_length or held)
+    return Plan(
+        training, checked, _longest_answer(base.tokenizer, split) + _ROOM, context_length or held
+    )
 
 
 def check_room(base: Checkpoint, plan: Plan, output: Path) -> None:
@@ -84,21 +90,19 @@ def check_room(base: Checkpoint, plan: Plan, output: Path) -> None:
         )
 
 
-def _lengths(tokenizer: Tokenizer, split: Split) -> tuple[int, int]:
-    """Tokens of the longest row, and of the longest answer in one."""
-    longest = answer = 0
-    for one in (*split.training, *split.held):
-        longest = max(longest, len(encode_row(tokenizer, one.row)[0]))
-        if one.answer is not None and split.scoring.kind != LOSS:
-            answer = max(answer, len(tokenizer.encode(one.answer)))
-    return longest + 1, answer  # a text ends with a token more
+def _longest_answer(tokenizer: Tokenizer, split: Split) -> int:
+    """In tokens, of those that are asked for."""
+    if split.scoring.kind == LOSS:
+        return 0
+    rows = (*split.training, *split.held)
+    return max(len(tokenizer.encode(one.answer)) for one in rows if one.answer is not None)
 
 
-def _check_lengths(tokenizer: Tokenizer, split: Split, options: TrainingOptions) -> None:
-    for one in (*split.training, *split.held):
-        tokens = len(encode_row(tokenizer, one.row)[0])
-        if options.too_long == "refuse" and tokens > options.max_length:
+def _check_lengths(lengths: list[tuple[str, int]], options: TrainingOptions) -> None:
+    """Raises DataError naming the first row that training would refuse."""
+    for where, length in lengths:
+        if options.too_long == "refuse" and length > options.max_length:
             raise DataError(
-                f"{one.where}: {tokens} tokens, but {options.max_length} is the most that this "
-                "model and these options take; shorten the row, or choose too_long='cut' or 'skip'"
+                f"{where}: {length} tokens, but {options.max_length} is the most that this model "
+                "and these options take; shorten the row, or choose too_long='cut' or 'skip'"
             )

@@ -65,6 +65,17 @@ class ShipReport:
         return bool(self.facts["compare"]["summary"]["passed"])
 
     @property
+    def good(self) -> bool:
+        """Whether to ship it: it is what was trained, and no worse than what was there before."""
+        return self.passed and self._gain >= 0
+
+    @property
+    def _gain(self) -> float:
+        """Above zero where the file is better than the model as it came."""
+        before, shipped = self.scores[BEFORE].estimate.value, self.scores[SHIPPED].estimate.value
+        return before - shipped if self.scoring.kind == LOSS else shipped - before
+
+    @property
     def headline(self) -> str:
         before, shipped = self.scores[BEFORE].estimate, self.scores[SHIPPED].estimate
         unseen = f"{shipped.count} unseen rows"
@@ -76,12 +87,10 @@ class ShipReport:
     def verdict(self) -> str:
         """Whether training was worth it, as far as so many rows can say."""
         before, shipped = self.scores[BEFORE].estimate, self.scores[SHIPPED].estimate
-        worse = -1 if self.scoring.kind == LOSS else 1
-        gain = worse * (shipped.value - before.value)
         if shipped.low > before.high or shipped.high < before.low:
             return ("Training made it better, beyond what chance explains."
-                    if gain > 0 else "Training made it worse; do not ship this.")  # fmt: skip
-        if gain > 0:
+                    if self._gain > 0 else "Training made it worse; do not ship this.")  # fmt: skip
+        if self._gain > 0:
             return ("It got better, but by no more than chance could explain with so few held-out "
                     "rows.")  # fmt: skip
         return "Training changed nothing that these held-out rows can show."
@@ -124,7 +133,7 @@ class ShipReport:
         for name, value in {**self.device, "parity": self.parity_line,
                             "file": str(self.file), "page": str(self.page)}.items():  # fmt: skip
             facts.add_row(name, Text(value))
-        style = "bold green" if self.passed else "bold red"
+        style = "bold green" if self.good else "bold red"
         return Group(Text(f"\n{self.headline}.", style=style), Text(self.verdict), Text(),
                      scores, Text(), facts)  # fmt: skip
 

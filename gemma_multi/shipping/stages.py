@@ -28,7 +28,8 @@ from gemma_multi.shipping.phone import run_on_a_phone
 from gemma_multi.shipping.plan import Plan
 from gemma_multi.training.calibrated import calibrated
 from gemma_multi.training.finetune import finetune
-from gemma_multi.training.result import RUN_FILE, FineTune
+from gemma_multi.training.history import History, verdict
+from gemma_multi.training.result import RUN_FILE, FineTune, read_run
 
 FILE, MODEL, TRAINING = "model.litertlm", "model", "training"
 TRAINING_ROWS, HELD_ROWS = "rows/training.jsonl", "rows/held-out.jsonl"
@@ -116,11 +117,16 @@ class Shipment:
 
     def _train(self, _: bool) -> dict[str, Any]:
         result = self._finetune()
+        history = History(result.output / "history.jsonl")
+        history.records = result.history
         losses = [record for record in result.history if "loss" in record]
+        options = result.options
         return {
-            "verdict": result.verdict, "method": result.options.method, "qat": result.options.qat,
-            "backend": result.backend, "epochs": result.options.epochs, "steps": len(losses),
-            "tokens": sum(record["tokens"] for record in losses), "history": result.history,
+            "verdict": verdict(history, "train for fewer epochs"), "method": options.method,
+            "qat": options.qat, "backend": result.backend,
+            "device": read_run(result.output)["device"], "epochs": options.epochs,
+            "steps": len(losses), "tokens": sum(record["tokens"] for record in losses),
+            "history": result.history,
         }  # fmt: skip
 
     def _finetune(self) -> FineTune:

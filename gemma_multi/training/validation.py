@@ -17,7 +17,7 @@ from gemma_multi.model import Model
 from gemma_multi.progress import Progress, reporting
 from gemma_multi.rows import Data
 from gemma_multi.sources import Source
-from gemma_multi.training.examples import prepare
+from gemma_multi.training.examples import Examples, prepare
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,16 @@ def row_losses(
     with tempfile.TemporaryDirectory() as directory:
         examples = prepare(data, model.tokenizer, Path(directory, "rows.i32"),
                            max_length=max_length, loss_on=loss_on)  # fmt: skip
-        try:
-            with reporting(progress, "validating") as report:
-                for i in range(first, len(examples)):
-                    tokens, loss_mask = examples.example(i)
-                    losses = -model.logprobs(tokens)[loss_mask[1:]]
-                    report(i + 1, len(examples))
-                    yield float(losses.sum()), len(losses)
-        finally:  # the mapped file is to be removed
-            tokens = loss_mask = examples = None
+        yield from _losses(model, examples, first, progress)
+        del examples  # the mapped file is to be removed
+
+
+def _losses(
+    model: Model, examples: Examples, first: int, progress: Progress
+) -> Iterator[tuple[float, int]]:
+    with reporting(progress, "validating") as report:
+        for i in range(first, len(examples)):
+            tokens, loss_mask = examples.example(i)
+            losses = -model.logprobs(tokens)[loss_mask[1:]]
+            report(i + 1, len(examples))
+            yield float(losses.sum()), len(losses)
