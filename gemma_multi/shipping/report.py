@@ -90,10 +90,12 @@ class ShipReport:
         if shipped.low > before.high or shipped.high < before.low:
             return ("Training made it better, beyond what chance explains."
                     if self._gain > 0 else "Training made it worse; do not ship this.")  # fmt: skip
-        if self._gain > 0:
-            return ("It got better, but by no more than chance could explain with so few held-out "
-                    "rows.")  # fmt: skip
-        return "Training changed nothing that these held-out rows can show."
+        if not self._gain:
+            return "Training changed nothing that these held-out rows can show."
+        return (
+            f"It got {'better' if self._gain > 0 else 'worse'}, but by no more than chance could "
+            "explain with so few held-out rows."
+        )
 
     @property
     def wrong(self) -> list[Asked]:

@@ -76,12 +76,12 @@ class Shipment:
         rows = {
             "training": [one.raw for one in split.training],
             "held": [one.raw for one in split.held], "scoring": asdict(split.scoring),
+            "max_tokens": plan.max_tokens,
         }  # fmt: skip
         pieces = hashlib.sha256(base.tokenizer.model).hexdigest()
         model = {"weights": base.digest(), "config": base.config.to_dict(), "pieces": pieces}
         training = {k: v for k, v in plan.options.to_dict().items() if k != "save_every"}
-        asking = {"max_tokens": plan.max_tokens, "max_length": plan.options.max_length,
-                  "backend": self.backend}  # fmt: skip
+        asking = {"max_length": plan.options.max_length, "backend": self.backend}
         answers = "answers/{}.jsonl"
         return [
             Stage("rows", "check the rows", self._rows, depends_on=rows, leaves=("rows",)),
@@ -110,7 +110,8 @@ class Shipment:
     def _rows(self, _: bool) -> dict[str, Any]:
         write_rows(self.split.training, self.directory / TRAINING_ROWS)
         write_rows(self.split.held, self.directory / HELD_ROWS)
-        return {"training": len(self.split.training), "held_out": len(self.split.held)}
+        return {"training": len(self.split.training), "held_out": len(self.split.held),
+                "max_tokens": self.plan.max_tokens}  # fmt: skip
 
     def _before(self, _: bool) -> dict[str, Any]:
         return self._ask(self.base, BEFORE, held_to_labels=True)

@@ -1,6 +1,6 @@
 """`ship`, whole: a full disk and two kills on the way, then the file, the figures and the page.
 
-The bundled storyteller learns from 24 rows. Every try is a process of its own, as people start it.
+The bundled storyteller learns from 20 rows. Every try is a process of its own, as people start it.
 """
 
 from __future__ import annotations
@@ -18,22 +18,34 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import DESK, PHONE, looks
+from browser import looks
+from tiny import tiny_checkpoint
 from training.conftest import wait_for_step
 
 import gemma_multi
 from gemma_multi import CheckpointError, DataError, OptionError, ShipReport, ship, validation_loss
+from gemma_multi.exporters import save
 from gemma_multi.litert_lm import in_litert_lm
 from gemma_multi.scoring import LOSS, Scoring
 from gemma_multi.shipping import phone
 from gemma_multi.shipping.asking import Answers, Questions
 
-WORDS = {"heating": "cold freezing chilly icy frozen warm", "music": "loud noisy singing song drum"}
+WORDS = {"winter": "cold freezing icy frozen snowy", "song": "loud noisy singing ringing drum"}
 ROWS = [
-    {"prompt": f"House: {lead} {word}.", "completion": label}
+    {"prompt": f"{lead} {word}.", "completion": label}
     for label, words in WORDS.items() for word in words.split() for lead in ("I am", "It is")
-] + [{"prompt": "House: <b>cold</b> & icy.", "completion": "heating"}]  # fmt: skip
-OPTIONS = ("-b", "mlx", "--epochs", "4", "--save-every", "0", "--learning-rate", "0.002")
+]  # fmt: skip
+HELD = [
+    {"prompt": "Is it <b>cold</b> & icy?", "completion": "winter"},
+    {"prompt": "We are singing.", "completion": "song"},
+    {"prompt": "We are snowy.", "completion": "winter"},
+    {"messages": [{"role": "system", "content": "One word."},
+                  {"role": "user", "content": "I am cold."},
+                  {"role": "model", "content": "winter"},
+                  {"role": "user", "content": "And noisy?"},
+                  {"role": "model", "content": "song"}]},
+]  # fmt: skip
+OPTIONS = ("-b", "mlx", "--epochs", "2", "--save-every", "0")
 STAGES = ("rows", "before", "train", "quantise", "export", "run", "after", "compare")
 
 
@@ -41,12 +53,14 @@ class Tries:
     """One output, and what was said on the way to it."""
 
     def __init__(self, work: Path) -> None:
-        self.rows, self.output = work / "rows.jsonl", work / "out"
-        self.rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+        self.output = work / "out"
+        self.rows, self.held = work / "rows.jsonl", work / "held.jsonl"
+        for path, rows in ((self.rows, ROWS), (self.held, HELD)):
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def start(self, *more: str, **popen: Any) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "gemma_multi", "ship", "storyteller", str(self.rows), "-o",
-                   str(self.output), *OPTIONS, *more]  # fmt: skip
+                   str(self.output), "--validation", str(self.held), *OPTIONS, *more]  # fmt: skip
         return subprocess.Popen(
             command, env={**os.environ, "COLUMNS": "80", "NO_COLOR": "1"}, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, **popen,
@@ -89,7 +103,7 @@ def shipped(tries: Tries) -> tuple[Tries, str, str]:
                     r"the same command goes on from there", last), said  # fmt: skip
     assert tries.done() == ["rows", "before"]
     process = tries.start()
-    wait_for_step(tries.output / "training", 7, process)
+    wait_for_step(tries.output / "training", 3, process)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     assert tries.done() == ["rows", "before"]
@@ -135,15 +149,22 @@ def test_the_figures_are_those_of_the_file(shipped: tuple[Tries, str, str]) -> N
     output = shipped[0].output
     report = json.loads((output / "report.json").read_text())
     held = [json.loads(line) for line in (output / "rows" / "held-out.jsonl").open()]
-    with in_litert_lm(output / "model.litertlm", 16) as ask:
-        said = [ask(row["prompt"]).strip() for row in held]
+    most = report["stages"]["rows"]["max_tokens"]
+    asked = [row["messages"][:-1] if "messages" in row else row["prompt"] for row in held]
+    with in_litert_lm(output / "model.litertlm", most) as ask:
+        said = [ask(question).strip() for question in asked]
     assert [row["answers"]["shipped"] for row in report["rows"]] == said
-    right = sum(a == row["completion"] for a, row in zip(said, held, strict=True))
+    assert held == HELD
+    expected = ["winter", "song", "winter", "song"]
+    right = sum(a == b for a, b in zip(said, expected, strict=True))
     estimate = report["scores"]["shipped"]["estimate"]
     assert (estimate["value"], estimate["count"]) == (right / len(held), len(held))
-    assert estimate["low"] < estimate["value"] <= estimate["high"]
+    assert estimate["low"] <= estimate["value"] <= estimate["high"]
     trained = gemma_multi.load(output / "model", backend="mlx")
-    in_float = [trained.generate(row["prompt"], temperature=0).text.strip() for row in held]
+    in_float = [
+        trained.generate(question, temperature=0, max_tokens=most).text.strip()
+        for question in asked
+    ]
     assert [row["answers"]["after"] for row in report["rows"]] == in_float
     labels = set(WORDS)
     assert all(row["answers"]["before"] in labels for row in report["rows"])
@@ -178,19 +199,24 @@ def test_the_page_fits_a_phone_and_a_desk_and_fetches_nothing(
         assert found["words"] > 8
         assert found["smallest"] >= 7
         assert found["plot_ink"] == found["ink"]
-    assert {PHONE, DESK} == {width for width, _ in looks(page)}
+
+
+def test_what_is_done_is_told_again_at_once_and_as_json(shipped: tuple[Tries, str, str]) -> None:
+    tries = shipped[0]
+    process = tries.start("--json")
+    told, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    assert said.count(": done before") == 8
+    assert json.loads(told) == json.loads((tries.output / "report.json").read_text())
 
 
 def test_what_has_changed_is_done_anew_and_no_more(shipped: tuple[Tries, str, str]) -> None:
     tries = shipped[0]
     trained = (tries.output / "training" / "run.json").stat().st_mtime_ns
-    process = tries.start("--context-length", "128", "--json")
-    told, said = process.communicate(timeout=300)
-    assert process.returncode == 0, said
-    report = json.loads(told)
-    assert report["stages"]["export"]["context_length"] == 128
-    assert "[3/9] train through the int4 grid: done before" in said
-    assert "[5/9] export model.litertlm\n" in said
+    report = ship("storyteller", tries.rows, tries.output, validation=tries.held, backend="mlx",
+                  epochs=2, context_length=128, progress=False)  # fmt: skip
+    assert report.facts["export"]["context_length"] == 128
+    assert gemma_multi.open_checkpoint(report.file).context_length == 128
     assert (tries.output / "training" / "run.json").stat().st_mtime_ns == trained
 
 
@@ -198,24 +224,29 @@ def test_what_has_changed_is_done_anew_and_no_more(shipped: tuple[Tries, str, st
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> ShipReport:
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(tiny_checkpoint(vocab_size=4096), tmp_path_factory.mktemp("base") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def told(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> ShipReport:
     """Of rows that are texts."""
     words = "owl fox hen cat dog bee cow ant pig elk bat hare".split()
     texts = [{"text": f"The {word} was cold. It was cold all day, and then it was night."}
              for word in words]  # fmt: skip
     seen: list[tuple[int, int]] = []
     report = ship(
-        "storyteller", texts, tmp_path_factory.mktemp("told") / "out", backend="mlx", epochs=3,
+        tiny, texts, tmp_path_factory.mktemp("told") / "out", backend="mlx", epochs=3, method="full",
         progress=lambda done, total: seen.append((done, total)),
     )  # fmt: skip
     assert seen == [(i, 9) for i in range(10)]
     return report
 
 
-def test_texts_are_scored_by_their_loss(told: ShipReport) -> None:
+def test_texts_are_scored_by_their_loss(tiny: Path, told: ShipReport) -> None:
     assert told.scoring.kind == LOSS
     held = told.output / "rows" / "held-out.jsonl"
-    for model, when in (("storyteller", "before"), (told.model, "after"), (told.file, "shipped")):
+    for model, when in ((tiny, "before"), (told.model, "after"), (told.file, "shipped")):
         backend = "litert" if when == "shipped" else "mlx"
         loaded = gemma_multi.load(model, backend=backend, progress=False)
         measured = validation_loss(loaded, held, progress=False)
@@ -236,12 +267,14 @@ def test_without_litert_lm_our_engine_runs_the_file_and_the_report_says_so(
     held = output / "rows" / "held-out.jsonl"
     found = phone.run_file(
         output / "model.litertlm", Questions([prompt], held, 16, 64), answers,
-        Scoring("labels", "", ("heating", "music")), False,
+        Scoring("labels", "", ("winter", "song")), False,
     )  # fmt: skip
     assert "LiteRT engine of this package" in found["runtime"]
     assert "gemma-multi[litert-lm]" in found["runtime"]
-    ours = gemma_multi.load(output / "model.litertlm").generate(prompt, temperature=0).text
-    assert answers.texts == [ours]
+    ours = gemma_multi.load(output / "model.litertlm").generate(
+        prompt, temperature=0, max_tokens=16
+    )
+    assert answers.texts == [ours.text]
 
 
 def test_an_engine_that_ends_the_process_is_named(told: ShipReport, tmp_path: Path) -> None:
@@ -256,7 +289,7 @@ def test_an_engine_that_ends_the_process_is_named(told: ShipReport, tmp_path: Pa
     ("rows", "options", "error", "said"),
     [
         (ROWS[:3], {}, DataError, "3 rows are too few"),
-        (ROWS[:10], {}, DataError, "all 10 rows have the answer 'heating'"),
+        (ROWS[:10], {}, DataError, "all 10 rows have the answer 'winter'"),
         (ROWS, {"validation": ROWS[:2]}, DataError, "2 of 2 held-out rows ask what"),
         (ROWS, {"score": "f1"}, OptionError, "score is 'f1'"),
         (ROWS, {"epochs": 0}, OptionError, "epochs is 0"),
