@@ -73,7 +73,7 @@ def split_rows(data: Data, validation: float | Data | None, score: str, seed: in
         raise OptionError(f"validation is {validation!r}, expected a share above 0 and below 1, or "
                           "rows of their own")  # fmt: skip
     part = validation if isinstance(validation, int | float) else None
-    own = None if validation is None or part is not None else validation
+    own = None if isinstance(validation, int | float) else validation
     held = [] if own is None else _read(own)[1]
     _check_enough(name, rows, held)
     scoring = choose_scoring([one.answer for one in (*rows, *held)], score)

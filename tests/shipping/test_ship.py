@@ -236,8 +236,8 @@ def told(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> ShipReport:
              for word in words]  # fmt: skip
     seen: list[tuple[int, int]] = []
     report = ship(
-        tiny, texts, tmp_path_factory.mktemp("told") / "out", backend="mlx", epochs=3, method="full",
-        progress=lambda done, total: seen.append((done, total)),
+        tiny, texts, tmp_path_factory.mktemp("told") / "out", backend="mlx", epochs=3,
+        method="full", progress=lambda done, total: seen.append((done, total)),
     )  # fmt: skip
     assert seen == [(i, 9) for i in range(10)]
     return report
