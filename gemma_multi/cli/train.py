@@ -35,7 +35,18 @@ from gemma_multi.training.options import TrainingOptions
     help="labels, fields (of JSON), exact, loss, or auto: what suits the rows.",
 )
 @click.option("--context-length", type=int, help="Of the file.  [1024, or what the rows need]")
-@field_options(TrainingOptions, leave_out=["validation"])
+@field_options(
+    TrainingOptions,
+    leave_out=["validation"],
+    unset={
+        "method": "scales for an original, which is calibrated first, else as for finetune",
+        "epochs": "15 of few rows, 1 of many",
+        "schedule": "cosine",
+        "batch_size": "4 or 8",
+        "max_length": "what the rows need",
+        "learning_rate": "by method, and 2e-3 for small models",
+    },
+)
 @source_options
 @click.option("--json", "as_json", is_flag=True, help="What report.json holds.")
 def ship(

@@ -44,6 +44,13 @@ class Given:
         return [{"role": role, "content": text} for role, text in self.row.turns[:-1]]
 
     @property
+    def opening(self) -> list[Message]:
+        """What is said before the last answer, or in a row with tools first; nothing in a text."""
+        if self.row.tools:
+            return [{"role": "user", "content": self.row.turns[0][1]}]
+        return self.question or []
+
+    @property
     def answer(self) -> str | None:
         return None if self.question is None else self.row.turns[-1][1]
 

@@ -102,7 +102,7 @@ def run_file(
     file: Path, questions: Questions, answers: Answers, scoring: Scoring, progress: Progress
 ) -> dict[str, Any]:
     """Runs the file in this process, and asks what was not asked yet."""
-    version, started = litert_lm_version(), time.monotonic()
+    version, started, python = litert_lm_version(), time.monotonic(), peak_memory()
     before = len(answers.found)
     if version is None or scoring.kind == LOSS:  # which only our engine tells
         model = load(file, backend="litert", progress=False)
@@ -119,7 +119,7 @@ def run_file(
         "asked_in": "LiteRT" if version is None or scoring.kind == LOSS else "LiteRT-LM",
         "cores": available_cores(), "load_seconds": round(loaded - started, 3),
         "rows_per_second": round(count / (asked - loaded), 2) if count else None,
-        "memory_bytes": memory,
+        "memory_bytes": memory and memory - (python or 0),
     }  # fmt: skip
 
 

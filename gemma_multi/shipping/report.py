@@ -161,7 +161,7 @@ class ShipReport:
                     f"{self.facts['export']['precision']}",
             "ran in": run["runtime"],
             "speed": speed,
-            **({"memory": f"{memory / 1e6:,.0f} MB at most, the engine with it"} if memory else {}),
+            **({"memory": f"{memory / 1e6:,.0f} MB at most, Python aside"} if memory else {}),
             "time": f"{sum(self.seconds.values()) / 60:.1f} minutes, of which training "
                     f"{self.seconds['train'] / 60:.1f}",
         }  # fmt: skip

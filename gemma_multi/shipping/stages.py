@@ -16,6 +16,7 @@ from gemma_multi.comparison import Prompt, parity
 from gemma_multi.errors import DataError
 from gemma_multi.exporters import save
 from gemma_multi.exporting import export
+from gemma_multi.litert_lm import litert_lm_version
 from gemma_multi.loading import load
 from gemma_multi.model import Model
 from gemma_multi.progress import Progress
@@ -94,8 +95,8 @@ class Shipment:
                   (MODEL,)),
             Stage("export", f"export {FILE}", self._export, ("quantise",),
                   {"context_length": plan.context_length}, (FILE,)),
-            Stage("run", "run that file, and ask it", self._run, ("rows", "export"), asking,
-                  (answers.format(SHIPPED),)),
+            Stage("run", "run that file, and ask it", self._run, ("rows", "export"),
+                  {**asking, "in": litert_lm_version()}, (answers.format(SHIPPED),)),
             Stage("after", "ask what was trained, in float", self._after, ("rows", "quantise"),
                   asking, (answers.format(AFTER),)),
             Stage("compare", "compare the file with what was trained", self._compare,
@@ -189,12 +190,11 @@ class Shipment:
 
     def _compare(self, _: bool) -> dict[str, Any]:
         chosen = [
-            Prompt(one.where, tuple(one.question) if one.question else one.row.text)
-            for one in self.split.held if not one.row.tools
+            Prompt(one.where, tuple(one.opening) or one.row.text) for one in self.split.held
         ][:_COMPARED]  # fmt: skip
         report = parity(
             self.shipped, [self.backend], against=str(self.file),
-            prompts=chosen or None, max_tokens=_COMPARED_TOKENS, progress=self.progress,
+            prompts=chosen, max_tokens=_COMPARED_TOKENS, progress=self.progress,
         )  # fmt: skip
         logits = report.comparisons[0].logits.summary_where()
         assert logits is not None
