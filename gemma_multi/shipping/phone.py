@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -36,7 +37,7 @@ _INSTEAD = (
 _PREFILL, _DECODE = 256, 64  # tokens that speed is measured with, where the context holds them
 
 
-def run_on_a_phone(
+def run_as_on_a_phone(
     file: Path, context_length: int, questions: Questions, scoring: Scoring, answers: Path,
     progress: Progress,
 ) -> dict[str, Any]:  # fmt: skip
@@ -59,8 +60,9 @@ def run_on_a_phone(
         listener = threading.Thread(target=lambda: complaints.extend(process.stderr or ()))
         listener.start()
         try:
-            process.stdin.write(json.dumps(job) + "\n")
-            process.stdin.flush()  # and left open: its end is ours
+            with suppress(BrokenPipeError):  # its own words tell more
+                process.stdin.write(json.dumps(job) + "\n")
+                process.stdin.flush()  # and left open: its end is ours
             for line in process.stdout:
                 told = json.loads(line)
                 if "facts" in told:

@@ -25,7 +25,7 @@ from gemma_multi.scoring import LOSS
 from gemma_multi.shipping.asking import Answers, Questions, ask
 from gemma_multi.shipping.held_out import Split, write_rows
 from gemma_multi.shipping.journal import Journal, Stage
-from gemma_multi.shipping.phone import run_on_a_phone
+from gemma_multi.shipping.phone import run_as_on_a_phone
 from gemma_multi.shipping.plan import Plan
 from gemma_multi.training.calibrated import calibrated
 from gemma_multi.training.finetune import finetune
@@ -170,7 +170,7 @@ class Shipment:
         }  # fmt: skip
 
     def _run(self, _: bool) -> dict[str, Any]:
-        return run_on_a_phone(
+        return run_as_on_a_phone(
             self.file, self.plan.context_length, self.questions, self.split.scoring,
             self.answers(SHIPPED).path, self.progress,
         )  # fmt: skip

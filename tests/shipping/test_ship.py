@@ -282,7 +282,7 @@ def test_an_engine_that_ends_the_process_is_named(told: ShipReport, tmp_path: Pa
     broken.write_bytes(told.file.read_bytes()[:200_000])
     questions = Questions([[{"role": "user", "content": "Hello"}]], tmp_path, 4, 64)
     with pytest.raises(gemma_multi.GemmaError, match=r"broken\.litertlm"):
-        phone.run_on_a_phone(broken, 64, questions, Scoring("exact", ""), tmp_path / "a", False)
+        phone.run_as_on_a_phone(broken, 64, questions, Scoring("exact", ""), tmp_path / "a", False)
 
 
 @pytest.mark.parametrize(
