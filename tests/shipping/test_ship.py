@@ -45,7 +45,7 @@ HELD = [
                   {"role": "user", "content": "And noisy?"},
                   {"role": "model", "content": "song"}]},
 ]  # fmt: skip
-OPTIONS = ("-b", "mlx", "--epochs", "2", "--save-every", "0")
+OPTIONS = ("-b", "mlx", "--epochs", "2", "--batch-size", "10", "--save-every", "0")
 STAGES = ("rows", "before", "train", "quantise", "export", "run", "after", "compare")
 
 
@@ -103,7 +103,7 @@ def shipped(tries: Tries) -> tuple[Tries, str, str]:
                     r"the same command goes on from there", last), said  # fmt: skip
     assert tries.done() == ["rows", "before"]
     process = tries.start()
-    wait_for_step(tries.output / "training", 3, process)
+    wait_for_step(tries.output / "training", 2, process)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     assert tries.done() == ["rows", "before"]
@@ -214,7 +214,7 @@ def test_what_has_changed_is_done_anew_and_no_more(shipped: tuple[Tries, str, st
     tries = shipped[0]
     trained = (tries.output / "training" / "run.json").stat().st_mtime_ns
     report = ship("storyteller", tries.rows, tries.output, validation=tries.held, backend="mlx",
-                  epochs=2, context_length=128, progress=False)  # fmt: skip
+                  epochs=2, batch_size=10, context_length=128, progress=False)  # fmt: skip
     assert report.facts["export"]["context_length"] == 128
     assert gemma_multi.open_checkpoint(report.file).context_length == 128
     assert (tries.output / "training" / "run.json").stat().st_mtime_ns == trained
@@ -236,7 +236,7 @@ def told(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> ShipReport:
              for word in words]  # fmt: skip
     seen: list[tuple[int, int]] = []
     report = ship(
-        tiny, texts, tmp_path_factory.mktemp("told") / "out", backend="mlx", epochs=3,
+        tiny, texts, tmp_path_factory.mktemp("told") / "out", backend="mlx", epochs=1,
         method="full", progress=lambda done, total: seen.append((done, total)),
     )  # fmt: skip
     assert seen == [(i, 9) for i in range(10)]
