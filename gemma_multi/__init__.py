@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from gemma_multi.pushing import PushReport, push
     from gemma_multi.quantizing import quantize
     from gemma_multi.sampling import GenerationOptions
+    from gemma_multi.shipping import ShipReport, ship
     from gemma_multi.sources import open_checkpoint
     from gemma_multi.streaming import TextStream
     from gemma_multi.tasks import BatchRow, Classification
@@ -80,6 +81,7 @@ _HOME = {
     "ParityReport": "comparison",
     "PushReport": "pushing",
     "QuantizationReport": "transforms",
+    "ShipReport": "shipping",
     "TextScore": "generation",
     "TextStream": "streaming",
     "Tokenizer": "tokenizer",
@@ -96,6 +98,7 @@ _HOME = {
     "parity": "comparison",
     "push": "pushing",
     "quantize": "quantizing",
+    "ship": "shipping",
     "trim": "trimming",
     "validation_loss": "training.validation",
 }
@@ -125,6 +128,7 @@ __all__ = [
     "PlainRoundingWarning",
     "PushReport",
     "QuantizationReport",
+    "ShipReport",
     "TextScore",
     "TextStream",
     "Tokenizer",
@@ -141,6 +145,7 @@ __all__ = [
     "parity",
     "push",
     "quantize",
+    "ship",
     "trim",
     "validation_loss",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 
 def available_cores() -> int:
@@ -19,3 +20,16 @@ def physical_memory() -> int | None:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         return None
+
+
+def peak_memory() -> int | None:
+    """Bytes that this process held at most; None where the system does not say, as on Windows."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    if sys.platform == "linux":  # getrusage counts the parent's memory before exec as well
+        with open("/proc/self/status") as status:
+            lines = dict(line.split(":", 1) for line in status if ":" in line)
+        return int(lines["VmHWM"].split()[0]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

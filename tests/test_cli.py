@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +41,15 @@ def test_generate_from_an_argument_and_from_a_pipe() -> None:
     piped = run("generate", "--seed", "1", "-b", "mlx", given=STORY)
     assert piped.stdout == argument.stdout
     assert piped.stderr == ""
+
+
+def test_help_lists_commands_by_what_they_are_for_and_ship_first() -> None:
+    said = run("--help").stdout
+    assert max(map(len, said.splitlines())) <= 80
+    titles = re.findall(r"^(\w+):\n  (\w+) ", said, re.MULTILINE)
+    assert titles == [
+        ("Ask", "generate"), ("Train", "ship"), ("Files", "quantize"), ("Check", "parity")
+    ]  # fmt: skip
 
 
 def test_generate_json_is_one_object() -> None:

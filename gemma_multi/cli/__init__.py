@@ -73,16 +73,35 @@ def _fail(message: str) -> int:
     return 2
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Sections(click.Group):
+    """Lists its commands by what they are for, in the order in which they are used."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        widest = formatter.width - 6 - max(map(len, self.commands))
+        for title, commands in _COMMANDS.items():
+            with formatter.section(title):
+                formatter.write_dl(
+                    [(str(one.name), one.get_short_help_str(widest)) for one in commands]
+                )
+
+
+_COMMANDS: dict[str, tuple[click.Command, ...]] = {
+    "Ask": (ask.generate, ask.chat, tasks.classify, tasks.extract, tasks.route),
+    "Train": (train.ship, train.finetune, train.data, train.merge),
+    "Files": (files.quantize, files.export, files.convert, files.push, files.trim, files.info,
+              files.cache),
+    "Check": (check.parity, check.doctor, check.demo),
+}  # fmt: skip
+
+
+@click.group(cls=_Sections, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 def cli() -> None:
     """Gemma 3 270M: one model on MLX, Keras and LiteRT."""
 
 
-for command in (
-    ask.generate, ask.chat, tasks.classify, tasks.extract, tasks.route, train.finetune, train.data,
-    train.merge, files.quantize, files.export, files.convert, files.push, files.trim, files.info,
-    files.cache,
-    check.parity, check.doctor, check.demo,
-):  # fmt: skip
+for command in (one for commands in _COMMANDS.values() for one in commands):
     cli.add_command(command)

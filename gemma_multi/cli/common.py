@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import sys
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -58,10 +59,12 @@ def model_options(command: Command) -> Command:
 
 
 def field_options(
-    kinds: Mapping[str, type] | type, leave_out: Iterable[str] = ()
-) -> Callable[[Command], Command]:
+    kinds: Mapping[str, type] | type, leave_out: Iterable[str] = (),
+    unset: Mapping[str, str] | None = None,
+) -> Callable[[Command], Command]:  # fmt: skip
     """An option for each field of a dataclass, or of several by whose they are. Unset ones are
-    None, so that whoever they are for decides."""
+    None, so that whoever they are for decides; `unset` says how, where not by the field's default.
+    """
     owners = kinds if isinstance(kinds, Mapping) else {"": kinds}
     fields: dict[str, dict[str, tuple[type, dataclasses.Field[Any]]]] = {}  # name -> by owner
     for owner, kind in owners.items():
@@ -73,7 +76,8 @@ def field_options(
         for by_owner in reversed(fields.values()):
             meanings: dict[str, list[str]] = {}  # what an option means -> to whom
             for owner, (_, field) in by_owner.items():
-                meanings.setdefault(_meaning(field), []).append(owner)
+                meaning = _meaning(field, (unset or {}).get(field.name))
+                meanings.setdefault(meaning, []).append(owner)
             everybody = len(owners) == 1
             text = " ".join(
                 meaning if everybody else f"{', '.join(whose)}: {meaning}"
@@ -85,8 +89,11 @@ def field_options(
     return decorate
 
 
-def _meaning(field: dataclasses.Field[Any]) -> str:
+def _meaning(field: dataclasses.Field[Any], unset: str | None = None) -> str:
     default, meaning = field.default, str(field.metadata["help"])
+    if unset is not None:
+        said = re.sub(r" *\[[^]]*\]$", "", meaning)  # what it is elsewhere
+        return f"{said}  [{unset}]"
     if isinstance(default, int | float | str) and "auto" not in str(default):
         meaning += f"  [{str(default).lower()}]"
     return meaning
