@@ -93,13 +93,16 @@ class TextStream:
         self._end()
         raise StopIteration
 
-    def whole(self) -> Reads[GenerationResult]:
-        """The reads of all of it, and its result: for a driver of many."""
+    def whole(self, heard: Callable[[str, int], None] | None = None) -> Reads[GenerationResult]:
+        """The reads of all of it, and its result: for a driver of many. `heard` is told each piece
+        as it comes, and how many tokens have come up to there."""
         while self._reads is not None:
             started = time.perf_counter()
             self._go_on((yield self._read) if self._read else None, started)
-        while self._pieces:
-            self._say()
+            while self._pieces:
+                piece = self._say()
+                if heard is not None:
+                    heard(piece, self._tokens_said)
         self._end()
         return self.result
 
