@@ -22,6 +22,7 @@ from gemma_multi.generation import (
     FinishReason,
     GenerationResult,
     PromptLookup,
+    TokenLogprobs,
     answer,
 )
 from gemma_multi.reads import Read, Reads, next_read
@@ -43,6 +44,11 @@ class TextStream:
         if constraint is not None and options.stop:
             raise OptionError(
                 f"a stop text may cut off what {constraint.kind} asks for; give one of the two"
+            )
+        if constraint is not None and options.logprobs is not None:
+            raise OptionError(
+                f"logprobs cannot be had where {constraint.kind} decides about tokens: those that "
+                "follow without a choice have none; give one of the two"
             )
         self._prompt_tokens, self._reused = len(prompt) + session.length, reused
         self._prefill = self._decode = 0.0  # seconds
@@ -141,7 +147,13 @@ class TextStream:
             calls=self._parsed or () if self._is_for_tools else (),
             forced_tokens=decoding.forced_tokens,
             reused_tokens=self._reused,
+            logprobs=tuple(decoding.logprobs),
         )
+
+    @property
+    def logprobs(self) -> Sequence[TokenLogprobs]:
+        """Those of the tokens so far, if they were asked for."""
+        return self._decoding.logprobs
 
     @property
     def _is_for_tools(self) -> bool:
