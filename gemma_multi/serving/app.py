@@ -23,6 +23,7 @@ from gemma_multi.serving.errors import ApiError, of_exception, of_validation, ov
 from gemma_multi.serving.metrics import Metrics
 from gemma_multi.serving.options import ServerOptions
 from gemma_multi.serving.worker import Cancelled, Full, Job, Ticket, Worker, log
+from gemma_multi.tokenizer import Tokenizer
 
 B = TypeVar("B", bound=BaseModel)
 Chunks = AsyncGenerator[Mapping[str, Any] | tuple[str, Mapping[str, Any]], None]
@@ -36,6 +37,10 @@ class Served:
     worker: Worker
     adapter: str | None = None
     created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.worker.model.tokenizer
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ class Server:
         self, request: Request, served: Served, jobs: Sequence[Job]
     ) -> AsyncIterator[Ticket]:
         """Puts jobs in the queue. They end when the client leaves, and when their time is up."""
-        ticket = Ticket(jobs, served.adapter)
+        ticket = Ticket(jobs, served.adapter, self.metrics.of(served.name))
         try:
             served.worker.submit(ticket)
         except Full:
@@ -83,6 +88,11 @@ class Server:
             timer.cancel()
             watch.cancel()
             ticket.cancel()
+
+    async def results(self, request: Request, served: Served, jobs: Sequence[Job]) -> list[Any]:
+        """What comes of jobs, when all are done."""
+        async with self.asked(request, served, jobs) as ticket:
+            return await ticket.outcomes()
 
     def _retry_after(self, served: Served) -> int:
         """Seconds: one for every full round of those that wait."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -10,6 +11,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from gemma_multi.generation import GenerationResult
+from gemma_multi.serving.worker import Ended, Event
 
 if TYPE_CHECKING:
     from gemma_multi.serving.app import Served
@@ -46,13 +48,22 @@ class Metrics:
         self._requests.labels(route, str(status)).inc()
         self._duration.labels(route).observe(seconds)
 
-    def first_token(self, model: str, seconds: float) -> None:
-        self._first.labels(model).observe(seconds)
+    def of(self, model: str) -> Callable[[Event], None]:
+        """What counts the events of one request."""
+        started, first = time.perf_counter(), True
 
-    def generated(self, model: str, result: GenerationResult) -> None:
-        self._prompt.labels(model).inc(result.prompt_tokens)
-        self._reused.labels(model).inc(result.reused_tokens)
-        self._generated.labels(model).inc(result.generated_tokens)
+        def seen(event: Event) -> None:
+            nonlocal first
+            if first:
+                first = False
+                self._first.labels(model).observe(time.perf_counter() - started)
+            if isinstance(event, Ended) and isinstance(event.outcome, GenerationResult):
+                result = event.outcome
+                self._prompt.labels(model).inc(result.prompt_tokens)
+                self._reused.labels(model).inc(result.reused_tokens)
+                self._generated.labels(model).inc(result.generated_tokens)
+
+        return seen
 
     def page(self) -> bytes:
         return generate_latest(self._registry)

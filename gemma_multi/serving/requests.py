@@ -158,3 +158,86 @@ class ChatRequest(Several):
     parallel_tool_calls: Literal[True] | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
+
+
+class CompletionRequest(Several):
+    """POST /v1/completions: plain text to go on with, as base models want it."""
+
+    prompt: Text | Annotated[list[Text], Field(min_length=1, max_length=128)]
+    max_tokens: int | None = Field(None, ge=1)
+    logprobs: int | None = Field(None, ge=0, le=5)
+    echo: Literal[False] | None = None
+
+
+class EmbeddingRequest(Strict):
+    """POST /v1/embeddings"""
+
+    model: Text
+    input: Text | Annotated[list[Text], Field(min_length=1, max_length=2048)]
+    encoding_format: Literal["float", "base64"] | None = None
+
+
+class InputText(Strict):
+    type: Literal["input_text", "output_text", "text"]
+    text: str
+    annotations: Annotated[list[Any], Field(max_length=0)] | None = None  # as answers have them
+    logprobs: Annotated[list[Any], Field(max_length=0)] | None = None
+
+
+class InputMessage(Strict):
+    type: Literal["message"] = "message"
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | Annotated[list[InputText], Field(min_length=1)]
+    id: str | None = None
+    status: Literal["completed", "incomplete"] | None = None
+
+
+class InputCall(Strict):
+    type: Literal["function_call"]
+    call_id: Text
+    name: Text
+    arguments: str
+    id: str | None = None
+    status: Literal["completed"] | None = None
+
+
+class InputCallOutput(Strict):
+    type: Literal["function_call_output"]
+    call_id: Text
+    output: str
+    id: str | None = None
+    status: Literal["completed"] | None = None
+
+
+class ResponseTool(Function):
+    type: Literal["function"]
+
+
+class ResponseNamedTool(Strict):
+    type: Literal["function"]
+    name: Text
+
+
+class ResponseSchemaFormat(JsonSchema):
+    type: Literal["json_schema"]
+
+
+class ResponseText(Strict):
+    format: (
+        Annotated[
+            TextFormat | JsonObjectFormat | ResponseSchemaFormat, Field(discriminator="type")
+        ] | None
+    ) = None  # fmt: skip
+
+
+class ResponseRequest(Sampling):
+    """POST /v1/responses: nothing is kept from one to the next."""
+
+    input: str | Annotated[list[InputMessage | InputCall | InputCallOutput], Field(min_length=1)]
+    instructions: str | None = None
+    max_output_tokens: int | None = Field(None, ge=1)
+    text: ResponseText | None = None
+    tools: Annotated[list[ResponseTool], Field(min_length=1, max_length=128)] | None = None
+    tool_choice: Literal["auto", "none", "required"] | ResponseNamedTool | None = None
+    parallel_tool_calls: Literal[True] | None = None
+    store: Literal[False] | None = None

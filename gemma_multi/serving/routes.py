@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from typing import Any
 
+from pydantic import BaseModel
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -15,15 +17,29 @@ from starlette.routing import Route
 
 from gemma_multi.serving.app import Served, Server, endpoint
 from gemma_multi.serving.chat import chat_completions
+from gemma_multi.serving.completions import completions
+from gemma_multi.serving.embeddings import embeddings
 from gemma_multi.serving.errors import ApiError
 from gemma_multi.serving.guard import Guard
 from gemma_multi.serving.metrics import CONTENT_TYPE
-from gemma_multi.serving.requests import ChatRequest
+from gemma_multi.serving.openapi import openapi
+from gemma_multi.serving.requests import (
+    ChatRequest,
+    CompletionRequest,
+    EmbeddingRequest,
+    ResponseRequest,
+)
+from gemma_multi.serving.responses import responses
+from gemma_multi.serving.vertex import PredictRequest, predict
 
-ENDPOINTS = (
+ENDPOINTS: tuple[tuple[str, type[BaseModel], str, Any], ...] = (
     # path, its request, the field of the text, what answers
     ("/v1/chat/completions", ChatRequest, "messages", chat_completions),
-)  # fmt: skip
+    ("/v1/completions", CompletionRequest, "prompt", completions),
+    ("/v1/responses", ResponseRequest, "input", responses),
+    ("/v1/embeddings", EmbeddingRequest, "input", embeddings),
+)
+_WHOLE = {"/v1/embeddings"}  # all others may be streamed
 
 
 def create_app(server: Server) -> Starlette:
@@ -49,16 +65,28 @@ def create_app(server: Server) -> Starlette:
         for worker in {one.worker for one in server.models.values()}:
             await asyncio.to_thread(worker.close)
 
+    async def document(_: Request) -> Response:
+        return JSONResponse(described)
+
+    posts = list(ENDPOINTS)
+    whole = set(_WHOLE)
+    if server.options.predict_route is not None:
+        posts.append((server.options.predict_route, PredictRequest, "instances", predict))
+        whole.add(server.options.predict_route)
+    gets = {
+        "/v1/models": models, "/metrics": metrics, server.options.health_route: health,
+        "/openapi.json": document,
+    }  # fmt: skip
+    described = openapi(
+        [(path, kind) for path, kind, *_ in posts], list(gets),
+        {path for path, *_ in posts} - whole,
+    )  # fmt: skip
     routes = [
         Route(path, endpoint(server, kind, prompt, answer), methods=["POST"])
-        for path, kind, prompt, answer in ENDPOINTS
+        for path, kind, prompt, answer in posts
     ]
-    routes += [
-        Route("/v1/models", models),
-        Route("/v1/models/{name:path}", model),  # ids of the hub have a slash
-        Route(server.options.health_route, health),
-        Route("/metrics", metrics),
-    ]
+    routes += [Route(path, answer) for path, answer in gets.items()]
+    routes.append(Route("/v1/models/{name:path}", model))  # ids of the hub have a slash
     server.metrics.watch(server.models.values())
     return Starlette(
         routes=routes, lifespan=lifespan,

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from gemma_multi.errors import ConstraintError, GemmaError
+from gemma_multi.generation import TokenLogprobs
 from gemma_multi.model import Model
 from gemma_multi.reads import Reads, SideBySide
 from gemma_multi.streaming import TextStream
@@ -36,9 +37,10 @@ log = logging.getLogger("gemma_multi.serving")
 
 @dataclass(frozen=True)
 class Piece:
-    """Some more of an answer's text."""
+    """Some more of an answer's text, and what was told of the tokens since the last piece."""
 
     text: str
+    logprobs: Sequence[TokenLogprobs] = ()
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Ended:
     """An answer is done: a GenerationResult, what else a task gives, or what it failed with."""
 
     outcome: Any
+    logprobs: Sequence[TokenLogprobs] = ()  # of tokens after the last piece
 
 
 Event = Piece | Ended
@@ -85,8 +88,14 @@ class Generation:
 
 
 def _whole(stream: TextStream, tell: Tell) -> Reads[Any]:
+    def hear(text: str, tokens: int) -> None:
+        nonlocal told
+        tell(Piece(text, stream.logprobs[told:tokens]))
+        told = tokens
+
+    told = 0
     try:
-        return (yield from stream.whole(lambda text, _: tell(Piece(text))))
+        return (yield from stream.whole(hear))
     except ConstraintError as error:
         if error.result.finish_reason == "length":  # as far as it came, which its reason says
             return error.result
@@ -96,8 +105,11 @@ def _whole(stream: TextStream, tell: Tell) -> Reads[Any]:
 class Ticket:
     """What one request asks for, and what came of it. Made on the event loop that waits for it."""
 
-    def __init__(self, jobs: Sequence[Job], adapter: str | None) -> None:
-        self.jobs, self.adapter = list(jobs), adapter
+    def __init__(
+        self, jobs: Sequence[Job], adapter: str | None, seen: Callable[[Event], None]
+    ) -> None:
+        """`seen` is told of each event when it comes to the loop."""
+        self.jobs, self.adapter, self._seen = list(jobs), adapter, seen
         self.cancelled = False
         self.begun = False
         self._next = 0  # of its jobs, the first that has no seat yet
@@ -143,7 +155,11 @@ class Ticket:
     def tell(self, index: int, event: Event) -> None:
         """On the worker's thread."""
         with contextlib.suppress(RuntimeError):  # the loop ended, and with it whoever waited
-            self._loop.call_soon_threadsafe(self._events.put_nowait, (index, event))
+            self._loop.call_soon_threadsafe(self._came, index, event)
+
+    def _came(self, index: int, event: Event) -> None:
+        self._seen(event)
+        self._events.put_nowait((index, event))
 
     def give_up(self, error: Exception) -> None:
         """Ends all that has no seat."""
