@@ -47,8 +47,6 @@ def _loaders(
     models: Sequence[str], adapters: Sequence[str], place: dict[str, Any]
 ) -> dict[str, Callable[[], Model]]:
     """What loads each model, by its name. Raises OptionError for two of one name."""
-    from gemma_multi import load
-
     paths: dict[str, str] = {}
     for one in models:
         name, given_one, path = one.partition("=")
@@ -71,10 +69,17 @@ def _loaders(
         if name in paths or any(name in known for known in owned.values()):
             raise OptionError(f"--adapter {one!r}: another model is called {name!r}")
         owned[owner][name] = path
-    return {
-        name: partial(load, path, adapter=owned[name] or None, **place)
-        for name, path in paths.items()
-    }
+    return {name: partial(_load, path, owned[name], place) for name, path in paths.items()}
+
+
+def _load(path: str, adapters: dict[str, str], place: dict[str, Any]) -> Model:
+    """A model as it is, and what it can be switched to."""
+    from gemma_multi import load
+
+    model = load(path, **place)
+    for name, directory in adapters.items():
+        model.add_adapter(name, directory)
+    return model
 
 
 def _show(as_json: bool, address: str, server: Server) -> None:

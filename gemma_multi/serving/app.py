@@ -19,6 +19,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
+from gemma_multi.sampling import GenerationOptions
 from gemma_multi.serving.errors import ApiError, of_exception, of_validation, overloaded
 from gemma_multi.serving.metrics import Metrics
 from gemma_multi.serving.options import ServerOptions
@@ -60,13 +61,21 @@ class Server:
             )  # fmt: skip
         return self.models[name]
 
-    def check_tokens(self, param: str, asked: int | None) -> None:
-        """Raises ApiError for more tokens than one answer may ask for."""
-        if asked is not None and asked > self.options.max_tokens:
+    def most_tokens(
+        self, served: Served, param: str, asked: int | None, usual: int | None = None
+    ) -> int:  # fmt: skip
+        """How many tokens an answer may have: as asked for, or as is `usual`, which is what
+        `Model.generate` gives. Raises ApiError for more than one answer may ask for."""
+        most = self.options.max_tokens
+        if asked is None:
+            own = GenerationOptions.merge(served.worker.model.base.generation, {})
+            return min(usual or own.max_tokens, most)
+        if asked > most:
             raise ApiError(
-                400, f"{param} is {asked}, but this server gives at most "
-                f"{self.options.max_tokens} tokens an answer", param=param, code="invalid_value",
+                400, f"{param} is {asked}, but this server gives at most {most} tokens an answer",
+                param=param, code="invalid_value",
             )  # fmt: skip
+        return asked
 
     @contextlib.asynccontextmanager
     async def asked(

@@ -92,10 +92,9 @@ def _jobs(server: Server, body: ChatRequest) -> tuple[Served, list[Generation]]:
         raise ApiError(
             400, "top_logprobs needs logprobs: true", param="top_logprobs", code="invalid_value"
         )
-    server.check_tokens("max_tokens", body.max_tokens)
-    server.check_tokens("max_completion_tokens", body.max_completion_tokens)
+    name = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
     options = several_options(body)
-    options["max_tokens"] = body.max_tokens or body.max_completion_tokens
+    options["max_tokens"] = server.most_tokens(served, name, getattr(body, name))
     if body.logprobs:
         options["logprobs"] = body.top_logprobs or 0
     if isinstance(body.response_format, JsonObjectFormat):

@@ -73,11 +73,8 @@ async def _chunks(server: Server, body: CompletionRequest, request: Request) -> 
 
 def _jobs(server: Server, body: CompletionRequest) -> tuple[Served, list[Generation]]:
     served = server.find(body.model)
-    server.check_tokens("max_tokens", body.max_tokens)
-    options = {
-        **several_options(body), "max_tokens": body.max_tokens or _MAX_TOKENS, "raw": True,
-        "logprobs": body.logprobs,
-    }  # fmt: skip
+    most = server.most_tokens(served, "max_tokens", body.max_tokens, _MAX_TOKENS)
+    options = {**several_options(body), "max_tokens": most, "raw": True, "logprobs": body.logprobs}
     prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
     return served, [job for one in prompts for job in generations(one, options, body.n)]
 

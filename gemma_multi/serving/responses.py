@@ -97,8 +97,8 @@ async def _events(server: Server, body: ResponseRequest, request: Request) -> Ch
 def _job(server: Server, body: ResponseRequest) -> tuple[Served, Generation]:
     """(the model, the answer that is asked of it). Raises ApiError."""
     served = server.find(body.model)
-    server.check_tokens("max_output_tokens", body.max_output_tokens)
-    options = {**body.sampling(), "max_tokens": body.max_output_tokens}
+    most = server.most_tokens(served, "max_output_tokens", body.max_output_tokens)
+    options = {**body.sampling(), "max_tokens": most}
     wanted = body.text.format if body.text is not None else None
     if isinstance(wanted, JsonObjectFormat):
         options["schema"] = {"type": "object"}

@@ -7,7 +7,8 @@ import logging
 import signal
 import socket
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import uvicorn
 
@@ -42,7 +43,7 @@ def run(
 
 
 @contextlib.contextmanager
-def _listening(options: ServerOptions):  # type: ignore[no-untyped-def]
+def _listening(options: ServerOptions) -> Iterator[socket.socket]:
     """A socket, had before models are loaded: a port that is taken is said at once."""
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
     try:
@@ -57,19 +58,32 @@ def _listening(options: ServerOptions):  # type: ignore[no-untyped-def]
 
 
 def _load(models: Mapping[str, Load], options: ServerOptions) -> dict[str, Served]:
+    """Models and their adapters, by name. Where other weights need another engine, an adapter has
+    one of its own, and nobody waits for a switch."""
+
+    def worker(load: Load) -> Worker:
+        return Worker(load, options.parallel, options.queue)
+
     found: dict[str, Served] = {}
     for name, load in models.items():
-        worker = Worker(load, options.parallel, options.queue)
-        found[name] = Served(name, worker)
-        for adapter in worker.model.adapters:
-            if adapter in found or adapter in models:
+        base = worker(load)
+        found[name] = Served(name, base, base.model.active_adapter)
+        for adapter in base.model.adapters:
+            if adapter in models or adapter in found:
                 raise OptionError(f"two models are called {adapter!r}")
-            found[adapter] = Served(adapter, worker, adapter)
+            own = base
+            if base.model.engine.fixed_weights:
+                own = worker(partial(_switched, load, adapter))
+            found[adapter] = Served(adapter, own, adapter)
     return found
 
 
+def _switched(load: Load, adapter: str) -> Model:
+    return load().switch_adapter(adapter)
+
+
 @contextlib.contextmanager
-def _signals_end_cleanly():  # type: ignore[no-untyped-def]
+def _signals_end_cleanly() -> Iterator[None]:
     """uvicorn ends on a signal, and then raises it again for whoever had it before."""
     if threading.current_thread() is not threading.main_thread():
         yield

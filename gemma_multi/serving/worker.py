@@ -88,18 +88,20 @@ class Generation:
 
 
 def _whole(stream: TextStream, tell: Tell) -> Reads[Any]:
+    told = 0  # of the tokens' logprobs
+
     def hear(text: str, tokens: int) -> None:
         nonlocal told
         tell(Piece(text, stream.logprobs[told:tokens]))
         told = tokens
 
-    told = 0
     try:
-        return (yield from stream.whole(hear))
+        result = yield from stream.whole(hear)
     except ConstraintError as error:
-        if error.result.finish_reason == "length":  # as far as it came, which its reason says
-            return error.result
-        raise
+        if error.result.finish_reason != "length":
+            raise
+        result = error.result  # as far as it came, which its reason says
+    return Ended(result, stream.logprobs[told:])
 
 
 class Ticket:
@@ -268,7 +270,7 @@ class Worker:
                 self._end(running.keys(), error)
                 running = self._running = self._empty()
             for (ticket, index), outcome in running.done():
-                ticket.tell(index, Ended(outcome))
+                ticket.tell(index, outcome if isinstance(outcome, Ended) else Ended(outcome))
 
     def _empty(self) -> SideBySide[Seat, Any]:
         """On the engine that the model has now."""
