@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from serving.servers import Running, serving
+from served.servers import Running, serving
 
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance"
 OPERATIONS = 8

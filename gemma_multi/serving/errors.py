@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ _KNOWN = {  # what pydantic calls an error -> OpenAI's code
     "missing": "missing_required_parameter",
     "json_invalid": "invalid_json",
 }
+_OURS = {"schema": "response_format", "tool": "tools"}  # our words for OpenAI's fields
 _SHORT = 200  # characters of what was received that a message repeats
 
 
@@ -52,20 +54,27 @@ def internal_error() -> ApiError:
 
 
 def of_exception(error: Exception, fields: Collection[str], prompt: str) -> ApiError:
-    """What a request failed with. `fields` are those that it may have, and a message of ours begins
-    with the name of the one it is about; `prompt` is the one that holds the text."""
+    """What a request failed with. `fields` are those that it may have; `prompt` is the one that
+    holds the text, and what an error is about that names no other."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, ContextError):
         return ApiError(400, str(error), param=prompt, code="context_length_exceeded")
     if isinstance(error, OptionError | ConstraintError):
-        first = str(error).split()[0]
-        about = {"schema": "response_format", "message": prompt, "tool": "tools"}.get(first, first)
-        known = about if about in fields else prompt
-        return ApiError(400, str(error), param=known, code="invalid_value")
+        param = _about(str(error), fields) or prompt
+        return ApiError(400, str(error), param=param, code="invalid_value")
     if isinstance(error, GemmaError):
         return ApiError(500, str(error), type="server_error", code="backend_error")
     return internal_error()
+
+
+def _about(message: str, fields: Collection[str]) -> str | None:
+    """The field that a message of ours is about: the first that it speaks of in its own words."""
+    for word in re.findall(r"\w+", message.partition("'")[0]):
+        name = _OURS.get(word, word)
+        if name in fields:
+            return name
+    return None
 
 
 def of_validation(error: ValidationError, given: Any) -> ApiError:

@@ -35,8 +35,11 @@ async def predict(server: Server, body: PredictRequest, request: Request) -> Res
         _answer(server, {"model": first, **(body.parameters or {}), **one}, i, request)
         for i, one in enumerate(body.instances)
     ]
-    async with asyncio.TaskGroup() as group:  # the first that fails ends the others
-        tasks = [group.create_task(one) for one in answers]
+    try:
+        async with asyncio.TaskGroup() as group:  # the first that fails ends the others
+            tasks = [group.create_task(one) for one in answers]
+    except ExceptionGroup as failed:
+        raise failed.exceptions[0] from None
     return JSONResponse({"predictions": [task.result() for task in tasks]})
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from serving.servers import Running, serving
+from served.servers import Running, serving
 
 import gemma_multi
 

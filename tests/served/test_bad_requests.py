@@ -8,8 +8,8 @@ import socket
 from typing import Any
 
 import pytest
-from serving.servers import SENTIMENT, Running
-from serving.test_server import ASKED, CHAT
+from served.servers import SENTIMENT, Running
+from served.test_server import ASKED, CHAT
 
 SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "no such"}}}
 USER = {"role": "user", "content": "Hi"}

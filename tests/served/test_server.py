@@ -14,7 +14,7 @@ from typing import Any
 
 import openai
 import pytest
-from serving.servers import ENDLESS, SENTIMENT, Running, serving
+from served.servers import ENDLESS, SENTIMENT, Running, serving
 
 from gemma_multi import Model
 

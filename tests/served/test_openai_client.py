@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import openai
 import pytest
 from pydantic import BaseModel
-from serving.servers import ENDLESS, SENTIMENT, Running
+from served.servers import ENDLESS, SENTIMENT, Running
 
 from gemma_multi import Model
 
@@ -87,16 +87,12 @@ def test_each_of_n_has_a_seed_of_its_own(client: openai.OpenAI, model: Model) ->
 def test_formats_are_obeyed(client: openai.OpenAI) -> None:
     class Kettle(BaseModel):
         broken: bool
-        weeks: int
+        weeks: Literal[1, 2]
 
     parsed = client.chat.completions.parse(
-        model=MODEL, messages=TURN, response_format=Kettle, temperature=0, max_tokens=200
+        model=MODEL, messages=TURN, response_format=Kettle, temperature=0
     )
-    text = parsed.choices[0].message.content or ""
-    if parsed.choices[0].finish_reason == "stop":
-        assert isinstance(parsed.choices[0].message.parsed, Kettle)
-    else:  # a whole number without an end, as far as it came
-        assert text.startswith('{"broken": ')
+    assert isinstance(parsed.choices[0].message.parsed, Kettle)
     said = client.chat.completions.create(
         model=MODEL, messages=TURN, response_format={"type": "json_object"}, max_tokens=300, seed=1
     )
