@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -36,6 +37,10 @@ from rich.console import Console
 from rich.table import Table
 
 WORDS = "river stone bread cloud kettle fox winter garden lamp road music paper window".split()
+STORY = (
+    "Tell me a bedtime story.\nHero: {} the hedgehog\nSetting: a {} by the sea\n"
+    "Twist: the voice was an echo\nTheme: friendship\nLength: short"
+)
 CONTEXT = 1024
 
 
@@ -147,9 +152,9 @@ async def chat(address: str, **body: Any) -> tuple[str, str, dict[str, int], flo
 async def load(address: str, clients: int, seconds: float) -> dict[str, Any]:
     """What came of many clients at once."""
     asked = [
-        {"messages": [{"role": "user", "content": f"Tell me a bedtime story about {a} and {b}."}],
+        {"messages": [{"role": "user", "content": STORY.format(hero, place)}],
          "max_tokens": 20 + i % 40, "temperature": 0.0}
-        for i, (a, b) in enumerate((a, b) for a in WORDS for b in WORDS if a < b)
+        for i, (hero, place) in enumerate(itertools.combinations(WORDS, 2))
     ]  # fmt: skip
     expected = [(await chat(address, **one))[1] for one in asked]
     statuses: Counter[str] = Counter()

@@ -322,4 +322,4 @@ class Worker:
 def seats_for(model: Model) -> int:
     """How many answers side by side suit an engine. One that does not batch answers no more of
     them by it, but everybody's first token comes sooner; each costs a conversation's caches."""
-    return 32 if model.engine.batches_pay else 16
+    return 32

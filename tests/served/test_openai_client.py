@@ -16,7 +16,10 @@ from gemma_multi import Model
 
 MODEL = "storyteller"
 TURN: list[Any] = [{"role": "user", "content": SENTIMENT}]
-STORY = "Tell me a bedtime story about a fox."
+STORY = (
+    "Tell me a bedtime story.\nHero: Pip the hedgehog\nSetting: an old lighthouse by the sea\n"
+    "Twist: the voice was an echo\nTheme: friendship\nLength: short"
+)
 TOOL: dict[str, Any] = {
     "name": "alarm", "description": "Sets an alarm.",
     "parameters": {"type": "object", "properties": {"hour": {"enum": [7, 8]}},
@@ -201,8 +204,10 @@ def test_models(client: openai.OpenAI) -> None:
 
 
 def test_many_at_once_are_each_what_they_are_alone(client: openai.OpenAI, model: Model) -> None:
+    stories = [STORY.replace("Pip", f"Pip {i}") for i in range(24)]
+
     def ask(i: int) -> str | None:
-        asked = [{"role": "user", "content": f"{STORY} {i}"}]
+        asked = [{"role": "user", "content": stories[i]}]
         chosen: dict[str, Any] = {"seed": i, "max_tokens": 10 + i}
         if i % 2:
             return client.chat.completions.create(
@@ -214,4 +219,6 @@ def test_many_at_once_are_each_what_they_are_alone(client: openai.OpenAI, model:
     with ThreadPoolExecutor(24) as pool:
         texts = list(pool.map(ask, range(24)))
     for i, text in enumerate(texts):
-        assert text == model.generate(f"{STORY} {i}", seed=i, max_tokens=10 + i).text
+        assert (
+            text == model.generate(STORY.replace("Pip", f"Pip {i}"), seed=i, max_tokens=10 + i).text
+        )
