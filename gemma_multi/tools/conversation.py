@@ -98,7 +98,10 @@ def _turn(i: int, message: Any, before: Any, tools: Mapping[str, Tool]) -> tuple
     """A message as (user|model|calls|tool, its content)."""
     keys = set(message) if isinstance(message, Mapping) else set()
     role = chat_template.ROLES.get(message["role"], message["role"]) if "role" in keys else None
-    if role == "model" and keys == {"role", "calls"}:
+    silent = keys == {"role", "calls"} or (
+        keys == {"role", "calls", "content"} and message["content"] == ""  # as in a chat's messages
+    )
+    if role == "model" and silent:
         calls = message["calls"]
         if not isinstance(calls, list | tuple) or not calls:
             raise OptionError(f"message {i}: 'calls' is empty or no list")

@@ -8,7 +8,8 @@ import socket
 from typing import Any
 
 import pytest
-from served.servers import SENTIMENT, Running
+from fuzz_server import SERVER, fuzz
+from served.servers import SENTIMENT, Running, serving
 from served.test_server import ASKED, CHAT
 
 SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "no such"}}}
@@ -117,3 +118,9 @@ def test_paths_and_methods(server: Running) -> None:
         "model": "storyteller", "input": SENTIMENT, "previous_response_id": "x"
     })  # fmt: skip
     assert refused.error["param"] == "previous_response_id"
+
+
+def test_what_breaks_its_own_document() -> None:
+    """Schemathesis, a moment of it; `fuzz_server.py` alone sends 5,000."""
+    with serving(*SERVER) as server:
+        assert fuzz(server, 60, 0) > 60

@@ -136,6 +136,14 @@ def test_a_chat_replies_to_calls(model: Model) -> None:
     assert answer.reused_tokens >= first.prompt_tokens
     assert chat.calls == ()
     assert [m["role"] for m in chat.messages] == ["user", "model", "tool", "model"]
+    # the same conversation as messages is the same prompt
+    before = [{"role": "system", "content": "Be brief."}, *chat.messages[:3]]
+    same = model.generate(before, tools=TOOLS, tool_choice="none", max_tokens=5, temperature=0)
+    assert (same.text, same.prompt_tokens) == (answer.text, answer.prompt_tokens)
+    with pytest.raises(OptionError, match="must end with a user's turn, or a tool's"):
+        model.generate(chat.messages, tools=TOOLS)
+    with pytest.raises(OptionError, match="expected the keys 'role' and 'content'"):
+        model.generate(before)  # without the tools that it speaks of
     with pytest.raises(OptionError, match="no calls to reply to"):
         chat.reply([1])
     again = chat.send("Once more.", tool_choice="stop")
