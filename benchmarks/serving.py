@@ -129,7 +129,8 @@ async def lines(address: str, body: dict[str, Any]) -> AsyncIterator[str]:
 
 async def chat(address: str, **body: Any) -> tuple[str, str, dict[str, int], float]:
     """(status, text, usage, seconds to the first token) of a streamed chat."""
-    started, first, text, usage = time.perf_counter(), 0.0, "", {}
+    started, first, text = time.perf_counter(), 0.0, ""
+    usage: dict[str, int] = {}
     answer = lines(address, {**body, "stream": True, "stream_options": {"include_usage": True}})
     status = await anext(answer)
     ended = False

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gemma_multi.generation import GenerationResult, TokenLogprobs
-from gemma_multi.serving.errors import ApiError
+from gemma_multi.serving.errors import invalid
 from gemma_multi.serving.requests import Several
 from gemma_multi.serving.worker import Generation
 from gemma_multi.tokenizer import Tokenizer
@@ -25,10 +25,9 @@ def generations(prompt: Any, options: Mapping[str, Any], n: int | None = None) -
 def several_options(body: Several) -> dict[str, Any]:
     """Raises ApiError for options of a stream where there is none."""
     if body.stream_options is not None and not body.stream:
-        raise ApiError(
-            400, "stream_options is for a stream; set stream, or leave it out",
-            param="stream_options", code="invalid_value",
-        )  # fmt: skip
+        raise invalid(
+            "stream_options is for a stream; set stream, or leave it out", "stream_options"
+        )
     stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
     return {**body.sampling(), **({"stop": stop} if stop else {})}
 

@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from gemma_multi.sampling import GenerationOptions
-from gemma_multi.serving.errors import ApiError, of_exception, of_validation, overloaded
+from gemma_multi.serving.errors import ApiError, invalid, of_exception, of_validation, overloaded
 from gemma_multi.serving.metrics import Metrics
 from gemma_multi.serving.options import ServerOptions
 from gemma_multi.serving.worker import Cancelled, Full, Job, Ticket, Worker, log
@@ -71,10 +71,9 @@ class Server:
             own = GenerationOptions.merge(served.worker.model.base.generation, {})
             return min(usual or own.max_tokens, most)
         if asked > most:
-            raise ApiError(
-                400, f"{param} is {asked}, but this server gives at most {most} tokens an answer",
-                param=param, code="invalid_value",
-            )  # fmt: skip
+            raise invalid(
+                f"{param} is {asked}, but this server gives at most {most} tokens an answer", param
+            )
         return asked
 
     @contextlib.asynccontextmanager

@@ -21,7 +21,7 @@ from gemma_multi.serving.answers import (
     wants_usage,
 )
 from gemma_multi.serving.app import Chunks, Served, Server, sse
-from gemma_multi.serving.errors import ApiError
+from gemma_multi.serving.errors import invalid
 from gemma_multi.serving.messages import read_messages
 from gemma_multi.serving.requests import ChatRequest, JsonObjectFormat, JsonSchemaFormat
 from gemma_multi.serving.worker import Ended, Generation, Piece
@@ -84,14 +84,11 @@ def _jobs(server: Server, body: ChatRequest) -> tuple[Served, list[Generation]]:
     """(the model, the answers that are asked of it). Raises ApiError."""
     served = server.find(body.model)
     if body.max_tokens is not None and body.max_completion_tokens is not None:
-        raise ApiError(
-            400, "max_tokens and max_completion_tokens are two names of one; give one",
-            param="max_tokens", code="invalid_value",
-        )  # fmt: skip
-    if body.top_logprobs is not None and not body.logprobs:
-        raise ApiError(
-            400, "top_logprobs needs logprobs: true", param="top_logprobs", code="invalid_value"
+        raise invalid(
+            "max_tokens and max_completion_tokens are two names of one; give one", "max_tokens"
         )
+    if body.top_logprobs is not None and not body.logprobs:
+        raise invalid("top_logprobs needs logprobs: true", "top_logprobs")
     name = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
     options = several_options(body)
     options["max_tokens"] = server.most_tokens(served, name, getattr(body, name))

@@ -21,7 +21,7 @@ _KNOWN = {  # what pydantic calls an error -> OpenAI's code
     "json_invalid": "invalid_json",
 }
 _OURS = {"schema": "response_format", "tool": "tools"}  # our words for OpenAI's fields
-_SHORT = 200  # characters of what was received that a message repeats
+_SHORT, _LONG = 200, 1000  # characters of what was received that a message repeats, and of all
 
 
 class ApiError(Exception):
@@ -31,12 +31,18 @@ class ApiError(Exception):
         self, status: int, message: str, *, type: str = INVALID, param: str | None = None,
         code: str | None = None, headers: Mapping[str, str] | None = None,
     ) -> None:  # fmt: skip
+        message = message if len(message) <= _LONG else f"{message[:_LONG]}..."
         super().__init__(message)
         self.status, self.headers = status, dict(headers or {})
         self.error = {"message": message, "type": type, "param": param, "code": code}
 
     def response(self) -> JSONResponse:
         return JSONResponse({"error": self.error}, self.status, self.headers)
+
+
+def invalid(message: str, param: str) -> ApiError:
+    """A value that cannot be taken."""
+    return ApiError(400, message, param=param, code="invalid_value")
 
 
 def overloaded(seconds: int) -> ApiError:
@@ -62,7 +68,7 @@ def of_exception(error: Exception, fields: Collection[str], prompt: str) -> ApiE
         return ApiError(400, str(error), param=prompt, code="context_length_exceeded")
     if isinstance(error, OptionError | ConstraintError):
         param = _about(str(error), fields) or prompt
-        return ApiError(400, str(error), param=param, code="invalid_value")
+        return invalid(str(error), param)
     if isinstance(error, GemmaError):
         return ApiError(500, str(error), type="server_error", code="backend_error")
     return internal_error()

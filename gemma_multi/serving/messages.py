@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from gemma_multi.serving.errors import ApiError
+from gemma_multi.serving.errors import invalid
 from gemma_multi.serving.requests import (
     AssistantMessage,
     Content,
@@ -28,41 +28,28 @@ def read_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """As `Model.stream` takes them: system messages that come first are one, and the results of
     an answer's calls as well, in the order of the calls."""
     found: list[dict[str, Any]] = []
-    waiting: list[str] = []  # ids of calls that have no result yet, in order
+    waiting: dict[str, int] = {}  # calls without a result, and their places among the results
     for i, message in enumerate(messages):
         where = f"messages[{i}]"
         if isinstance(message, ToolMessage):
             if message.tool_call_id not in waiting:
-                raise ApiError(
-                    400, f"{where}.tool_call_id is {message.tool_call_id!r}, which is no call of "
-                    "the message before that waits for a result",
-                    param=f"{where}.tool_call_id", code="invalid_value",
-                )  # fmt: skip
-            place = found[-1]["ids"].index(message.tool_call_id)
-            waiting.remove(message.tool_call_id)
+                raise invalid(
+                    f"{where}.tool_call_id is {message.tool_call_id!r}, which is no call of the "
+                    "message before that waits for a result",
+                    f"{where}.tool_call_id",
+                )
+            place = waiting.pop(message.tool_call_id)
             found[-1]["content"][place] = _value(plain_text(message.content))
-            continue
-        if waiting:
-            raise ApiError(
-                400, f"{where} has the role {message.role!r}, but the call {waiting[0]!r} waits "
-                "for the message of its tool", param=f"{where}.role", code="invalid_value",
-            )  # fmt: skip
-        if isinstance(message, AssistantMessage) and message.tool_calls:
-            if plain_text(message.content):
-                raise ApiError(
-                    400, f"{where} has both content and tool_calls; an answer here is one of them",
-                    param=f"{where}.content", code="invalid_value",
-                )  # fmt: skip
-            calls = [_call(call, f"{where}.tool_calls[{j}]")
-                     for j, call in enumerate(message.tool_calls)]  # fmt: skip
-            waiting = [call.id for call in message.tool_calls]
-            if len(set(waiting)) < len(waiting):
-                raise ApiError(
-                    400, f"{where}.tool_calls has an id twice", param=f"{where}.tool_calls",
-                    code="invalid_value",
-                )  # fmt: skip
-            found.append({"role": "model", "calls": calls})
-            found.append({"role": "tool", "content": [None] * len(calls), "ids": list(waiting)})
+        elif waiting:
+            raise invalid(
+                f"{where} has the role {message.role!r}, but the call {next(iter(waiting))!r} "
+                "waits for the message of its tool",
+                f"{where}.role",
+            )
+        elif isinstance(message, AssistantMessage) and message.tool_calls:
+            found.append({"role": "model", "calls": _calls(message, message.tool_calls, where)})
+            found.append({"role": "tool", "content": [None] * len(message.tool_calls)})
+            waiting = {call.id: place for place, call in enumerate(message.tool_calls)}
         elif isinstance(message, SystemMessage):
             text = plain_text(message.content)
             if len(found) == 1 and found[0]["role"] == "system":
@@ -72,31 +59,32 @@ def read_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
         else:
             found.append({"role": message.role, "content": plain_text(message.content)})
     if waiting:
-        raise ApiError(
-            400, f"the call {waiting[0]!r} waits for the message of its tool", param="messages",
-            code="invalid_value",
-        )  # fmt: skip
-    for one in found:
-        one.pop("ids", None)
+        raise invalid(
+            f"the call {next(iter(waiting))!r} waits for the message of its tool", "messages"
+        )
     return found
 
 
+def _calls(message: AssistantMessage, calls: Sequence[ToolCall], where: str) -> list[Any]:
+    if plain_text(message.content):
+        raise invalid(
+            f"{where} has both content and tool_calls; an answer here is one of them",
+            f"{where}.content",
+        )
+    if len({call.id for call in calls}) < len(calls):
+        raise invalid(f"{where}.tool_calls has an id twice", f"{where}.tool_calls")
+    return [_call(call, f"{where}.tool_calls[{i}]") for i, call in enumerate(calls)]
+
+
 def _call(call: ToolCall, where: str) -> dict[str, Any]:
-    return {
-        "name": call.function.name,
-        "arguments": read_object(call.function.arguments, f"{where}.function.arguments"),
-    }
-
-
-def read_object(text: str, where: str) -> dict[str, Any]:
-    """A JSON object that a client wrote as a text. Raises ApiError."""
-    value = _value(text)
-    if not isinstance(value, dict):
-        raise ApiError(
-            400, f"{where} is {text[:200]!r}, expected the text of a JSON object", param=where,
-            code="invalid_value",
-        )  # fmt: skip
-    return value
+    text = call.function.arguments
+    arguments = _value(text)
+    if not isinstance(arguments, dict):
+        raise invalid(
+            f"{where}.function.arguments is {text!r}, expected the text of a JSON object",
+            f"{where}.function.arguments",
+        )
+    return {"name": call.function.name, "arguments": arguments}
 
 
 def _value(text: str) -> Any:

@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 from gemma_multi.serving.app import Server, checked
 from gemma_multi.serving.chat import chat_answer
 from gemma_multi.serving.completions import completion_answer
-from gemma_multi.serving.errors import ApiError
+from gemma_multi.serving.errors import ApiError, invalid
 from gemma_multi.serving.requests import ChatRequest, CompletionRequest, Strict
 
 
@@ -48,8 +48,7 @@ async def _answer(
 ) -> dict[str, Any]:  # fmt: skip
     where = f"instances[{place}]"
     if given.get("stream"):
-        raise ApiError(400, "a prediction is whole; leave stream out", param=f"{where}.stream",
-                       code="invalid_value")  # fmt: skip
+        raise invalid("a prediction is whole; leave stream out", f"{where}.stream")
     body = json.dumps(given).encode()
     try:
         if "prompt" in given:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ from typing import Any
 
 import openai
 import pytest
+from needs import missing
 from served.servers import ENDLESS, SENTIMENT, Running, serving
 
 from gemma_multi import Model
@@ -36,6 +38,9 @@ def eventually(holds: Callable[[], bool], seconds: float = 30) -> None:
 
 
 def test_curl(server: Running) -> None:
+    if shutil.which("curl") is None:
+        missing("there is no curl")
+
     def curl(*arguments: str, **changes: Any) -> str:
         body = json.dumps({**ASKED, **changes})
         line = ["curl", "-sS", "-N", f"{server.address}{CHAT}", "-d", body, *arguments]
