@@ -31,13 +31,17 @@ _OBJECT = {"application/json": {"schema": {"type": "object"}}}
 
 
 def openapi(
-    posts: Sequence[tuple[str, type[BaseModel]]], gets: Sequence[str], streaming: set[str]
-) -> dict[str, Any]:
+    posts: Sequence[tuple[str, type[BaseModel]]], gets: Sequence[str], streaming: set[str],
+    models: Sequence[str],
+) -> dict[str, Any]:  # fmt: skip
     """`posts` are paths and what they take, `gets` paths that take nothing; those of `posts` that
-    are in `streaming` may also answer in events."""
+    are in `streaming` may also answer in events. `models` are all that `model` may be."""
     names, definitions = models_json_schema(
         [(kind, "validation") for _, kind in posts], ref_template="#/components/schemas/{model}"
     )
+    for kind in definitions.get("$defs", {}).values():
+        if "model" in kind.get("properties", {}):
+            kind["properties"]["model"] = {"type": "string", "enum": list(models)}
     refused = {
         status: {"description": meaning, "content": {"application/json": {
             "schema": {"$ref": "#/components/schemas/Error"}}}}

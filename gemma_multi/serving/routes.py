@@ -79,7 +79,7 @@ def create_app(server: Server) -> Starlette:
     }  # fmt: skip
     described = openapi(
         [(path, kind) for path, kind, *_ in posts], list(gets),
-        {path for path, *_ in posts} - whole,
+        {path for path, *_ in posts} - whole, list(server.models),
     )  # fmt: skip
     routes = [
         Route(path, endpoint(server, kind, prompt, answer), methods=["POST"])
