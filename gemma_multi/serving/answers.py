@@ -8,7 +8,7 @@ from typing import Any
 from gemma_multi.generation import GenerationResult, TokenLogprobs
 from gemma_multi.serving.errors import invalid
 from gemma_multi.serving.requests import Several
-from gemma_multi.serving.worker import Generation
+from gemma_multi.serving.tickets import Generation
 from gemma_multi.tokenizer import Tokenizer
 
 _SEEDS = 1 << 64

@@ -23,7 +23,8 @@ from gemma_multi.sampling import GenerationOptions
 from gemma_multi.serving.errors import ApiError, invalid, of_exception, of_validation, overloaded
 from gemma_multi.serving.metrics import Metrics
 from gemma_multi.serving.options import ServerOptions
-from gemma_multi.serving.worker import Cancelled, Full, Job, Ticket, Worker, log
+from gemma_multi.serving.tickets import Job, Ticket
+from gemma_multi.serving.worker import Cancelled, Full, Worker, log
 from gemma_multi.tokenizer import Tokenizer
 
 B = TypeVar("B", bound=BaseModel)

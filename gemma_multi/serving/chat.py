@@ -24,7 +24,7 @@ from gemma_multi.serving.app import Chunks, Served, Server, sse
 from gemma_multi.serving.errors import invalid
 from gemma_multi.serving.messages import read_messages
 from gemma_multi.serving.requests import ChatRequest, JsonObjectFormat, JsonSchemaFormat
-from gemma_multi.serving.worker import Ended, Generation, Piece
+from gemma_multi.serving.tickets import Ended, Generation, Piece
 
 FIELDS = set(ChatRequest.model_fields)
 

@@ -21,7 +21,7 @@ from gemma_multi.serving.answers import (
 )
 from gemma_multi.serving.app import Chunks, Served, Server, sse
 from gemma_multi.serving.requests import CompletionRequest
-from gemma_multi.serving.worker import Ended, Generation, Piece
+from gemma_multi.serving.tickets import Ended, Generation, Piece
 
 FIELDS = set(CompletionRequest.model_fields)
 _MAX_TOKENS = 16  # OpenAI's default for completions

@@ -13,7 +13,7 @@ from gemma_multi.model import Model
 from gemma_multi.reads import Reads
 from gemma_multi.serving.app import Server
 from gemma_multi.serving.requests import EmbeddingRequest
-from gemma_multi.serving.worker import Tell
+from gemma_multi.serving.tickets import Tell
 from gemma_multi.tasks.embedding import by_pooling
 
 

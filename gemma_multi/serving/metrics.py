@@ -11,7 +11,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from gemma_multi.generation import GenerationResult
-from gemma_multi.serving.worker import Ended, Event
+from gemma_multi.serving.tickets import Ended, Event
 
 if TYPE_CHECKING:
     from gemma_multi.serving.app import Served

@@ -23,8 +23,10 @@ class ServerOptions:
     api_key: str | None = option(
         None, f"What clients must send as a bearer token; better set as {API_KEY}."
     )
-    parallel: int | None = option(
-        None, "Answers side by side of one model; what suits the backend if unset."
+    # an engine that batches gains little past it; one that does not answers no more of them by it,
+    # but everybody's first token comes sooner
+    parallel: int = option(
+        32, "Answers side by side of one model; each costs a conversation's caches."
     )
     queue: int = option(128, "Requests that may wait for one model; more are answered with 429.")
     max_tokens: int = option(4096, "The most tokens that one answer may ask for.")
@@ -40,7 +42,7 @@ class ServerOptions:
             ("port", 0), ("parallel", 1), ("queue", 0), ("max_tokens", 1), ("max_body", 1),
         ):  # fmt: skip
             value = getattr(self, name)
-            if value is not None and (type(value) is not int or value < least):
+            if type(value) is not int or value < least:
                 raise OptionError(f"{name} is {value!r}, expected a whole number from {least} on")
         if self.port > 65535:
             raise OptionError(f"port is {self.port}, expected at most 65535")

@@ -30,7 +30,7 @@ from gemma_multi.serving.requests import (
     ToolMessage,
     UserMessage,
 )
-from gemma_multi.serving.worker import Ended, Generation, Piece
+from gemma_multi.serving.tickets import Ended, Generation, Piece
 
 FIELDS = set(ResponseRequest.model_fields)
 

@@ -11,162 +11,22 @@ Design choices:
 - An engine holds one adapter at a time. The oldest that waits decides which: while it waits for
   another one than the active, nobody is let past it, what runs ends, and then all that wait for
   its adapter may come.
-- What comes of answers goes to the event loop that asked, piece by piece.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import logging
 import threading
-import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from gemma_multi.errors import ConstraintError, GemmaError
-from gemma_multi.generation import TokenLogprobs
+from gemma_multi.errors import GemmaError
 from gemma_multi.model import Model
-from gemma_multi.reads import Reads, SideBySide
-from gemma_multi.streaming import TextStream
+from gemma_multi.reads import SideBySide
+from gemma_multi.serving.tickets import Ended, Ticket
 
 log = logging.getLogger("gemma_multi.serving")
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Some more of an answer's text, and what was told of the tokens since the last piece."""
-
-    text: str
-    logprobs: Sequence[TokenLogprobs] = ()
-
-
-@dataclass(frozen=True)
-class Ended:
-    """An answer is done: a GenerationResult, what else a task gives, or what it failed with."""
-
-    outcome: Any
-    logprobs: Sequence[TokenLogprobs] = ()  # of tokens after the last piece
-
-
-Event = Piece | Ended
-Tell = Callable[[Event], None]
-
-
-class Job(Protocol):
-    """One answer that is asked for."""
-
-    def begin(self, model: Model, tell: Tell) -> Reads[Any]:
-        """Its reads, on the worker's thread. Raises GemmaError for what cannot be answered."""
-
-    def cancel(self) -> None:
-        """From any thread: ends it as soon as can be."""
-
-
-class Generation:
-    """A Job: a text, as `Model.stream` gives it."""
-
-    def __init__(self, prompt: Any, options: Mapping[str, Any]) -> None:
-        self._prompt, self._options = prompt, options
-        self._cancelled = False
-        self._stream: Callable[[], TextStream | None] = lambda: None
-
-    def begin(self, model: Model, tell: Tell) -> Reads[Any]:
-        stream = model.stream(self._prompt, **self._options)
-        self._stream = weakref.ref(stream)
-        if self._cancelled:  # or else `cancel` finds the stream
-            stream.cancelled.set()
-        return _whole(stream, tell)
-
-    def cancel(self) -> None:
-        self._cancelled = True
-        stream = self._stream()
-        if stream is not None:
-            stream.cancelled.set()
-
-
-def _whole(stream: TextStream, tell: Tell) -> Reads[Any]:
-    told = 0  # of the tokens' logprobs
-
-    def hear(text: str, tokens: int) -> None:
-        nonlocal told
-        tell(Piece(text, stream.logprobs[told:tokens]))
-        told = tokens
-
-    try:
-        result = yield from stream.whole(hear)
-    except ConstraintError as error:
-        if error.result.finish_reason != "length":
-            raise
-        result = error.result  # as far as it came, which its reason says
-    return Ended(result, stream.logprobs[told:])
-
-
-class Ticket:
-    """What one request asks for, and what came of it. Made on the event loop that waits for it."""
-
-    def __init__(
-        self, jobs: Sequence[Job], adapter: str | None, seen: Callable[[Event], None]
-    ) -> None:
-        """`seen` is told of each event when it comes to the loop."""
-        self.jobs, self.adapter, self._seen = list(jobs), adapter, seen
-        self.cancelled = False
-        self.begun = False
-        self._next = 0  # of its jobs, the first that has no seat yet
-        self._open = len(self.jobs)
-        self._loop = asyncio.get_running_loop()
-        self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
-
-    async def events(self) -> AsyncIterator[tuple[int, Event]]:
-        """(which of its jobs, what came) until all have ended. Raises what one failed with."""
-        while self._open:
-            index, event = await self._events.get()
-            if isinstance(event, Ended):
-                self._open -= 1
-                if isinstance(event.outcome, Exception):
-                    raise event.outcome
-            yield index, event
-
-    async def outcomes(self) -> list[Any]:
-        """What came of each, in order."""
-        found: list[Any] = [None] * len(self.jobs)
-        async for index, event in self.events():
-            if isinstance(event, Ended):
-                found[index] = event.outcome
-        return found
-
-    def cancel(self) -> None:
-        """Nobody waits for it any more; what runs of it ends before its next token."""
-        self.cancelled = True
-        for job in self.jobs:
-            job.cancel()
-
-    @property
-    def more(self) -> bool:
-        """Whether some of its jobs have no seat."""
-        return self._next < len(self.jobs)
-
-    def take(self) -> int:
-        """On the worker's thread: the next of its jobs."""
-        self.begun = True
-        self._next += 1
-        return self._next - 1
-
-    def tell(self, index: int, event: Event) -> None:
-        """On the worker's thread."""
-        with contextlib.suppress(RuntimeError):  # the loop ended, and with it whoever waited
-            self._loop.call_soon_threadsafe(self._came, index, event)
-
-    def _came(self, index: int, event: Event) -> None:
-        self._seen(event)
-        self._events.put_nowait((index, event))
-
-    def give_up(self, error: Exception) -> None:
-        """Ends all that has no seat."""
-        while self.more:
-            self.tell(self.take(), Ended(error))
 
 
 class Full(Exception):
@@ -183,11 +43,11 @@ Seat = tuple[Ticket, int]
 class Worker:
     """A thread, its model and a queue."""
 
-    def __init__(self, load: Callable[[], Model], seats: int | None, queue: int) -> None:
-        """`seats` answers run side by side, as many as suit the engine if None; `queue` requests
-        may wait for one. Raises what `load` raises."""
-        self.queue = queue
-        self._load, self._seats = load, seats
+    def __init__(self, load: Callable[[], Model], seats: int, queue: int) -> None:
+        """`seats` answers run side by side, and `queue` requests may wait for one. Raises what
+        `load` raises."""
+        self.seats, self.queue = seats, queue
+        self._load = load
         self._waiting: deque[Ticket] = deque()
         self._running: SideBySide[Seat, Any] | None = None
         self._changed = threading.Condition()  # of what waits, and of:
@@ -209,11 +69,6 @@ class Worker:
     def running(self) -> int:
         """Answers that have one."""
         return len(self._running or ())
-
-    @property
-    def seats(self) -> int:
-        assert self._seats is not None
-        return self._seats
 
     @property
     def alive(self) -> bool:
@@ -239,8 +94,6 @@ class Worker:
     def _run(self) -> None:
         try:
             self.model = self._load()
-            if self._seats is None:
-                self._seats = seats_for(self.model)
         except BaseException as error:
             self._failed = error
             return
@@ -317,9 +170,3 @@ class Worker:
             if ticket.cancelled:
                 ticket.give_up(Cancelled())
         self._waiting = deque(ticket for ticket in self._waiting if not ticket.cancelled)
-
-
-def seats_for(model: Model) -> int:
-    """How many answers side by side suit an engine. One that does not batch answers no more of
-    them by it, but everybody's first token comes sooner; each costs a conversation's caches."""
-    return 32

@@ -12,7 +12,8 @@ from training.test_adapters import random_adapter
 
 import gemma_multi
 from gemma_multi import Model, OptionError
-from gemma_multi.serving.worker import Cancelled, Full, Generation, Piece, Ticket, Worker
+from gemma_multi.serving.tickets import Generation, Piece, Ticket
+from gemma_multi.serving.worker import Cancelled, Full, Worker
 
 ASKED = {"temperature": 0, "max_tokens": 20}
 PROMPTS = ["Tell me a bedtime story.", "Hi", "Who are you?", "A"]
@@ -196,4 +197,4 @@ def test_what_cannot_be_loaded_is_said_where_it_is_asked_for() -> None:
         raise OptionError("no")
 
     with pytest.raises(OptionError, match="no"):
-        Worker(fails, None, 1)
+        Worker(fails, 1, 1)
