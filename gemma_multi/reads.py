@@ -1,7 +1,7 @@
 """Reads: what an answer in the making needs to have read, so that one driver can run many.
 
 An answer, a classification or an extraction is a generator: it yields a `Read`, is sent what came
-of it, and returns its result in the end. `complete` runs one; `SideBySide` runs many and reads for
+of it, and returns its result in the end. `complete` runs one; a `Driver` runs many and reads for
 all of them at once, each a row of its own, and a row may join between any two reads;
 `complete_together` keeps it full from an iterator, where a row that ends makes room for another.
 """
@@ -58,7 +58,7 @@ def complete_together(
 ) -> Iterator[tuple[int, T | GemmaError]]:
     """(place in `jobs`, what came of it or the error that ended it), as each is done; `width` at a
     time. `jobs` is asked for more only where there is room."""
-    running: SideBySide[int, T] = SideBySide(engine)
+    running: Driver[int, T] = Driver(engine)
     places = itertools.count()
     more = True
     while True:
@@ -75,7 +75,7 @@ def complete_together(
         yield from running.done()
 
 
-class SideBySide(Generic[K, T]):
+class Driver(Generic[K, T]):
     """Rows on their way, each known by a key; `len` counts those that still read."""
 
     def __init__(self, engine: Engine) -> None:

@@ -23,7 +23,7 @@ from gemma_multi.sampling import GenerationOptions
 from gemma_multi.serving.errors import ApiError, invalid, of_exception, of_validation, overloaded
 from gemma_multi.serving.metrics import Metrics
 from gemma_multi.serving.options import ServerOptions
-from gemma_multi.serving.tickets import Job, Ticket
+from gemma_multi.serving.tickets import AnswerJob, Ticket
 from gemma_multi.serving.worker import Cancelled, Full, Worker, log
 from gemma_multi.tokenizer import Tokenizer
 
@@ -79,7 +79,7 @@ class Server:
 
     @contextlib.asynccontextmanager
     async def asked(
-        self, request: Request, served: Served, jobs: Sequence[Job]
+        self, request: Request, served: Served, jobs: Sequence[AnswerJob]
     ) -> AsyncIterator[Ticket]:
         """Puts jobs in the queue. They end when the client leaves, and when their time is up."""
         ticket = Ticket(jobs, served.adapter, self.metrics.of(served.name))
@@ -98,7 +98,9 @@ class Server:
             watch.cancel()
             ticket.cancel()
 
-    async def results(self, request: Request, served: Served, jobs: Sequence[Job]) -> list[Any]:
+    async def results(
+        self, request: Request, served: Served, jobs: Sequence[AnswerJob]
+    ) -> list[Any]:
         """What comes of jobs, when all are done."""
         async with self.asked(request, served, jobs) as ticket:
             return await ticket.outcomes()

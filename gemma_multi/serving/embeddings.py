@@ -18,7 +18,7 @@ from gemma_multi.tasks.embedding import by_pooling
 
 
 class Embedding:
-    """A Job: a text's direction, as `Model.embed` gives it, and how many tokens it has."""
+    """An AnswerJob: a text's direction, as `Model.embed` gives it, and how many tokens it has."""
 
     def __init__(self, text: str) -> None:
         self._text = text

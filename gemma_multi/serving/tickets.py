@@ -1,7 +1,7 @@
 """Tickets: what a request asks of a model, and what comes of it, from one thread to another.
 
-A Ticket is made on the event loop that waits for it, and holds a Job for each answer. A worker
-begins the jobs on its own thread; what comes of them goes back to the loop, piece by piece.
+A Ticket is made on the event loop that waits for it, and holds an AnswerJob for each answer. A
+worker begins the jobs on its own thread; what comes of them goes back to the loop, piece by piece.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Event = Piece | Ended
 Tell = Callable[[Event], None]
 
 
-class Job(Protocol):
+class AnswerJob(Protocol):
     """One answer that is asked for."""
 
     def begin(self, model: Model, tell: Tell) -> Reads[Any]:
@@ -51,7 +51,7 @@ class Job(Protocol):
 
 
 class Generation:
-    """A Job: a text, as `Model.stream` gives it."""
+    """An AnswerJob: a text, as `Model.stream` gives it."""
 
     def __init__(self, prompt: Any, options: Mapping[str, Any]) -> None:
         self._prompt, self._options = prompt, options
@@ -93,7 +93,7 @@ class Ticket:
     """What one request asks for, and what came of it. Made on the event loop that waits for it."""
 
     def __init__(
-        self, jobs: Sequence[Job], adapter: str | None, seen: Callable[[Event], None]
+        self, jobs: Sequence[AnswerJob], adapter: str | None, seen: Callable[[Event], None]
     ) -> None:
         """`seen` is told of each event when it comes to the loop."""
         self.jobs, self.adapter, self._seen = list(jobs), adapter, seen

@@ -1,7 +1,7 @@
 """Worker: the one thread that owns a model, and answers many requests side by side.
 
 Design choices:
-- A worker runs `reads.SideBySide`, which batch and the tasks run as well. Between two reads of it,
+- A worker runs `reads.Driver`, which batch and the tasks run as well. Between two reads of it,
   newcomers take the seats that are free and those that were cancelled end, so a request waits for
   one read and not for another's answer, and one that nobody waits for costs one token at most.
 - Requests are taken in the order they came, one answer of each in turn: one that asks for many
@@ -23,7 +23,7 @@ from typing import Any
 
 from gemma_multi.errors import GemmaError
 from gemma_multi.model import Model
-from gemma_multi.reads import SideBySide
+from gemma_multi.reads import Driver
 from gemma_multi.serving.tickets import Ended, Ticket
 
 log = logging.getLogger("gemma_multi.serving")
@@ -49,7 +49,7 @@ class Worker:
         self.seats, self.queue = seats, queue
         self._load = load
         self._waiting: deque[Ticket] = deque()
-        self._running: SideBySide[Seat, Any] | None = None
+        self._running: Driver[Seat, Any] | None = None
         self._changed = threading.Condition()  # of what waits, and of:
         self._closing = False
         self._failed: BaseException | None = None
@@ -125,11 +125,11 @@ class Worker:
             for (ticket, index), outcome in running.done():
                 ticket.tell(index, outcome if isinstance(outcome, Ended) else Ended(outcome))
 
-    def _empty(self) -> SideBySide[Seat, Any]:
+    def _empty(self) -> Driver[Seat, Any]:
         """On the engine that the model has now."""
-        return SideBySide(self.model.engine)
+        return Driver(self.model.engine)
 
-    def _begin(self, running: SideBySide[Seat, Any], seat: Seat) -> None:
+    def _begin(self, running: Driver[Seat, Any], seat: Seat) -> None:
         ticket, index = seat
         job = ticket.jobs[index]
         try:

@@ -71,7 +71,7 @@ def test_a_request_joins_those_that_run(
     monkeypatch.setattr(engine, "steps_ahead", 1)
 
     async def work() -> None:
-        long, short = ticket(PROMPTS[0], max_tokens=200), ticket(PROMPTS[1], max_tokens=5)
+        long, short = ticket(PROMPTS[0], max_tokens=80), ticket(PROMPTS[1], max_tokens=5)
         worker.submit(long)
         events = long.events()
         assert isinstance((await anext(events))[1], Piece)
@@ -83,7 +83,7 @@ def test_a_request_joins_those_that_run(
         assert worker.running == 1  # the long one goes on
         pieces = [event async for _, event in events]
         result = pieces[-1].outcome  # type: ignore[union-attr]
-        assert result.text == alone.generate(PROMPTS[0], temperature=0, max_tokens=200).text
+        assert result.text == alone.generate(PROMPTS[0], temperature=0, max_tokens=80).text
 
     run(work)
 
@@ -96,7 +96,7 @@ def test_one_that_is_cancelled_ends_before_its_next_token(
     read = engine.read
 
     async def work() -> None:
-        left = ticket(PROMPTS[0], max_tokens=200)
+        left = ticket(PROMPTS[0], max_tokens=80)
 
         def watched(*given: Any) -> Any:
             reads.append(given)
