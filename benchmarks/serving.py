@@ -6,7 +6,8 @@
 First the bundled storyteller, with so many clients at once for so long, each asking one chat after
 another: the errors, whether any answer was lost or another one's (each prompt is greedy, and its
 answer known), and the time to the first token. Then random weights in the true 270M shape, int4:
-requests a second at 1, 4 and 16 clients, chats of 200 tokens in and 50 out, every prompt a new one.
+requests a second at 1, 4 and 16 clients, chats of 200 tokens in and 50 out, every prompt a new one,
+sampled from the 40 likeliest tokens (greedily, random weights repeat themselves, which is guessed).
 `--llama-server` is a binary that was built elsewhere (cmake with LLAMA_BUILD_SERVER=ON); it gets
 the same shape in Q4_0, as many slots as there are clients, and the same processor cores. The two
 take turns.
@@ -214,8 +215,9 @@ async def rate(address: str, clients: int, requests: int) -> dict[str, float]:
     async def ask() -> dict[str, int]:
         text = " ".join([str(rng.random()), *rng.choices(WORDS, k=165)])
         status, _, usage, _ = await chat(
-            address, messages=[{"role": "user", "content": text}], max_tokens=50, seed=1
-        )
+            address, messages=[{"role": "user", "content": text}], max_tokens=50, seed=1,
+            temperature=1.0, top_p=1.0, top_k=40,
+        )  # fmt: skip
         assert status == "200", status
         return usage
 
