@@ -74,6 +74,7 @@ def _facts(result: GenerationResult, backend: str) -> dict[str, Any]:
         "finish_reason": result.finish_reason,
         **({} if result.parsed is None else {"parsed": result.parsed}),
         **({"calls": [asdict(call) for call in result.calls]} if result.calls else {}),
+        **({"logprobs": [asdict(one) for one in result.logprobs]} if result.logprobs else {}),
         "prompt_tokens": result.prompt_tokens,
         "generated_tokens": result.generated_tokens,
         "seed": result.seed,

@@ -17,7 +17,7 @@ from gemma_multi.errors import OptionError
 
 Command = Callable[..., Any]
 SOURCE = ("revision", "local_files_only", "progress")
-LOAD = ("model", "backend", "precision", "context_length", "adapter", *SOURCE)
+PLACE = ("backend", "precision", "context_length", *SOURCE)
 
 
 def source_options(command: Command) -> Command:
@@ -37,21 +37,29 @@ def output_option(meaning: str) -> Callable[[Command], Command]:
 
 def model_options(command: Command) -> Command:
     """What `load` takes; see `load_model`."""
+    command = click.option("--adapter", help="Directory of a LoRA adapter (PEFT's layout).")(
+        place_options(command)
+    )
+    return click.option(
+        "-m", "--model", default="storyteller", show_default=True,
+        help="Bundled name, directory, exported file or Hugging Face id.",
+    )(command)  # fmt: skip
+
+
+def place_options(command: Command) -> Command:
+    """What `load` takes but for which model; see `taken_place`."""
     from gemma_multi.engines import backends
 
     command = source_options(command)
     command = field_options({b.title: b.options for b in backends().values()})(command)
     for option in reversed(
         (
-            click.option("-m", "--model", default="storyteller", show_default=True,
-                         help="Bundled name, directory, exported file or Hugging Face id."),
             click.option("-b", "--backend", default="auto", show_default=True,
                          help=f"auto, {', '.join(backends())}."),
             click.option("--precision", default="auto", show_default=True,
                          help="float32, bfloat16, float16, sfp8, int4, int8 or auto."),
             click.option("--context-length", type=int,
                          help="Tokens; all the model has if unset (LiteRT: at most 4096)."),
-            click.option("--adapter", help="Directory of a LoRA adapter (PEFT's layout)."),
         )
     ):  # fmt: skip
         command = option(command)
@@ -127,11 +135,8 @@ def load_model(options: dict[str, Any]) -> Any:
     """Takes `load`'s options out of a command's and loads; the others are checked before."""
     from gemma_multi import GenerationOptions, load
     from gemma_multi.constraints import ConstraintOptions
-    from gemma_multi.engines import backends
 
-    own = [f.name for b in backends().values() for f in dataclasses.fields(b.options)]
-    chosen = {name: options.pop(name) for name in LOAD}
-    chosen |= given({name: options.pop(name) for name in own if name in options})
+    chosen = {name: options.pop(name) for name in ("model", "adapter")} | taken_place(options)
     constraints = {f.name: options.get(f.name) for f in dataclasses.fields(ConstraintOptions)}
     for name in ("schema", "grammar"):
         if (value := constraints[name]) is not None:
@@ -139,6 +144,19 @@ def load_model(options: dict[str, Any]) -> Any:
     ConstraintOptions(**given(constraints)).compile()
     GenerationOptions.merge({}, given({n: v for n, v in options.items() if n not in constraints}))
     return load(**chosen)
+
+
+def taken_place(options: dict[str, Any]) -> dict[str, Any]:
+    """Takes out of a command's options what says how any model is loaded, as `load` takes it."""
+    return {name: options.pop(name) for name in PLACE} | _taken_own(options)
+
+
+def _taken_own(options: dict[str, Any]) -> dict[str, Any]:
+    """Those of backends that were set."""
+    from gemma_multi.engines import backends
+
+    own = [f.name for b in backends().values() for f in dataclasses.fields(b.options)]
+    return given({name: options.pop(name) for name in own if name in options})
 
 
 def argument_or_piped(text: str | None, what: str) -> str:
