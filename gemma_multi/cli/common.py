@@ -118,7 +118,14 @@ def given(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def load_model(options: dict[str, Any]) -> Any:
     """Takes `load`'s options out of a command's and loads; the others are checked before."""
-    from gemma_multi import GenerationOptions, load
+    from gemma_multi import load
+
+    return load(**load_options(options))
+
+
+def load_options(options: dict[str, Any]) -> dict[str, Any]:
+    """`load`'s options, taken out of a command's; the others are checked."""
+    from gemma_multi import GenerationOptions
     from gemma_multi.constraints import ConstraintOptions
     from gemma_multi.engines import backends
 
@@ -131,7 +138,7 @@ def load_model(options: dict[str, Any]) -> Any:
             options[name] = constraints[name] = read_file_or_text(value)
     ConstraintOptions(**given(constraints)).compile()
     GenerationOptions.merge({}, given({n: v for n, v in options.items() if n not in constraints}))
-    return load(**chosen)
+    return chosen
 
 
 def argument_or_piped(text: str | None, what: str) -> str:
