@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from gemma_multi import __version__
-from gemma_multi.cli import ask, chat, check, files, tasks, train
+from gemma_multi.cli import ask, chat, check, doctor, files, tasks, train
 from gemma_multi.errors import GemmaError, TrainingStopped
 
 
@@ -83,6 +83,6 @@ for command in (
     ask.generate, chat.chat, tasks.classify, tasks.extract, tasks.route, train.finetune, train.data,
     train.merge, files.quantize, files.export, files.convert, files.push, files.trim, files.info,
     files.cache,
-    check.parity, check.doctor, check.demo,
+    check.parity, doctor.doctor, check.demo,
 ):  # fmt: skip
     cli.add_command(command)
