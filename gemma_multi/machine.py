@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+_READ_BYTES = 1 << 28  # more than any cache holds
 
 
 def available_cores() -> int:
@@ -33,3 +39,16 @@ def peak_memory() -> int | None:
             lines = dict(line.split(":", 1) for line in status if ":" in line)
         return int(lines["VmHWM"].split()[0]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def memory_speed() -> float:
+    """Bytes that all cores together read from memory in a second; the best of five."""
+    parts = np.array_split(np.ones(_READ_BYTES // 8), available_cores())
+    with ThreadPoolExecutor(len(parts)) as threads:
+        return _READ_BYTES / min(_seconds_to_read(threads, parts) for _ in range(5))
+
+
+def _seconds_to_read(threads: ThreadPoolExecutor, parts: list[np.ndarray]) -> float:
+    started = time.perf_counter()
+    list(threads.map(np.max, parts))
+    return time.perf_counter() - started

@@ -195,10 +195,14 @@ class Model:
         other = chat_template.encode_prompt(self.tokenizer, [*before, another], opening)
         return shared_beginning(ids, other)
 
-    def chat(self, system: str | None = None, tools: Sequence[Any] | None = None) -> Chat:
+    def chat(
+        self, system: str | None = None, tools: Sequence[Any] | None = None,
+        messages: Sequence[chat_template.Message] | None = None,
+    ) -> Chat:  # fmt: skip
         """A conversation that remembers its turns and keeps their cache. With `tools`, what the
-        model calls is in `calls` of a result, and `Chat.reply` tells it what they gave."""
-        return Chat(self, system, tools)
+        model calls is in `calls` of a result, and `Chat.reply` tells it what they gave. With
+        `messages`, `Chat.messages` of an earlier one, it goes on from there."""
+        return Chat(self, system, tools, messages)
 
     def classify(
         self, text: str | Sequence[str], labels: Sequence[str], instruction: str | None = None,

@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from gemma_multi import __version__
-from gemma_multi.cli import ask, check, files, serving, tasks, train
+from gemma_multi.cli import ask, chat, check, doctor, files, serving, tasks, train
 from gemma_multi.errors import GemmaError, TrainingStopped
 
 
@@ -89,12 +89,12 @@ class _Sections(click.Group):
 
 
 _COMMANDS: dict[str, tuple[click.Command, ...]] = {
-    "Ask": (ask.generate, ask.chat, tasks.classify, tasks.extract, tasks.route),
+    "Ask": (ask.generate, chat.chat, tasks.classify, tasks.extract, tasks.route),
     "Train": (train.ship, train.finetune, train.data, train.merge),
     "Files": (files.quantize, files.export, files.convert, files.push, files.trim, files.info,
               files.cache),
     "Serve": (serving.serve,),
-    "Check": (check.parity, check.doctor, check.demo),
+    "Check": (check.parity, doctor.doctor, check.demo),
 }  # fmt: skip
 
 

@@ -133,7 +133,14 @@ def given(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def load_model(options: dict[str, Any]) -> Any:
     """Takes `load`'s options out of a command's and loads; the others are checked before."""
-    from gemma_multi import GenerationOptions, load
+    from gemma_multi import load
+
+    return load(**load_options(options))
+
+
+def load_options(options: dict[str, Any]) -> dict[str, Any]:
+    """`load`'s options, taken out of a command's; the others are checked."""
+    from gemma_multi import GenerationOptions
     from gemma_multi.constraints import ConstraintOptions
 
     chosen = {name: options.pop(name) for name in ("model", "adapter")} | taken_place(options)
@@ -143,7 +150,7 @@ def load_model(options: dict[str, Any]) -> Any:
             options[name] = constraints[name] = read_file_or_text(value)
     ConstraintOptions(**given(constraints)).compile()
     GenerationOptions.merge({}, given({n: v for n, v in options.items() if n not in constraints}))
-    return load(**chosen)
+    return chosen
 
 
 def taken_place(options: dict[str, Any]) -> dict[str, Any]:
