@@ -27,7 +27,8 @@ def export(
     model, revision, local_files_only: what to export; see `open_checkpoint`.
     output: a new file or directory. `.gguf`, `.sbs`, `.tflite` and `.litertlm` say what they are.
     format: for a directory `"huggingface"` (dense), `"mlx"` (dense or quantised), `"keras"` (a
-        preset for keras-hub, dense) or `"onnx"` (for Transformers.js and onnxruntime).
+        preset for keras-hub, dense), `"jax"` (for google-deepmind/gemma, dense) or `"onnx"` (for
+        Transformers.js and onnxruntime).
     progress: True for a bar on a terminal, False for none, or a function of (done, total).
     options: the format's own. All take `precision`; `.tflite`, `.litertlm` and `onnx` also
         `context_length` (positions the file can hold; all the model has), the first two `prefill`

@@ -89,7 +89,8 @@ def trim(model: str, output: str, corpus: str | None, keep: int | None, **option
 @click.option("--json", "as_json", is_flag=True, help="What was written, as JSON.")
 def export(model: str, output: str, as_json: bool, **options: Any) -> None:
     """Write MODEL for phones (.tflite, .litertlm), llama.cpp (.gguf), gemma.cpp (.sbs), or as a
-    directory (onnx: for browsers; huggingface, mlx, keras: for transformers, mlx-lm, keras-hub)."""
+    directory (onnx: for browsers; huggingface, mlx, keras, jax: for transformers, mlx-lm, keras-hub
+    and google-deepmind/gemma)."""
     from gemma_multi.exporting import export as run
     from gemma_multi.terminal import notes
     from gemma_multi.transforms import QuantizationReport
