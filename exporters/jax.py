@@ -101,9 +101,7 @@ def _leaves(
         leaf = leaves[place.leaf]
         target, tensor = leaf if place.part is None else leaf[place.part], checkpoint.tensors[name]
         whole = target.shape == tensor.shape  # laid out as it is: rows go where they are
-        for rows, part in dense_rows(
-            tensor, leaf.dtype, _CHUNK_ROWS if whole else tensor.shape[0]
-        ):
+        for rows, part in dense_rows(tensor, leaf.dtype, _CHUNK_ROWS if whole else tensor.shape[0]):
             target[rows if whole else ...] = place.arrange(part)
             done += part.size
             progress(done, checkpoint.config.num_parameters)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         TokenizerError,
         TrainingError,
         TrainingStopped,
+        VerificationError,
     )
     from gemma_multi.exporters import ExportReport
     from gemma_multi.exporting import export
@@ -86,6 +87,7 @@ _HOME = {
     "TokenizerError": "errors",
     "Tool": "tools",
     "TrainingError": "errors",
+    "VerificationError": "errors",
     "TrainingStopped": "errors",
     "ValidationLoss": "training.validation",
     "convert": "converting",
@@ -133,6 +135,7 @@ __all__ = [
     "TrainingError",
     "TrainingStopped",
     "ValidationLoss",
+    "VerificationError",
     "convert",
     "export",
     "finetune",

@@ -17,7 +17,7 @@ ODD: list[Any] = [None, 0, -1, 1 << 40, "", "x", "../../etc/passwd", "a\0b", [],
 
 
 def _file(rng: random.Random, directory: Path) -> Path:
-    return rng.choice(sorted(f for f in directory.rglob("*") if f.is_file() and "." != f.name[:1]))
+    return rng.choice(sorted(f for f in directory.rglob("*") if f.is_file() and f.name[:1] != "."))
 
 
 def bytes_of_a_file(rng: random.Random, directory: Path) -> None:
