@@ -41,8 +41,8 @@ class ExportReport:
     precision: str
     context_length: int
     refitted: tuple[TensorError, ...] = ()  # tensors whose scales the format could not hold
-    verification: Verification | None = None  # None: not wanted
     target: str = ""  # what it is laid out for, where a format asks: "cpu" or "gpu" (CPUs, too)
+    verification: Verification | None = None  # None: not wanted
 
 
 @dataclass(frozen=True)

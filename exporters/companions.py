@@ -75,11 +75,8 @@ import gemma_multi
 
 print(gemma_multi.load("path/to/this/directory").generate("Hello").text)
 """
-_SCALED_IN = (
-    "transformers",
-    "keras-hub",
-    "gemma",
-)  # which round the embedding scale in bfloat16 alone
+# which round the embedding scale in bfloat16 alone
+_SCALED_IN = ("transformers", "keras-hub", "gemma")
 _DUTIES = (
     "Whoever passes these weights on, changed or not, passes on the terms and `NOTICE` with them, "
     "and says what else was modified."

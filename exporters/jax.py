@@ -1,15 +1,15 @@
 """A JAX checkpoint: the Orbax tree that google-deepmind/gemma's `gm.ckpts.load_params` loads.
 
 Design choices:
-- Written by Orbax itself, nested as the library's `model.init()` has it. The whole tree has to be in
-  memory for that; leaves are filled as tensors are made, the embedding some rows at a time.
+- Written by Orbax itself, nested as the library's `model.init()` has it. The whole tree has to be
+  in memory for that; leaves are filled as tensors are made, the embedding some rows at a time.
 - Stored as it is, or in one type for all; int4 is exact in float32. The library computes in the
   type of the weights.
 - The library's models take their sizes, window and rope from a config that the user writes (or one
   of its classes has); eps, query and embedding scale are its own. A model that needs others is
   refused.
-- Tokenizer, config, generation options, NOTICE, provenance and card lie beside the tree, where Orbax
-  passes them over.
+- Tokenizer, config, generation options, NOTICE, provenance and card lie beside the tree, where
+  Orbax passes them over.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """What other people's programs compute from an exported file: one function a program.
 
 Each reads a file or directory as its users would and gives `f32[T, V]` logits of a text's token
-ids, where it has the choice in float32. `consumer(format)` is the first that is installed; `logits_in` asks it in a process of its own,
-since some choose their arithmetic once a process, some import frameworks of a gigabyte, and a
-native crash must not be ours. `verifying` compares after an export; tests and benchmarks use the
-same functions.
+ids, where it has the choice in float32. `consumer(format)` is the first that is installed;
+`logits_in` asks it in a process of its own: some choose their arithmetic once a process, some
+import frameworks of a gigabyte, and a native crash must not be ours. `verifying` compares after an
+export; tests and benchmarks use the same functions.
 
 gemma.cpp has no Python package, and an adapter is no model: those formats have no consumer here.
 """

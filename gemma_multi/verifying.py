@@ -105,4 +105,5 @@ def compared(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
         return float("inf"), float("inf")
     difference = float(np.abs(ours - theirs).max())
     p, q = log_softmax(ours.astype(np.float64)), log_softmax(theirs.astype(np.float64))
-    return difference, max(0.0, float((np.exp(p) * (p - q)).sum(-1).mean()))
+    divergence = float((np.exp(p) * (p - q)).sum(-1).mean())
+    return difference, 0.0 if divergence < 0 else divergence  # NaN stays what it is

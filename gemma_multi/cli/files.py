@@ -154,7 +154,7 @@ def convert(source: str, output: str, as_json: bool, **options: Any) -> None:
 
 
 def _verification(report: ExportReport) -> dict[str, Any] | None:
-    return report.verification and asdict(report.verification)
+    return asdict(report.verification) if report.verification else None
 
 
 @click.command()

@@ -70,9 +70,7 @@ def test_a_file_that_is_not_read_is_named_with_what_the_program_said(tmp_path: P
     report = exported(checkpoint, tmp_path / "x", "onnx")
     (file,) = (tmp_path / "x" / "onnx").iterdir()
     file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(
-        VerificationError, match=r"x: onnxruntime does not read it: .*ONNX|Protobuf"
-    ):
+    with pytest.raises(VerificationError, match="x: onnxruntime does not read it: .*model"):
         verify(report, checkpoint, True)
 
 

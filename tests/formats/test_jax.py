@@ -52,8 +52,8 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def flat(tree: Any, prefix: str = "") -> dict[str, np.ndarray]:
     if not isinstance(tree, dict):
         return {prefix: tree}
-    return {name: leaf for key, below in tree.items()
-            for name, leaf in flat(below, f"{prefix}/{key}" if prefix else key).items()}  # fmt: skip
+    found = (flat(below, f"{prefix}/{key}" if prefix else key) for key, below in tree.items())
+    return {name: leaf for below in found for name, leaf in below.items()}
 
 
 def saved(tree: Any, like: Path, path: Path, inside: str = "", **how: Any) -> Path:
@@ -216,8 +216,7 @@ def test_other_trees_are_refused_by_name(
     change(copy)
     path = saved(copy, tiny_directory, tmp_path / "x")
     with pytest.raises(CheckpointError, match=words):
-        for tensor in (opened := open_checkpoint(path)).tensors:
-            opened.weight(tensor)
+        open_checkpoint(path).digest()
 
 
 def test_other_companions_are_refused_by_name(tmp_path: Path) -> None:

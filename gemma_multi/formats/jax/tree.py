@@ -117,14 +117,17 @@ def _names(file: Path, tree: Any) -> dict[str, str]:
 
 
 def _keys(file: Path, entry: Any) -> list[str]:
+    """The names on the way to an array."""
     keys = entry.get("key_metadata") if isinstance(entry, dict) else None
-    names = [key.get("key") if isinstance(key, dict) else None for key in keys or ()] if isinstance(
-        keys, list) else []  # fmt: skip
-    if not names or not all(isinstance(n, str) and 0 < len(n) <= _LONGEST_NAME for n in names):
+    if not isinstance(keys, list) or not keys:
         raise CheckpointError(f"{file}: key_metadata is {keys!r:.80}, expected names")
-    for name in names:
-        if ".." in name or "\0" in name or name.startswith("/"):
-            raise CheckpointError(f"{file}: {name!r} is no name of an array")
+    names: list[str] = []
+    for key in keys:
+        name = key.get("key") if isinstance(key, dict) else None
+        plain = isinstance(name, str) and 0 < len(name) <= _LONGEST_NAME and "\0" not in name
+        if not plain or ".." in name or name.startswith("/"):
+            raise CheckpointError(f"{file}: {name!r:.80} is no name of an array")
+        names.append(name)
     return names
 
 
