@@ -133,7 +133,8 @@ def in_mlx_lm(path: Path, ids: Sequence[int]) -> np.ndarray:
     from mlx_lm.utils import load_model
 
     model, _ = load_model(path)
-    return np.array(model(mx.array([list(ids)]))[0].astype(mx.float32))
+    model.set_dtype(mx.float32)  # scales as well, which are exact in it
+    return np.array(model(mx.array([list(ids)]))[0])
 
 
 def in_keras_hub(path: Path, ids: Sequence[int]) -> np.ndarray:
@@ -208,7 +209,7 @@ CONSUMERS = (
     Consumer("gguf's dequantiser", "gguf", ("gguf",), in_ggufs_dequantiser, FLOAT32, 1, 10),
     Consumer("transformers", "huggingface", ("transformers", "torch"), in_transformers, FLOAT32,
              5, 5, rounds_scale=False),
-    Consumer("mlx-lm", "mlx", ("mlx_lm",), in_mlx_lm, SIXTEEN_BITS, 4, 10),
+    Consumer("mlx-lm", "mlx", ("mlx_lm",), in_mlx_lm, FLOAT32, 4, 10),
     Consumer("keras-hub", "keras", ("keras_hub",), in_keras_hub, FLOAT32, 15, 10,
              rounds_scale=False),
     Consumer("onnxruntime", "onnx", ("onnxruntime",), in_onnxruntime, SIXTEEN_BITS, 1, 5),
