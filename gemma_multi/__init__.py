@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         TokenizerError,
         TrainingError,
         TrainingStopped,
+        VerificationError,
     )
     from gemma_multi.exporters import ExportReport
     from gemma_multi.exporting import export
@@ -88,6 +89,7 @@ _HOME = {
     "TokenizerError": "errors",
     "Tool": "tools",
     "TrainingError": "errors",
+    "VerificationError": "errors",
     "TrainingStopped": "errors",
     "ValidationLoss": "training.validation",
     "convert": "converting",
@@ -137,6 +139,7 @@ __all__ = [
     "TrainingError",
     "TrainingStopped",
     "ValidationLoss",
+    "VerificationError",
     "convert",
     "export",
     "finetune",
