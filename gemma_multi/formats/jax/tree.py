@@ -124,8 +124,12 @@ def _keys(file: Path, entry: Any) -> list[str]:
     names: list[str] = []
     for key in keys:
         name = key.get("key") if isinstance(key, dict) else None
-        plain = isinstance(name, str) and 0 < len(name) <= _LONGEST_NAME and "\0" not in name
-        if not plain or ".." in name or name.startswith("/"):
+        if (
+            not isinstance(name, str)
+            or not 0 < len(name) <= _LONGEST_NAME
+            or name.startswith("/")
+            or any(part in name for part in ("\0", ".."))
+        ):
             raise CheckpointError(f"{file}: {name!r:.80} is no name of an array")
         names.append(name)
     return names
