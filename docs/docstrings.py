@@ -76,6 +76,8 @@ def _said_in_option(field: griffe.Attribute) -> str:
     if not isinstance(value, griffe.ExprCall) or str(value.function) != "option":
         return ""
     default, meaning = value.arguments
+    if isinstance(meaning, griffe.Expr):  # computed, so not to be read from the source
+        return ""
     if isinstance(default, griffe.ExprName):
         default = field.modules_collection[default.canonical_path].value
     said = ast.literal_eval(str(meaning))

@@ -137,7 +137,7 @@ class TestOptions:
             ({"seed": 1 << 64}, "seed is 18446744073709551616"),
             ({"stop": [""]}, "stop is"),
             ({"stop": [3]}, "stop is"),
-            ({"maxtokens": 3}, "unknown option 'maxtokens', expected one of max_tokens"),
+            ({"maxtokens": 3}, "unknown option 'maxtokens', expected one of logprobs, max_tokens"),
         ],
     )
     def test_a_bad_option_is_named(self, given: dict[str, Any], message: str) -> None:

@@ -196,7 +196,7 @@ def _host_memory(buffer: Any, shape: tuple[int, ...], kind: np.dtype) -> np.ndar
     if address_of(c_void_p(pointer), ctypes.byref(address)) or not address.value:
         return None
     memory = (ctypes.c_byte * (math.prod(shape) * kind.itemsize)).from_address(address.value)
-    array = np.frombuffer(memory, kind)
+    array: np.ndarray = np.ctypeslib.as_array(memory).view(kind)
     mark = np.arange(1, min(len(array), 8) + 1, dtype=kind)
     buffer.write(mark)  # is it what this version of the runtime works on?
     return array.reshape(shape) if np.array_equal(array[: len(mark)], mark) else None

@@ -17,7 +17,7 @@ import numpy as np
 from gemma_multi.constraints import Matcher
 from gemma_multi.engines import LAST, Chosen, Rows, Wanted
 from gemma_multi.errors import OptionError
-from gemma_multi.generation.result import FinishReason
+from gemma_multi.generation.result import FinishReason, TokenLogprobs
 from gemma_multi.sampling import COLDEST, GenerationOptions, choose, lead
 from gemma_multi.sampling.on_device import can_choose
 
@@ -45,7 +45,9 @@ class Decoding:
         self.finish_reason: FinishReason | None = None  # None: it goes on
         self.cancelled = cancelled or threading.Event()
         self.matcher = matcher
-        plain = matcher is None and can_choose(options)
+        # of each of `tokens`, if they are asked for; they are read off the logits
+        self.logprobs: list[TokenLogprobs] = []
+        plain = matcher is None and can_choose(options) and options.logprobs is None
         self.ahead = ahead if plain else 1
         self.forced_tokens = 0  # of `tokens`, by the constraint
         self.guessed_tokens = 0  # of them, read several at a time as somebody guessed
@@ -100,7 +102,11 @@ class Decoding:
         watched = self._has_guessed and self._tie > 0 and self.options.temperature < COLDEST
         if watched and lead(logits, seen, self.options, ids) < self._tie:
             self.near_ties.append(len(self.tokens))
-        return token if self._take(token) else None
+        if not self._take(token):
+            return None
+        if self.options.logprobs is not None:
+            self.logprobs.append(TokenLogprobs.of(token, logits, self.options.logprobs))
+        return token
 
     def forced(self) -> list[int]:
         """Takes and returns the tokens that the constraint leaves no choice about."""
@@ -128,7 +134,7 @@ class Decoding:
 
     def cut(self, count: int, reason: FinishReason) -> None:
         """Ends the answer after its first `count` tokens, though more were taken."""
-        del self.tokens[count:]
+        del self.tokens[count:], self.logprobs[count:]
         self.near_ties = [at for at in self.near_ties if at < count]
         self.guessed_tokens = min(self.guessed_tokens, count)
         self.finish_reason = reason
