@@ -18,6 +18,7 @@ from typing import Any
 import griffe
 
 _DESCRIBED = re.compile(r"(?P<names>\w+(?:, \w+)*): (?P<text>.*)")
+_BESIDE = re.compile(r" What (a|each) field means stands beside it[^.]*\.")
 _COMMENT = re.compile(r"\s#\s(.*)$")
 
 
@@ -34,7 +35,7 @@ class Descriptions(griffe.Extension):
             return
         text = as_list(cls.docstring.value, set(cls.members))
         if "dataclass" in cls.labels:
-            text = text.replace(" What a field means stands beside it.", "")
+            text = _BESIDE.sub("", text)
             text += "\n\n" + "\n".join(fields(cls))
         cls.docstring.value = text
 
