@@ -159,6 +159,9 @@ HEADINGS = ("format", "precision", "in", "MB", "export", "peak MB", "difference"
             "perplexity", "of the weights")  # fmt: skip
 
 
+_SHOWN = ("format", "precision", "in", "MB", "difference", "KL", "perplexity")
+
+
 def cells(one: dict[str, Any]) -> list[str]:
     return [
         one["format"], one["precision"], one["runtime"], f"{one['mb']:.0f}",
@@ -169,11 +172,13 @@ def cells(one: dict[str, Any]) -> list[str]:
 
 
 def show(found: list[dict[str, Any]]) -> None:
-    table = Table()
-    for heading in HEADINGS:
+    """What fits on a terminal; the page has the rest."""
+    table = Table(box=None)
+    for heading in _SHOWN:
         table.add_column(heading, justify="left" if heading in HEADINGS[:3] else "right")
     for one in found:
-        table.add_row(*cells(one))
+        told = dict(zip(HEADINGS, cells(one), strict=True))
+        table.add_row(*(told[heading] for heading in _SHOWN))
     Console().print(table)
 
 
@@ -194,9 +199,9 @@ MB* are of a process that exports and does nothing else, on two CPU cores.
 {table}
 
 LiteRT and llama.cpp round what they multiply to eight bits, and the f16 lines compute in float16;
-the others compute in float32. `.sbs` has no line: gemma.cpp has no Python
-package. For gguf's own dequantiser the arithmetic between the weights is NumPy's, so it says that
-the weights are theirs, no more.
+the others compute in float32. `.sbs` has no line: gemma.cpp has no Python package. For gguf's own
+dequantiser the arithmetic between the weights is NumPy's, so it says that the weights are theirs,
+no more.
 
 `python benchmarks/format_table.py --json benchmarks/results/formats.json` measures it again,
 `--page` makes this page of the results, and `make real` asserts bounds on each line. What

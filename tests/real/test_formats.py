@@ -20,9 +20,7 @@ def most(one: dict[str, Any]) -> float:
 
 def test_who_each_format_is_for_computes_what_was_written() -> None:
     found = list(measured())
-    assert {one["format"] for one in found} == {
-        line.format for line in LINES if any(readers(line))
-    }
+    assert {one["format"] for one in found} == {line.format for line in LINES if any(readers(line))}
     for one in found:
         assert one["divergence"] < most(one), one
         assert one["perplexity"] == pytest.approx(one["perplexity_of_weights"], rel=0.1), one
