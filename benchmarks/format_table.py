@@ -7,7 +7,7 @@ process of its own for time and memory, and read by somebody else's program in a
 (`gemma_multi.consumers`): a text of 128 tokens, the logits after each against those of the weights
 that were exported, in NumPy and float32, and the text's perplexity. A program that is not
 installed leaves its line out; GEMMA_MULTI_JAX_PYTHON names an interpreter that has
-google-deepmind/gemma. `--page` makes docs/formats-table.md of the results that are kept, and does
+google-deepmind/gemma. `--page` makes docs/formats/table.md of the results that are kept, and does
 nothing else.
 """
 
@@ -39,7 +39,7 @@ from gemma_multi.verifying import compared, expected
 
 TOKENS = 128
 RESULTS = Path(__file__).parent / "results" / "formats.json"
-PAGE = Path(__file__).parents[1] / "docs" / "formats-table.md"
+PAGE = Path(__file__).parents[1] / "docs" / "formats" / "table.md"
 
 
 class Line(NamedTuple):
@@ -74,7 +74,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="lines whose name holds this")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--page", action="store_true", help="docs/formats-table.md, and no more")
+    parser.add_argument("--page", action="store_true", help="docs/formats/table.md, and no more")
     options = parser.parse_args()
     if options.page:
         PAGE.write_text(page(json.loads(RESULTS.read_text())))
@@ -159,6 +159,9 @@ HEADINGS = ("format", "precision", "in", "MB", "export", "peak MB", "difference"
             "perplexity", "of the weights")  # fmt: skip
 
 
+_SHOWN = ("format", "precision", "in", "MB", "difference", "KL", "perplexity")
+
+
 def cells(one: dict[str, Any]) -> list[str]:
     return [
         one["format"], one["precision"], one["runtime"], f"{one['mb']:.0f}",
@@ -169,16 +172,18 @@ def cells(one: dict[str, Any]) -> list[str]:
 
 
 def show(found: list[dict[str, Any]]) -> None:
-    table = Table()
-    for heading in HEADINGS:
+    """What fits on a terminal; the page has the rest."""
+    table = Table(box=None)
+    for heading in _SHOWN:
         table.add_column(heading, justify="left" if heading in HEADINGS[:3] else "right")
     for one in found:
-        table.add_row(*cells(one))
+        told = dict(zip(HEADINGS, cells(one), strict=True))
+        table.add_row(*(told[heading] for heading in _SHOWN))
     Console().print(table)
 
 
 def page(found: list[dict[str, Any]]) -> str:
-    """docs/formats-table.md."""
+    """docs/formats/table.md."""
     rows = [HEADINGS, ["---"] * 3 + ["---:"] * 8, *map(cells, found)]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     return f"""\
@@ -194,9 +199,9 @@ MB* are of a process that exports and does nothing else, on two CPU cores.
 {table}
 
 LiteRT and llama.cpp round what they multiply to eight bits, and the f16 lines compute in float16;
-the others compute in float32. `.sbs` has no line: gemma.cpp has no Python
-package. For gguf's own dequantiser the arithmetic between the weights is NumPy's, so it says that
-the weights are theirs, no more.
+the others compute in float32. `.sbs` has no line: gemma.cpp has no Python package. For gguf's own
+dequantiser the arithmetic between the weights is NumPy's, so it says that the weights are theirs,
+no more.
 
 `python benchmarks/format_table.py --json benchmarks/results/formats.json` measures it again,
 `--page` makes this page of the results, and `make real` asserts bounds on each line. What

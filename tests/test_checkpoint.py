@@ -310,7 +310,8 @@ class TestSaving:
 def test_fuzzed_directories_are_refused_by_name_and_never_crash(
     tiny_directory: Path, tmp_path: Path
 ) -> None:
-    """510 mutations of each kind, in processes that report what they open (fuzz_checkpoint.py)."""
+    """510 mutations of each kind, in processes that report every file they open (see
+    fuzz_checkpoint.py)."""
     quantize(tiny_directory, tmp_path / "int4", calibrate=None)
     outcomes: Counter[str] = Counter()
     for i, source in enumerate([tiny_directory, tmp_path / "int4"] * 3):

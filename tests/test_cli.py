@@ -48,7 +48,8 @@ def test_help_lists_commands_by_what_they_are_for_and_ship_first() -> None:
     assert max(map(len, said.splitlines())) <= 80
     titles = re.findall(r"^(\w+):\n  (\w+) ", said, re.MULTILINE)
     assert titles == [
-        ("Ask", "generate"), ("Train", "ship"), ("Files", "quantize"), ("Check", "parity")
+        ("Ask", "generate"), ("Train", "ship"), ("Files", "quantize"),
+        ("Serve", "serve"), ("Check", "parity"),
     ]  # fmt: skip
 
 

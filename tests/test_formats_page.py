@@ -1,4 +1,4 @@
-"""docs/formats-table.md is made of the results that are kept."""
+"""docs/formats/table.md is made of the results that are kept."""
 
 from __future__ import annotations
 

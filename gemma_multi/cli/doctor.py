@@ -15,7 +15,7 @@ from gemma_multi.cli.common import print_json
 
 if TYPE_CHECKING:
     from gemma_multi.diagnosis import Diagnosis, Machine
-    from gemma_multi.verification import Verification
+    from gemma_multi.self_test import SelfTest
 
 _INDENT = " " * 9
 
@@ -32,7 +32,7 @@ def doctor(names: str | None, verify: bool, as_json: bool) -> None:
     The exit status is 2 where no backend works, and 1 where one is not to be trusted.
     """
     from gemma_multi.diagnosis import diagnose, look_at_the_machine
-    from gemma_multi.verification import verify as ask
+    from gemma_multi.self_test import self_test
 
     chosen = names and [name.strip() for name in names.split(",")]
     found = diagnose(chosen or None)
@@ -41,7 +41,7 @@ def doctor(names: str | None, verify: bool, as_json: bool) -> None:
         for line in _lines(machine, found, verify):
             click.echo(line)
     working = [one.backend for one in found if one.works]
-    verified = ask(working, progress=not as_json) if verify else []
+    verified = self_test(working, progress=not as_json) if verify else []
     if as_json:
         print_json(_facts(machine, found, verified))
     else:
@@ -79,7 +79,7 @@ def _wrapped(line: str, indent: str = _INDENT) -> list[str]:
 
 
 def _facts(
-    machine: Machine, found: Sequence[Diagnosis], verified: Sequence[Verification]
+    machine: Machine, found: Sequence[Diagnosis], verified: Sequence[SelfTest]
 ) -> dict[str, Any]:
     facts: dict[str, Any] = {"machine": asdict(machine), "backends": {}}
     for one in found:

@@ -1,4 +1,4 @@
-"""The table of docs/formats-table.md, measured again: `make real`."""
+"""The table of docs/formats/table.md, measured again: `make real`."""
 
 from __future__ import annotations
 

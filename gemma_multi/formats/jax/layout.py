@@ -35,7 +35,7 @@ _TABLE, _LAYER = "embedder/input_embedding", re.compile(r"layer_(\d+)/")
 
 
 @dataclass(frozen=True)
-class TensorPlace:
+class LeafPlace:
     """Where the library keeps a tensor, and how it lies there."""
 
     leaf: str  # the names of the tree on the way to it, with slashes
@@ -45,16 +45,16 @@ class TensorPlace:
     part: int | None = None  # of the leaf, along its first axis; None: all of it
 
 
-def places(config: ModelConfig) -> dict[str, TensorPlace]:
+def places(config: ModelConfig) -> dict[str, LeafPlace]:
     """Every tensor's place by its Hugging Face name."""
     h, d, f = config.hidden_size, config.head_dim, config.intermediate_size
     n, kv = config.num_attention_heads, config.num_key_value_heads
 
-    def as_is(leaf: str, *whole: int, part: int | None = None) -> TensorPlace:
-        return TensorPlace(leaf, whole, lambda w: w, lambda v: v, part)
+    def as_is(leaf: str, *whole: int, part: int | None = None) -> LeafPlace:
+        return LeafPlace(leaf, whole, lambda w: w, lambda v: v, part)
 
-    def by_heads(leaf: str, part: int | None, count: int, *whole: int) -> TensorPlace:
-        return TensorPlace(f"attn/{leaf}/w", whole, *split_in(count, h, d), part)
+    def by_heads(leaf: str, part: int | None, count: int, *whole: int) -> LeafPlace:
+        return LeafPlace(f"attn/{leaf}/w", whole, *split_in(count, h, d), part)
 
     if n == kv:
         attention = {
@@ -69,10 +69,10 @@ def places(config: ModelConfig) -> dict[str, TensorPlace]:
         }
     layer = {
         **attention,
-        "self_attn.o_proj": TensorPlace("attn/attn_vec_einsum/w", (n, d, h), *split_out(n, h, d)),
+        "self_attn.o_proj": LeafPlace("attn/attn_vec_einsum/w", (n, d, h), *split_out(n, h, d)),
         "mlp.gate_proj": as_is("mlp/gating_einsum", 2, f, h, part=0),
         "mlp.up_proj": as_is("mlp/gating_einsum", 2, f, h, part=1),
-        "mlp.down_proj": TensorPlace("mlp/linear", (f, h), lambda w: w.T, lambda v: v.T),
+        "mlp.down_proj": LeafPlace("mlp/linear", (f, h), lambda w: w.T, lambda v: v.T),
         **{name: as_is(f"{norm}/scale", d if norm.startswith("attn/") else h)
            for name, norm in NORMS.items()},
     }  # fmt: skip
@@ -82,7 +82,7 @@ def places(config: ModelConfig) -> dict[str, TensorPlace]:
     }
     for i in range(config.num_hidden_layers):
         for name, place in layer.items():
-            found[f"model.layers.{i}.{name}.weight"] = TensorPlace(
+            found[f"model.layers.{i}.{name}.weight"] = LeafPlace(
                 f"layer_{i}/{place.leaf}", place.whole, place.arrange, place.restore, place.part
             )
     return found

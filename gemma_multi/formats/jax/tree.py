@@ -124,15 +124,16 @@ def _keys(file: Path, entry: Any) -> list[str]:
     names: list[str] = []
     for key in keys:
         name = key.get("key") if isinstance(key, dict) else None
-        if (
-            not isinstance(name, str)
-            or not 0 < len(name) <= _LONGEST_NAME
-            or name.startswith("/")
-            or any(part in name for part in ("\0", ".."))
-        ):
+        if not isinstance(name, str) or not _is_plain(name):
             raise CheckpointError(f"{file}: {name!r:.80} is no name of an array")
         names.append(name)
     return names
+
+
+def _is_plain(name: str) -> bool:
+    """Whether it leads nowhere else when it becomes part of a path."""
+    safe = ".." not in name and "\0" not in name and not name.startswith("/")
+    return safe and 0 < len(name) <= _LONGEST_NAME
 
 
 def _open(directory: Path, stored: dict[str, str], zarr3: bool) -> dict[str, Any]:

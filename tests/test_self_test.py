@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gemma_multi import verification
+from gemma_multi import self_test as module
 from gemma_multi.engines import Engine
 from gemma_multi.engines.mlx import MlxEngine, MlxSession
 from gemma_multi.generation import decoding
-from gemma_multi.verification import verify
+from gemma_multi.self_test import self_test
 
 Patch = pytest.MonkeyPatch
 
@@ -79,7 +79,7 @@ def test_a_fault_is_named(
     fault: Callable[[MlxEngine, Patch], None] | None, first: str | None, words: str,
     monkeypatch: Patch,
 ) -> None:  # fmt: skip
-    create = verification.create_engine
+    create = module.create_engine
 
     def broken(*arguments: Any) -> Engine:
         engine = create(*arguments)
@@ -88,8 +88,8 @@ def test_a_fault_is_named(
             fault(engine, monkeypatch)
         return engine
 
-    monkeypatch.setattr(verification, "create_engine", broken)
-    (found,) = verify(["mlx"], progress=False)
+    monkeypatch.setattr(module, "create_engine", broken)
+    (found,) = self_test(["mlx"], progress=False)
     assert words in found.sentence
     assert "\n" not in found.sentence
     assert found.trusted == (fault is None)

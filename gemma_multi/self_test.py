@@ -43,7 +43,7 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Verification:
+class SelfTest:
     """What one backend was asked, in order; the first that failed names the fault best."""
 
     backend: str
@@ -67,7 +67,7 @@ class Verification:
         )
 
 
-def verify(names: list[str] | None = None, progress: Progress = True) -> list[Verification]:
+def self_test(names: list[str] | None = None, progress: Progress = True) -> list[SelfTest]:
     """Asks each backend, those that are installed unless `names` says which. One that fails in
     any way is not trusted; none of it raises."""
     chosen = [one for one in backends().values()
@@ -82,7 +82,7 @@ def verify(names: list[str] | None = None, progress: Progress = True) -> list[Ve
                 checks.append(check)
                 report(i * COUNT + len(checks), len(chosen) * COUNT)
             spent = time.perf_counter() - started
-            found.append(Verification(backend.name, tuple(checks), spent))
+            found.append(SelfTest(backend.name, tuple(checks), spent))
     return found
 
 
