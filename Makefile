@@ -8,7 +8,7 @@ OPENBLAS := $(shell ldconfig -p 2>/dev/null | awk '/libopenblas\.so\.0.*x86-64/ 
 # its idle threads must not spin while another engine computes
 RUN := $(if $(OPENBLAS),LD_PRELOAD=$(OPENBLAS) OPENBLAS_THREAD_TIMEOUT=4) TF_CPP_MIN_LOG_LEVEL=3
 
-.PHONY: demo test real lint format docs pictures reference bench clean
+.PHONY: demo test real llama-cpp lint format docs pictures reference bench clean
 
 demo: .venv/demo
 	@$(RUN) $(BIN)/gemma-multi demo
@@ -24,6 +24,11 @@ real: .venv/test
 	$(BIN)/python benchmarks/int4_quality.py --documents 4 --kept --only "calibrated on itself, embedding int4"
 	$(BIN)/python benchmarks/specialists.py --task "film reviews" --rows 200 --ways other int4
 	$(BIN)/python benchmarks/long_text.py --tokens 4000
+
+# .gguf files in llama.cpp itself, small ones and the real 270M. Ten minutes to compile; pip keeps it
+llama-cpp: .venv/test
+	$(BIN)/pip install --quiet 'llama-cpp-python==0.3.36'
+	$(RUN) $(BIN)/python -m pytest -m llama_cpp tests/llama_cpp
 
 lint: .venv/test
 	$(BIN)/ruff check .

@@ -252,29 +252,37 @@ def test_calibrated_answers_are_nearer_than_rounded_ones(
     assert (np.exp(p) * (p - q)).sum(-1).mean() < (np.exp(p) * (p - r)).sum(-1).mean()
 
 
-def test_the_same_model_gives_the_same_codes(stories: Checkpoint, tmp_path: Path) -> None:
-    first = gemma_multi.quantize(stories, tmp_path / "a", progress=False, calibrate=ROWS)
-    second = gemma_multi.quantize(stories, tmp_path / "b", progress=False, calibrate=ROWS)
-    digests = {gemma_multi.open_checkpoint(r.path).digest() for r in (first, second)}  # type: ignore[arg-type]
+@pytest.fixture(scope="module")
+def on_rows(stories: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Calibrated on ROWS."""
+    path = tmp_path_factory.mktemp("calibrated") / "int4"
+    gemma_multi.quantize(stories, path, progress=False, calibrate=ROWS)
+    return path
+
+
+def test_the_same_model_gives_the_same_codes(
+    stories: Checkpoint, on_rows: Path, tmp_path: Path
+) -> None:
+    again = gemma_multi.quantize(stories, tmp_path / "again", progress=False, calibrate=ROWS)
+    digests = {gemma_multi.open_checkpoint(path).digest() for path in (on_rows, tmp_path / "again")}
     assert len(digests) == 1
-    assert "perplexity" in str(first)
-    notice = (tmp_path / "a" / "NOTICE").read_text()
+    assert "perplexity" in str(again)
+    notice = (on_rows / "NOTICE").read_text()
     assert "calibrated on rows and text of its own" in notice
 
 
 def test_an_adapter_fits_only_the_order_it_was_trained_in(
-    stories: Checkpoint, tmp_path: Path
+    stories: Checkpoint, on_rows: Path, tmp_path: Path
 ) -> None:
-    gemma_multi.quantize(stories, tmp_path / "int4", progress=False, calibrate=ROWS)
     rows = [{"prompt": "Say yes.", "completion": "yes"}] * 4
     options: dict[str, Any] = {"method": "lora", "epochs": 1, "validation": 0, "progress": False,
                                "backend": "keras"}  # fmt: skip
-    for name, base in (("of-int4", tmp_path / "int4"), ("of-dense", stories)):
+    for name, base in (("of-int4", on_rows), ("of-dense", stories)):
         gemma_multi.finetune(base, rows, tmp_path / name, **options)
     own, foreign = (tmp_path / name / "adapter" for name in ("of-int4", "of-dense"))
-    gemma_multi.load(tmp_path / "int4", backend="keras", adapter=own)
+    gemma_multi.load(on_rows, backend="keras", adapter=own)
     gemma_multi.load(stories, backend="keras", adapter=foreign)
-    for base, adapter in ((tmp_path / "int4", foreign), (stories, own)):
+    for base, adapter in ((on_rows, foreign), (stories, own)):
         with pytest.raises(CheckpointError, match="channels are in another order"):
             gemma_multi.load(base, backend="keras", adapter=adapter)
 

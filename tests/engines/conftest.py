@@ -14,6 +14,7 @@ from gemma_multi.engines import Engine, create_engine
 
 # the GPU delegate passes it in a process of its own, too (`test_litert_gpu.py`)
 ON_GPU = bool(os.environ.get("GEMMA_MULTI_TEST_GPU"))
+IS_SLOW = ON_GPU or os.environ.get("KERAS_BACKEND") == "tensorflow"
 # transformers, the reference, passes the suite in `make reference`, where torch is
 BACKENDS = (
     ("transformers",) if os.environ.get("GEMMA_MULTI_REFERENCE") else ("mlx", "keras", "litert")
@@ -55,3 +56,9 @@ def engine(request: pytest.FixtureRequest, engine_of: Callable[[str, str], Engin
 def exact_engine(request: pytest.FixtureRequest, engine_of: Callable[[str, str], Engine]) -> Engine:
     """Each backend, where nothing is rounded."""
     return engine_of(request.param, "float32")
+
+
+@pytest.fixture(params=(1,) if IS_SLOW else (0, 1))
+def seed(request: pytest.FixtureRequest) -> int:
+    """Of a random walk: one is enough where every read is slow."""
+    return request.param

@@ -63,7 +63,6 @@ def test_more_sessions_than_a_batch_holds_are_several(exact_engine: Engine) -> N
     assert [session.ids.tolist() for session in sessions] == rows
 
 
-@pytest.mark.parametrize("seed", [0, 1])
 def test_sessions_come_and_go_between_reads_together(exact_engine: Engine, seed: int) -> None:
     """Any of them, in any order, by any number of tokens; some fork, go back, end, or read alone
     in between. Each knows its own tokens and no others."""
