@@ -1,0 +1,147 @@
+"""What was measured, kept beside the model: `evaluations.jsonl` and the card.
+
+Design choices:
+- Each score goes with its protocol and with the hashes of data and weights, so that it can be
+  measured again, and so that nobody takes it for a score of other weights.
+- `evaluations.jsonl` has all of it, a line a score, in the order in which they came. From it the
+  card is written: a table for people, and in the header the `model-index` that hubs read.
+- A save of changed weights carries no scores on: they were of the others.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gemma_multi.checkpoint import Provenance
+from gemma_multi.errors import CheckpointError, OptionError
+from gemma_multi.files import locked, renamed_when_whole, write_atomically
+from gemma_multi.formats import formats
+from gemma_multi.formats.directory import CARD_FILE
+from gemma_multi.sources import BUNDLED, Source
+
+if TYPE_CHECKING:
+    from gemma_multi.evaluation.report import EvaluationReport
+
+FILE = "evaluations.jsonl"
+_SECTION = re.compile(r"\n## Scores\n.*?(?=\n## |\Z)", re.DOTALL)
+_LOCK = ".evaluations.lock"
+
+
+def check_recordable(model: Source) -> Path:
+    """The directory whose card may be written. Raises OptionError where there is none."""
+    if isinstance(model, str | Path) and (isinstance(model, Path) or model not in BUNDLED):
+        path = Path(model)
+        if path.is_dir() and any(
+            one.is_directory and one.looks_like(path) for one in formats().values()
+        ):
+            return path
+    raise OptionError(
+        f"{model}: scores are recorded in the card of a model's own directory; measure one that "
+        "export, quantize or save wrote"
+    )
+
+
+def record(report: EvaluationReport, directory: Path) -> Path:
+    """Adds a score to a directory; the card. Raises OptionError for a directory of none or of
+    other weights, CheckpointError where it cannot be written."""
+    from gemma_multi.sources import open_checkpoint
+
+    check_recordable(directory)
+    digest = open_checkpoint(directory).digest()
+    if report.protocol.get("adapter") or digest != report.model["weights_sha256"]:
+        raise OptionError(
+            f"{directory}: its weights are not those that were measured; save what was measured "
+            "and record it there"
+        )
+    facts = {key: value for key, value in report.to_dict().items() if key not in ("rows",)}
+    try:
+        with locked(directory / _LOCK, f"{directory}: another process records a score there"):
+            kept = [*recorded(directory), facts]
+            lines = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in kept)
+            write_atomically(directory / FILE, lines.encode())
+            return _write_card(directory, kept)
+    except OSError as error:
+        raise CheckpointError(f"{directory}: cannot be written: {error.strerror}") from error
+
+
+def recorded(directory: Path) -> list[dict[str, Any]]:
+    """The scores that a directory's card states. Raises CheckpointError for a damaged file."""
+    path = directory / FILE
+    if not path.exists():
+        return []
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}; move it away") from error
+
+
+def _write_card(directory: Path, kept: list[dict[str, Any]]) -> Path:
+    from huggingface_hub import metadata_load, metadata_save
+
+    card = directory / CARD_FILE
+    if not card.exists():
+        provenance = Provenance.read(directory)
+        write_atomically(
+            card, f"---\nlicense: {provenance.license}\n---\n\n# {provenance.source}\n".encode()
+        )
+    with renamed_when_whole(card) as temporary:
+        shutil.copyfile(card, temporary)
+        header = {**(metadata_load(temporary) or {}), "model-index": _index(directory.name, kept)}
+        text = _SECTION.sub("", temporary.read_text(encoding="utf-8")).rstrip("\n")
+        temporary.write_text(f"{text}\n{_section(kept)}", encoding="utf-8")
+        metadata_save(temporary, header)
+    return card
+
+
+def _section(kept: list[dict[str, Any]]) -> str:
+    """For people."""
+    rows = [
+        f"| {one['task']} | {name} | {_number(name, figure)} | {one['data']['rows']} rows of "
+        f"{one['data']['name']}, `{one['data']['sha256'][:12]}` | {_how(one)} |"
+        for one in kept for name, figure in one["figures"].items()
+    ]  # fmt: skip
+    return "\n".join((
+        "\n## Scores\n",
+        f"With 95% intervals; protocols and hashes in full in `{FILE}`.\n",
+        "| task | | score | data | how |", "| --- | --- | --- | --- | --- |", *rows, "",
+    ))  # fmt: skip
+
+
+def _number(name: str, figure: Mapping[str, Any]) -> str:
+    from gemma_multi.evaluation.report import interval, shown
+    from gemma_multi.scoring import Estimate
+
+    one = Estimate(**figure)
+    return f"{shown(name, one.value)} ({interval(name, one)})"
+
+
+def _how(one: Mapping[str, Any]) -> str:
+    how = one["protocol"]
+    told = [how["prompt"], how.get("answer", ""), f"{how['backend']}, {how['weights']} weights, "
+            f"{how['activations']} activations", f"gemma_multi {one['version']}"]  # fmt: skip
+    return "; ".join(filter(None, told))
+
+
+def _index(name: str, kept: list[dict[str, Any]]) -> Any:
+    """`model-index`, as hubs read it."""
+    from huggingface_hub import EvalResult
+    from huggingface_hub.repocard_data import eval_results_to_model_index
+
+    results = [
+        EvalResult(
+            task_type="text-generation", task_name=one["task"], dataset_name=one["data"]["name"],
+            dataset_type=one["data"]["name"], dataset_args={
+                "sha256": one["data"]["sha256"], "rows": one["data"]["rows"],
+            }, metric_type=metric, metric_name=metric, metric_value=figure["value"], metric_args={
+                "low": figure["low"], "high": figure["high"],
+                "weights_sha256": one["model"]["weights_sha256"], **one["protocol"],
+            },
+        )
+        for one in kept for metric, figure in one["figures"].items()
+    ]  # fmt: skip
+    return eval_results_to_model_index(name, results)
