@@ -8,16 +8,13 @@ answer.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
-from pathlib import Path
 from typing import Any
 
-from gemma_multi import __version__
-from gemma_multi.checkpoint import Checkpoint
-from gemma_multi.errors import DataError, OptionError
+from gemma_multi.errors import OptionError
+from gemma_multi.evaluation.measured import place_of, weights_of, with_digest
 from gemma_multi.evaluation.report import EvaluationReport
+from gemma_multi.evaluation.task import Task
 from gemma_multi.evaluation.tasks import tasks
 from gemma_multi.loading import load
 from gemma_multi.model import Model
@@ -55,6 +52,21 @@ def evaluate(
     row that cannot be asked, BackendError for what is not installed, and what `load` raises.
     """
     started = time.perf_counter()
+    chosen, rows, its = check(data, task, options)
+    rows, digest = with_digest(rows)
+    if not isinstance(model, Model) or revision is not None:
+        model = load(model, revision=revision, local_files_only=local_files_only, progress=progress)
+    found = chosen.run(model, rows, its, progress)
+    return EvaluationReport(
+        task=task, model=weights_of(model.checkpoint),
+        data={"name": data_name(rows), "sha256": digest, "rows": found.count},
+        protocol={**found.protocol, **place_of(model)},
+        findings=found, seconds=time.perf_counter() - started,
+    )  # fmt: skip
+
+
+def check(data: Data | None, task: str, options: dict[str, Any]) -> tuple[Task, Data, Any]:
+    """A task by name, its data and its options. Raises OptionError."""
     if task not in tasks():
         raise OptionError(f"task is {task!r}, expected one of {', '.join(tasks())}")
     chosen = tasks()[task]
@@ -62,46 +74,4 @@ def evaluate(
     data = chosen.data if data is None else data
     if data is None:
         raise OptionError(f"task {task!r} needs data: rows with {chosen.rows}")
-    data, digest = _with_digest(data)
-    if not isinstance(model, Model) or revision is not None:
-        model = load(model, revision=revision, local_files_only=local_files_only, progress=progress)
-    found = chosen.run(model, data, its, progress)
-    return EvaluationReport(
-        task=task, model=weights_of(model.checkpoint),
-        data={"name": data_name(data), "sha256": digest, "rows": found.count},
-        protocol={**found.protocol, **place_of(model)},
-        findings=found, seconds=time.perf_counter() - started,
-    )  # fmt: skip
-
-
-def weights_of(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Which weights were measured."""
-    origin = checkpoint.provenance
-    return {"source": origin.source, "revision": origin.revision,
-            "weights_sha256": checkpoint.digest()}  # fmt: skip
-
-
-def place_of(model: Model) -> dict[str, Any]:
-    """What they ran on."""
-    facts = model.describe()
-    names = ("backend", "device", "weights", "activations", "context_length", "adapter")
-    return {
-        **{name: facts[name] for name in names if name in facts},
-        "package": f"gemma_multi {__version__}",
-    }
-
-
-def _with_digest(data: Data) -> tuple[Data, str]:
-    """Data that can be read, and its SHA-256: of a file's bytes, else of the rows as JSON."""
-    if isinstance(data, str | Path):
-        path = Path(data)
-        try:
-            with path.open("rb") as file:
-                return data, hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
-    if isinstance(data, dict) or not hasattr(data, "__iter__"):
-        raise DataError(f"data is {type(data).__name__}, expected a file or rows")
-    rows = list(data)
-    plain = json.dumps(rows, sort_keys=True, default=str, ensure_ascii=False)
-    return rows, hashlib.sha256(plain.encode("utf-8", "surrogatepass")).hexdigest()
+    return chosen, data, its

@@ -15,7 +15,8 @@ from gemma_multi.scoring import Estimate, PartScore, given_labels
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-UNBOUNDED = ("perplexity",)  # figures that are no shares
+# in the names of figures that are no shares
+_NO_SHARES = ("perplexity", "bits_per_byte", "bleu", "chrf", "ter")
 
 
 @dataclass(frozen=True)
@@ -122,13 +123,18 @@ def part_rows(parts: Mapping[str, PartScore]) -> list[list[str]]:
 
 
 def shown(name: str, value: float) -> str:
-    return f"{value:.4g}" if name in UNBOUNDED else f"{value:.1%}"
+    """A figure for people: a share in percent, any other as it is."""
+    return f"{value:.1%}" if _is_share(name) else f"{value:.4g}"
 
 
 def interval(name: str, one: Estimate) -> str:
-    if name in UNBOUNDED:
-        return f"{one.low:.3g} to {one.high:.3g}"
-    return f"{one.low:.0%} to {one.high:.0%}"
+    if _is_share(name):
+        return f"{max(0, one.low):.0%} to {min(1, one.high):.0%}"
+    return f"{one.low:.3g} to {one.high:.3g}"
+
+
+def _is_share(name: str) -> bool:
+    return not any(word in name for word in _NO_SHARES)
 
 
 def _table(header: list[str], rows: list[list[str]]) -> RenderableType:
