@@ -326,7 +326,7 @@ class Model:
 
     def logprobs(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
         """The log-probability of each token but the first after those before it: `f64[T - 1]`."""
-        return complete(likelihoods(self.new_session(), ids))[0]
+        return complete(likelihoods(self.new_session(), np.asarray(ids).tolist()))[0]
 
     def describe(self) -> dict[str, Any]:
         """What runs here, in plain values that print and serialise."""

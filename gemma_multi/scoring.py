@@ -130,7 +130,8 @@ def score(scoring: Scoring, expected: Sequence[str], given: Sequence[str]) -> Sc
     if scoring.kind == FIELDS:
         wanted, found = ([read_object(text) for text in texts] for texts in (expected, given))
         right = tuple(a == b for a, b in zip(wanted, found, strict=True))
-        return Score(FIELDS, share(sum(right), len(right)), right, fields=field_scores(wanted, found))
+        fields = field_scores(wanted, found)
+        return Score(FIELDS, share(sum(right), len(right)), right, fields=fields)
     right = tuple(a == b for a, b in zip(expected, given, strict=True))
     counted = confusion(expected, given, scoring.labels) if scoring.kind == LABELS else {}
     return Score(scoring.kind, share(sum(right), len(right)), right, counted)

@@ -11,8 +11,8 @@ Design choices:
 - How texts are cut into context and continuation, and contexts into tokens, is the harness's own
   (`TemplateLM`), so that figures can stand beside those of its other models.
 - A context is read once for all its continuations, and what contexts share (examples of few-shot
-  tasks) once for all of them. A first token needs the last logits alone, which engines read for many
-  contexts in one batch.
+  tasks) once for all of them. A first token needs the last logits alone, which engines read for
+  many contexts in one batch.
 - In a rolling loglikelihood `<bos>` stands once in front. (The harness's `hf` model has it twice
   there for Gemma, and counts the second as a word to foresee.)
 - As in the harness's other models, a text that spells a special piece is read as that piece: chat
@@ -26,6 +26,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -187,9 +188,7 @@ class GemmaMultiLM(TemplateLM):
             for i, (context, asked) in enumerate(groups):
                 after = groups[i + 1][0] if i + 1 < len(groups) else ()
                 shared = shared_beginning(context, after)
-                yield lambda context=context, asked=asked, shared=shared: self._continuations(
-                    context, asked, shared, room, found
-                )
+                yield partial(self._continuations, context, asked, shared, room, found)
 
         self._run("loglikelihoods", jobs(), len(groups))
         for (cached, _, _), answer in zip(requests, found, strict=True):
@@ -221,12 +220,10 @@ class GemmaMultiLM(TemplateLM):
         found = [""] * len(requests)
 
         def job(place: int, context: str, asked: Mapping[str, Any]) -> Reads[None]:
-            found[place] = (yield from self._written(context, asked))
+            found[place] = yield from self._written(context, asked)
             self.cache_hook.add_partial("generate_until", (context, asked), found[place])
 
-        jobs = (
-            lambda i=i, request=request: job(i, *request.args) for i, request in enumerate(requests)
-        )
+        jobs = (partial(job, i, *request.args) for i, request in enumerate(requests))
         self._run("answers", jobs, len(requests))
         return found
 
@@ -276,4 +273,3 @@ def _read_width(given: int | str | None, most: int | None, model: Model) -> int:
     if type(width) is not int or width < 1:
         raise OptionError(f"batch_size is {given!r}, expected a whole number or 'auto'")
     return min(width, most) if most else width
-

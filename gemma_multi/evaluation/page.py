@@ -32,17 +32,19 @@ def page(report: EvaluationReport) -> str:
                  str(one.count)] for name, one in found.shares.items()]  # fmt: skip
         parts += ["<h3>By instruction</h3>", table(["", "kept", "95% interval", "rows"], rows)]
     if found.confusion:
-        parts += ["<h3>What was given, by what was expected</h3>", confusion_table(found.confusion, given_labels(found.confusion))]
+        parts += [
+            "<h3>What was given, by what was expected</h3>",
+            confusion_table(found.confusion, given_labels(found.confusion)),
+        ]
     parts += [_rows(report), _protocol(report)]
     return document(report.headline, report.scope, parts)
 
 
 def _rows(report: EvaluationReport) -> str:
     header = ["row", "asked", "expected", "given"]
-    parts = [details(title, header, [_row(row) for row in rows])
-             for title, rows in (("Rows that are wrong", report.wrong),
-                                 ("Rows that are right",
-                                  [row for row in report.findings.rows if row.right])) if rows]  # fmt: skip
+    right = [row for row in report.findings.rows if row.right]
+    groups = {"Rows that are wrong": report.wrong, "Rows that are right": right}
+    parts = [details(title, header, [*map(_row, rows)]) for title, rows in groups.items() if rows]
     return f"<h2>Rows</h2>{''.join(parts)}" if parts else ""
 
 

@@ -58,7 +58,8 @@ def record(report: EvaluationReport, directory: Path) -> Path:
             f"{directory}: its weights are not those that were measured; save what was measured "
             "and record it there"
         )
-    facts = {key: value for key, value in report.to_dict().items() if key not in ("rows",)}
+    facts = report.to_dict()
+    del facts["rows"]  # which are somebody's data
     try:
         with locked(directory / _LOCK, f"{directory}: another process records a score there"):
             kept = [*recorded(directory), facts]
@@ -132,16 +133,16 @@ def _index(name: str, kept: list[dict[str, Any]]) -> Any:
     from huggingface_hub import EvalResult
     from huggingface_hub.repocard_data import eval_results_to_model_index
 
-    results = [
-        EvalResult(
-            task_type="text-generation", task_name=one["task"], dataset_name=one["data"]["name"],
-            dataset_type=one["data"]["name"], dataset_args={
-                "sha256": one["data"]["sha256"], "rows": one["data"]["rows"],
-            }, metric_type=metric, metric_name=metric, metric_value=figure["value"], metric_args={
-                "low": figure["low"], "high": figure["high"],
-                "weights_sha256": one["model"]["weights_sha256"], **one["protocol"],
-            },
-        )
-        for one in kept for metric, figure in one["figures"].items()
-    ]  # fmt: skip
+    results = []
+    for one in kept:
+        data, how = one["data"], {"weights_sha256": one["model"]["weights_sha256"],
+                                  **one["protocol"]}  # fmt: skip
+        for metric, figure in one["figures"].items():
+            results.append(EvalResult(
+                task_type="text-generation", task_name=one["task"], dataset_name=data["name"],
+                dataset_type=data["name"], dataset_revision=data["sha256"],
+                dataset_args={"rows": data["rows"]}, metric_type=metric, metric_name=metric,
+                metric_value=figure["value"],
+                metric_args={"low": figure["low"], "high": figure["high"], **how},
+            ))  # fmt: skip
     return eval_results_to_model_index(name, results)

@@ -31,14 +31,11 @@ class EvaluationReport:
     seconds: float
 
     @property
-    def figure(self) -> Estimate:
-        """The one that counts."""
-        return next(iter(self.findings.figures.values()))
-
-    @property
     def headline(self) -> str:
-        name, value = next(iter(self.findings.figures.items()))
-        return f"{name.capitalize()} {shown(name, value.value)} ({interval(name, value)})"
+        """The figure that counts, in words."""
+        for name, value in self.findings.figures.items():
+            return f"{name.capitalize()} {shown(name, value.value)} ({interval(name, value)})"
+        return ", ".join(f"{name} {value:.4g}" for name, value in self.findings.numbers.items())
 
     @property
     def scope(self) -> str:

@@ -17,7 +17,7 @@ from gemma_multi.evaluation.task import Findings, TaskOptions
 from gemma_multi.model import Model
 from gemma_multi.options import checked, option
 from gemma_multi.progress import Progress
-from gemma_multi.scoring import Estimate
+from gemma_multi.scoring import Estimate, perplexity_score, share
 
 _Z = 1.959964  # of a normal distribution, 95% within
 
@@ -100,19 +100,30 @@ def _report(
     return EvaluationReport(
         name, weights_of(model.checkpoint),
         {"name": name, "sha256": hashlib.sha256(hashes.encode()).hexdigest(), "rows": count},
-        protocol, Findings(_figures(found["results"][name], count), count=count), seconds,
+        protocol, _findings(found["results"][name], samples, count), seconds,
     )  # fmt: skip
 
 
-def _figures(results: Mapping[str, Any], count: int) -> dict[str, Estimate]:
-    """The harness's metrics, with the intervals that its standard errors make."""
-    figures = {}
+def _findings(
+    results: Mapping[str, Any], samples: Sequence[Mapping[str, Any]], count: int
+) -> Findings:
+    """The harness's metrics. A share of rows has Wilson's interval, a perplexity a bootstrap over
+    rows, others what the harness's standard error makes; where it has none, there is none."""
+    figures, numbers = {}, {}
     for key, value in results.items():
         metric, comma, filtered = key.partition(",")
         if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
             continue
-        error = results.get(f"{metric}_stderr,{filtered}")
-        half = _Z * error if isinstance(error, int | float) else 0.0
         name = metric if filtered == "none" else f"{metric}, {filtered}"
-        figures[name] = Estimate(float(value), value - half, value + half, count)
-    return figures
+        each = [one[metric] for one in samples if one["filter"] == filtered and metric in one]
+        error = results.get(f"{metric}_stderr,{filtered}")
+        if each and all(one in (0, 1) for one in each):
+            figures[name] = share(round(sum(each)), len(each))
+        elif metric.endswith("perplexity") and each and isinstance(each[0], tuple | list):
+            losses, words = zip(*((-float(one[0]), int(one[1])) for one in each), strict=True)
+            figures[name] = perplexity_score(losses, words).estimate
+        elif isinstance(error, int | float):
+            figures[name] = Estimate(value, value - _Z * error, value + _Z * error, count)
+        else:
+            numbers[name] = float(value)
+    return Findings(figures, numbers=numbers, count=count)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from gemma_multi.chat_template import Message
@@ -92,7 +93,7 @@ class Question:
     """What is asked of one row."""
 
     where: str
-    asked: str | Sequence[Message]  # a text for the task's own prompt, or a conversation
+    asked: str | list[Message]  # a text for the task's own prompt, or a conversation
     expected: Any
 
     @property
@@ -103,6 +104,12 @@ class Question:
     @property
     def is_text(self) -> bool:
         return isinstance(self.asked, str)
+
+
+def answered(
+    question: Question, expected: str, given: str, right: bool, probability: float | None = None
+) -> Answered:
+    return Answered(question.where, question.shown, expected, given, right, probability)
 
 
 def read_questions(data: Data, answer: str, limit: int | None) -> list[Question]:
@@ -148,7 +155,7 @@ def ask_all(
     """What came of each, side by side where the engine gains by it; a ConstraintError for an answer
     that was cut off. Raises DataError naming the row that cannot be asked."""
     found: list[Any] = [None] * len(questions)
-    starts = (lambda q=q: job(q) for q in questions)
+    starts = (partial(job, question) for question in questions)
     with reporting(progress, title) as report:
         together = complete_together(model.engine, starts, width_of(model))
         for done, (place, outcome) in enumerate(together, 1):
@@ -157,6 +164,21 @@ def ask_all(
             found[place] = outcome
             report(done, len(questions))
     return found
+
+
+def write_all(
+    model: Model, questions: Sequence[Question], options: PromptOptions, title: str,
+    progress: Progress, **how: Any,
+) -> list[Any]:  # fmt: skip
+    """Has the model write an answer to each as it stands, greedily."""
+    prompt = plain_prompt(options)
+
+    def job(question: Question) -> Reads[Any]:
+        assert isinstance(question.asked, list)
+        asked = prompt.as_it_stands(question.asked)
+        return model.stream(asked, raw=options.raw, temperature=0.0, **how).whole()
+
+    return ask_all(model, questions, job, title, progress)
 
 
 def text_of(outcome: Any) -> str:

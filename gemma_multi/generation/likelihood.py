@@ -12,9 +12,7 @@ from gemma_multi.reads import Read, Reads
 _CHUNK = 128  # positions whose logits are looked at together, at most 134 MB
 
 
-def likelihoods(
-    session: Session, ids: Sequence[int] | np.ndarray
-) -> Reads[tuple[np.ndarray, np.ndarray]]:
+def likelihoods(session: Session, ids: Sequence[int]) -> Reads[tuple[np.ndarray, np.ndarray]]:
     """The log-probability of each of `ids` but the first after what stands before it, `f64[T - 1]`,
     and whether it was the likeliest, `bool[T - 1]`. The session then has read all but the last."""
     logprobs, likeliest = [np.zeros(0)], [np.zeros(0, bool)]
@@ -27,9 +25,7 @@ def likelihoods(
     return np.concatenate(logprobs), np.concatenate(likeliest)
 
 
-def pick_logprobs(
-    logits: np.ndarray, targets: Sequence[int] | np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def pick_logprobs(logits: np.ndarray, targets: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """Of `f32[T, V]`, the log-probability of each target and whether no token is likelier."""
     logits = logits - logits.max(axis=-1, keepdims=True)  # theirs may be read-only
     found = logits[np.arange(len(targets)), targets].astype(np.float64)

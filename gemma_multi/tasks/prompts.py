@@ -26,10 +26,10 @@ class TaskPrompt:
     raw: bool
     heading: str  # what an answer is called where prompts are plain text
 
-    def ids(self, model: Model, text: str | Sequence[Message]) -> list[int]:
+    def ids(self, model: Model, text: str | list[Message]) -> list[int]:
         """The prompt for one text, up to where its answer begins; or for a conversation, which is
         asked as it stands."""
-        if not isinstance(text, str) and isinstance(text, Sequence):
+        if isinstance(text, list):
             return model.encode(self.as_it_stands(text), raw=self.raw)
         if not isinstance(text, str) or not text.strip():
             raise OptionError(f"the text is {text!r}, expected some words")
@@ -43,7 +43,7 @@ class TaskPrompt:
             messages.append({"role": "model", "content": answer})
         return model.encode([*messages, {"role": "user", "content": text}])
 
-    def as_it_stands(self, messages: Sequence[Message]) -> str | Sequence[Message]:
+    def as_it_stands(self, messages: list[Message]) -> str | Sequence[Message]:
         """What `generate` takes for a conversation: without the examples, the instruction in front
         if there is one. Raises OptionError for what is no single question with `raw`."""
         if not self.raw:

@@ -1,4 +1,4 @@
-"""What can be measured, a module a task. Each has one record, `TASK`; adding one is adding a file."""
+"""What can be measured, a module a task with one record, `TASK`; adding one is adding a file."""
 
 from __future__ import annotations
 

@@ -10,25 +10,27 @@ from typing import TYPE_CHECKING, Any
 from gemma_multi.constraints.options import check_choices
 from gemma_multi.errors import DataError, OptionError
 from gemma_multi.evaluation.task import (
-    Answered,
     Findings,
     PromptOptions,
     Question,
     Task,
+    answered,
     ask_all,
     plain_prompt,
     prompt_form,
     read_questions,
     text_of,
+    write_all,
 )
 from gemma_multi.options import option
 from gemma_multi.progress import Progress
-from gemma_multi.reads import Reads
 from gemma_multi.scoring import LABELS, Scoring, score
 from gemma_multi.tasks.classification import MAX_LABELS, Classifier, by_labels
 
 if TYPE_CHECKING:
     from gemma_multi.model import Model
+
+_MOST_TOKENS = 32
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,12 @@ def _run(model: Model, data: Any, options: ClassifyOptions, progress: Progress) 
     protocol = prompt_form(options, questions, "classify's")
     probabilities: list[float | None] = [None] * len(questions)
     if options.free:
-        given = [text_of(one) for one in _written(model, questions, options, progress)]
-        protocol |= {"answer": "written, greedy", "max_tokens": options.max_tokens or 32}
+        if questions[0].is_text:
+            raise OptionError("free asks rows as they stand: give a 'prompt' and a 'completion'")
+        most = options.max_tokens or _MOST_TOKENS
+        written = write_all(model, questions, options, "classifying", progress, max_tokens=most)
+        given = [text_of(one) for one in written]
+        protocol |= {"answer": "written, greedy", "max_tokens": most}
     else:
         classifier = _classifier(model, questions, labels, options)
         found = ask_all(model, questions, lambda q: classifier(q.asked), "classifying", progress)
@@ -67,11 +73,10 @@ def _run(model: Model, data: Any, options: ClassifyOptions, progress: Progress) 
     expected = [question.expected.strip() for question in questions]
     scored = score(Scoring(LABELS, "", tuple(labels)), expected, given)
     seen = {name: one for name, one in scored.labels.items() if one.recall.count}
-    rows = zip(questions, expected, given, scored.right, probabilities, strict=True)
     return Findings(
         {"accuracy": scored.estimate}, {"label": scored.labels}, confusion=scored.confusion,
         numbers={"macro F1": sum(one.f1 for one in seen.values()) / len(seen)},
-        rows=tuple(Answered(q.where, q.shown, *row) for q, *row in rows),
+        rows=tuple(map(answered, questions, expected, given, scored.right, probabilities)),
         count=len(questions), protocol={**protocol, "labels": labels},
     )  # fmt: skip
 
@@ -102,22 +107,6 @@ def _classifier(
         return by_labels(model, labels, options.instruction, calibrate=options.calibrate,
                          raw=options.raw)  # fmt: skip
     return Classifier(model, plain_prompt(options), labels, options.calibrate)
-
-
-def _written(
-    model: Model, questions: Sequence[Question], options: ClassifyOptions, progress: Progress
-) -> list[Any]:
-    prompt = plain_prompt(options)
-    if questions[0].is_text:
-        raise OptionError("free asks rows as they stand: give them a 'prompt' and a 'completion'")
-
-    def job(question: Question) -> Reads[Any]:
-        asked = prompt.as_it_stands(question.asked)  # type: ignore[arg-type]
-        return model.stream(
-            asked, raw=options.raw, temperature=0.0, max_tokens=options.max_tokens or 32
-        ).whole()
-
-    return ask_all(model, questions, job, "classifying", progress)
 
 
 TASK = Task(

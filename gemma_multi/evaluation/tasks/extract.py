@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gemma_multi.constraints.schema import write_json
 from gemma_multi.errors import ConstraintError, DataError, OptionError
 from gemma_multi.evaluation.task import (
-    Answered,
     Findings,
     PromptOptions,
     Question,
     Task,
+    answered,
     as_json,
     ask_all,
-    plain_prompt,
     prompt_form,
     read_questions,
     text_of,
+    write_all,
 )
 from gemma_multi.options import option
 from gemma_multi.progress import Progress
-from gemma_multi.reads import Reads
 from gemma_multi.scoring import FIELDS, Scoring, read_object, score
 from gemma_multi.tasks.extraction import by_schema
 
@@ -36,7 +36,7 @@ _MOST_TOKENS = 256
 class ExtractOptions(PromptOptions):
     """What `extract` can be told."""
 
-    schema: Any = option(None, "JSON Schema that answers are held to: a file, or its text.")
+    schema: object = option(None, "JSON Schema that answers are held to: a file, or its text.")
     max_tokens: int | None = option(
         None, "The most tokens of an answer.  [32 of labels, 512 of ifeval, else 256]"
     )
@@ -46,36 +46,35 @@ def _run(model: Model, data: Any, options: ExtractOptions, progress: Progress) -
     questions = read_questions(data, "object", options.limit)
     expected = [_expected(question) for question in questions]
     most = options.max_tokens or _MOST_TOKENS
-    chosen = {"temperature": 0.0, "max_tokens": most}
-    if questions[0].is_text and options.schema is None:
-        raise OptionError("rows with a 'text' need a schema for their objects; give one")
     if questions[0].is_text:
-        reads = by_schema(model, options.schema, options.instruction, raw=options.raw, **chosen)
+        given = _filled_in(model, questions, options, most, progress)
     else:
-        prompt = plain_prompt(options)
-
-        def reads(asked: Any) -> Reads[Any]:
-            stream = model.stream(prompt.as_it_stands(asked), raw=options.raw,
-                                  schema=options.schema, **chosen)  # fmt: skip
-            return stream.whole()
-
-    found = ask_all(model, questions, lambda q: reads(q.asked), "extracting", progress)
-    is_object = questions[0].is_text  # what by_schema gives
-    given = [
-        write_json(one) if is_object and not isinstance(one, ConstraintError) else text_of(one)
-        for one in found
-    ]
+        found = write_all(model, questions, options, "extracting", progress, max_tokens=most,
+                          schema=options.schema)  # fmt: skip
+        given = [text_of(one) for one in found]
     scored = score(Scoring(FIELDS, ""), expected, given)
-    rows = zip(questions, expected, given, scored.right, strict=True)
     return Findings(
         {"right objects": scored.estimate}, {"field": scored.fields},
         numbers={"no object": sum(read_object(text) is None for text in given)},
-        rows=tuple(Answered(q.where, q.shown, *row) for q, *row in rows), count=len(questions),
+        rows=tuple(map(answered, questions, expected, given, scored.right)), count=len(questions),
         protocol={
             **prompt_form(options, questions, "extract's"), "max_tokens": most,
             "answer": "greedy, held to the schema" if options.schema else "written, greedy",
         },
     )  # fmt: skip
+
+
+def _filled_in(
+    model: Model, questions: Sequence[Question], options: ExtractOptions, most: int,
+    progress: Progress,
+) -> list[str]:  # fmt: skip
+    """The object of each text, as JSON."""
+    if options.schema is None:
+        raise OptionError("rows with a 'text' need a schema for their objects; give one")
+    reads = by_schema(model, options.schema, options.instruction, raw=options.raw,
+                      temperature=0.0, max_tokens=most)  # fmt: skip
+    found = ask_all(model, questions, lambda q: reads(q.asked), "extracting", progress)
+    return [text_of(one) if isinstance(one, ConstraintError) else write_json(one) for one in found]
 
 
 def _expected(question: Question) -> str:

@@ -15,25 +15,24 @@ import inspect
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gemma_multi.errors import BackendError, DataError
 from gemma_multi.evaluation.task import (
-    Answered,
     Findings,
     PromptOptions,
     Question,
     Task,
-    ask_all,
+    answered,
     numbered_rows,
-    plain_prompt,
     prompt_form,
     text_of,
+    write_all,
 )
 from gemma_multi.options import option
 from gemma_multi.progress import Progress
-from gemma_multi.reads import Reads
 from gemma_multi.scoring import share
 
 if TYPE_CHECKING:
@@ -60,31 +59,27 @@ def _run(model: Model, data: Any, options: IfevalOptions, progress: Progress) ->
     for where, _, raw in numbered_rows(data, options.limit):
         asked = _check(where, raw, checkers)
         questions.append(Question(where, [{"role": "user", "content": asked.prompt}], asked))
-    prompt, most = plain_prompt(options), options.max_tokens or _MOST_TOKENS
-
-    def job(question: Question) -> Reads[Any]:
-        asked = prompt.as_it_stands(question.asked)  # type: ignore[arg-type]
-        return model.stream(asked, raw=options.raw, temperature=0.0, max_tokens=most).whole()
-
-    found = ask_all(model, questions, job, "following instructions", progress)
+    most = options.max_tokens or _MOST_TOKENS
+    found = write_all(
+        model, questions, options, "following instructions", progress, max_tokens=most
+    )
     given = [text_of(one) for one in found]
     kept = [_kept(q.expected, text) for q, text in zip(questions, given, strict=True)]
     by_kind: dict[str, list[bool]] = defaultdict(list)
-    for one in kept:
-        for name, strict, _ in one:
-            by_kind[name].append(strict)
+    for one in chain(*kept):
+        by_kind[one.instruction_id].append(one.strict_pass)
     shares = {name: share(sum(each), len(each)) for name, each in sorted(by_kind.items())}
-    rows = [
-        Answered(q.where, q.shown, ", ".join(q.expected.instruction_id_list), text,
-                 all(strict for _, strict, _ in one))
-        for q, text, one in zip(questions, given, kept, strict=True)
-    ]  # fmt: skip
     figures = {}
-    for how, place in (("strict", 1), ("loose", 2)):
-        single = [each[place] for one in kept for each in one]
-        whole = [all(each[place] for each in one) for one in kept]
-        figures[f"prompts, {how}"] = share(sum(whole), len(whole))
+    for how in ("strict", "loose"):
+        passed = [[bool(getattr(each, f"{how}_pass")) for each in one] for one in kept]
+        figures[f"prompts, {how}"] = share(sum(map(all, passed)), len(passed))
+        single = list(chain(*passed))
         figures[f"instructions, {how}"] = share(sum(single), len(single))
+    rows = [
+        answered(question, ", ".join(question.expected.instruction_id_list), text,
+                 all(each.strict_pass for each in one))
+        for question, text, one in zip(questions, given, kept, strict=True)
+    ]  # fmt: skip
     return Findings(
         figures, shares=shares, rows=tuple(rows), count=len(rows),
         protocol={**prompt_form(options, questions, ""), "answer": "written, greedy",
@@ -145,14 +140,14 @@ def _try(where: str, name: str, its: Mapping[str, Any], checker: Any) -> None:
         raise DataError(f"{where}: {name} does not take {dict(its)!r}: {error}") from None
 
 
-def _kept(asked: Any, text: str) -> list[tuple[str, bool, bool]]:
-    """(instruction, whether it was kept, whether with some leniency) of an answer."""
-    from if_verifiable import evaluate_output_for_sample
+def _kept(asked: Any, text: str) -> list[Any]:
+    """For each instruction whether an answer keeps it, strictly and with some leniency."""
+    from if_verifiable import InstructionResult, evaluate_output_for_sample
 
     results, _ = evaluate_output_for_sample("ifeval", asked, text)
     if not results:  # an empty answer keeps nothing
-        return [(name, False, False) for name in asked.instruction_id_list]
-    return [(one.instruction_id, one.strict_pass, one.loose_pass) for one in results]
+        return [InstructionResult(name, False, False) for name in asked.instruction_id_list]
+    return list(results)
 
 
 def _version() -> str:

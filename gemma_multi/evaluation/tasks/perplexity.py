@@ -32,9 +32,7 @@ class PerplexityOptions(TaskOptions):
 def _run(model: Model, data: Any, options: PerplexityOptions, progress: Progress) -> Findings:
     if options.limit is not None:
         data = [raw for _, _, raw in numbered_rows(data, options.limit)]
-    found = list(
-        row_losses(model, data, model.context_length, options.loss_on, progress=progress)
-    )
+    found = list(row_losses(model, data, model.context_length, options.loss_on, progress=progress))
     losses, tokens = zip(*found, strict=True)
     scored = perplexity_score(losses, tokens)
     return Findings(
