@@ -94,7 +94,7 @@ _COMMANDS: dict[str, tuple[click.Command, ...]] = {
     "Files": (files.quantize, files.export, files.convert, files.push, files.trim, files.info,
               files.cache),
     "Serve": (serving.serve,),
-    "Check": (evaluate.evaluate, check.parity, doctor.doctor, check.demo),
+    "Check": (check.parity, evaluate.evaluate, doctor.doctor, check.demo),
 }  # fmt: skip
 
 

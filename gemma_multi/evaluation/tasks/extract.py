@@ -73,7 +73,7 @@ def _filled_in(
         raise OptionError("rows with a 'text' need a schema for their objects; give one")
     reads = by_schema(model, options.schema, options.instruction, raw=options.raw,
                       temperature=0.0, max_tokens=most)  # fmt: skip
-    found = ask_all(model, questions, lambda q: reads(q.asked), "extracting", progress)
+    found = ask_all(model, questions, lambda q: reads(str(q.asked)), "extracting", progress)
     return [text_of(one) if isinstance(one, ConstraintError) else write_json(one) for one in found]
 
 
