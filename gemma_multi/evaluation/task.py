@@ -4,8 +4,8 @@ Design choices:
 - A row is a question with its answer. `finetune`'s rows are asked as they stand, since that is what
   a specialist was taught; a `text` beside what is to be said of it is put into the prompt that
   `Model.classify` and `Model.extract` make.
-- Every row is read and checked before the first is asked, and none is dropped: what cannot be asked
-  is an error that names its line.
+- Every row is read before the first is asked, and none is dropped: what cannot be asked is an error
+  that names its line.
 """
 
 from __future__ import annotations
@@ -81,7 +81,6 @@ class Task:
     """One kind of evaluation."""
 
     name: str
-    title: str  # what is done to rows, for a progress bar
     rows: str  # what a row is, for people
     options: type[Any]
     run: Callable[[Model, Any, Any, Progress], Findings]

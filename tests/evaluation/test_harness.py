@@ -218,6 +218,29 @@ def test_lm_eval_knows_the_model_by_its_name_and_by_the_entry_point() -> None:
             GemmaMultiLM(**{"backend": "litert", **arguments})
 
 
+def test_an_exported_file_answers_as_what_it_was_exported_from(tmp_path: Path) -> None:
+    package("lm_eval", "eval")
+    from gemma_multi.evaluation.harness import GemmaMultiLM
+
+    path = gemma_multi.export("storyteller", tmp_path / "m.litertlm", context_length=256,
+                              progress=False).path  # fmt: skip
+    asked = [("The hedgehog", text) for text in (" slept", " ran away", " was called Pip.")]
+    file, source = (
+        GemmaMultiLM(one, backend="litert", context_length=256, progress=False).loglikelihood(
+            requests("loglikelihood", *asked)
+        )
+        for one in (str(path), "storyteller")
+    )
+    for (one, greedy), (other, best) in zip(file, source, strict=True):
+        assert one == pytest.approx(other, abs=1e-4)
+        assert greedy is best
+    rows, labels = drawn.sentiment(4), ("positive", "negative", "neutral")
+    model = gemma_multi.load(path)
+    report = gemma_multi.evaluate(model, rows, "classify", labels=labels, progress=False)
+    assert report.findings.figures["accuracy"].value >= 0.75
+    assert report.protocol["weights"] == "int4"
+
+
 @reference
 def test_figures_are_those_of_transformers_in_the_same_harness(lm: Any, tmp_path: Path) -> None:
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")

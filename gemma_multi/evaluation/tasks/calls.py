@@ -123,6 +123,6 @@ def _last(question: Question) -> str:
 
 
 TASK = Task(
-    "calls", "calling", "'tools' and 'messages' that end with the model's 'calls' or its words",
+    "calls", "'tools' and 'messages' that end with the model's 'calls' or its words",
     CallsOptions, _run,
 )  # fmt: skip

@@ -72,10 +72,10 @@ def _run(model: Model, data: Any, options: ClassifyOptions, progress: Progress) 
         protocol |= {"answer": "the likeliest label", "calibrate": options.calibrate}
     expected = [question.expected.strip() for question in questions]
     scored = score(Scoring(LABELS, "", tuple(labels)), expected, given)
-    seen = {name: one for name, one in scored.labels.items() if one.recall.count}
+    seen = [one for one in scored.labels.values() if one.recall.count or one.precision.count]
     return Findings(
         {"accuracy": scored.estimate}, {"label": scored.labels}, confusion=scored.confusion,
-        numbers={"macro F1": sum(one.f1 for one in seen.values()) / len(seen)},
+        numbers={"macro F1": sum(one.f1 for one in seen) / len(seen)},
         rows=tuple(map(answered, questions, expected, given, scored.right, probabilities)),
         count=len(questions), protocol={**protocol, "labels": labels},
     )  # fmt: skip
@@ -110,6 +110,6 @@ def _classifier(
 
 
 TASK = Task(
-    "classify", "classifying", "a 'prompt' and a label for 'completion', or a 'text' and a 'label'",
+    "classify", "a 'prompt' and a label for 'completion', or a 'text' and a 'label'",
     ClassifyOptions, _run,
 )  # fmt: skip

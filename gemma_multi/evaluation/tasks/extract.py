@@ -87,6 +87,6 @@ def _expected(question: Question) -> str:
 
 
 TASK = Task(
-    "extract", "extracting", "a 'prompt' and a JSON object for 'completion', or a 'text' and its "
+    "extract", "a 'prompt' and a JSON object for 'completion', or a 'text' and its "
     "'object'", ExtractOptions, _run,
 )  # fmt: skip

@@ -157,6 +157,6 @@ def _version() -> str:
 
 
 TASK = Task(
-    "ifeval", "following instructions", "IFEval's: 'prompt', 'instruction_id_list' and 'kwargs'",
+    "ifeval", "IFEval's: 'prompt', 'instruction_id_list' and 'kwargs'",
     IfevalOptions, _run, OUR_PROMPTS,
 )  # fmt: skip

@@ -44,6 +44,6 @@ def _run(model: Model, data: Any, options: PerplexityOptions, progress: Progress
 
 
 TASK = Task(
-    "perplexity", "validating", "as for finetune: a 'prompt' and a 'completion', 'messages' or a "
+    "perplexity", "as for finetune: a 'prompt' and a 'completion', 'messages' or a "
     "'text'", PerplexityOptions, _run,
 )  # fmt: skip
