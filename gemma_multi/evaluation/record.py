@@ -22,7 +22,7 @@ from gemma_multi.errors import CheckpointError, OptionError
 from gemma_multi.files import locked, renamed_when_whole, write_atomically
 from gemma_multi.formats import formats
 from gemma_multi.formats.directory import CARD_FILE
-from gemma_multi.sources import BUNDLED, Source
+from gemma_multi.sources import BUNDLED, Source, open_checkpoint
 
 if TYPE_CHECKING:
     from gemma_multi.evaluation.report import EvaluationReport
@@ -49,8 +49,6 @@ def check_recordable(model: Source) -> Path:
 def record(report: EvaluationReport, directory: Path) -> Path:
     """Adds a score to a directory; the card. Raises OptionError for a directory of none or of
     other weights, CheckpointError where it cannot be written."""
-    from gemma_multi.sources import open_checkpoint
-
     check_recordable(directory)
     digest = open_checkpoint(directory).digest()
     if report.protocol.get("adapter") or digest != report.model["weights_sha256"]:
@@ -62,10 +60,7 @@ def record(report: EvaluationReport, directory: Path) -> Path:
     del facts["rows"]  # which are somebody's data
     try:
         with locked(directory / _LOCK, f"{directory}: another process records a score there"):
-            kept = [*recorded(directory), facts]
-            lines = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in kept)
-            write_atomically(directory / FILE, lines.encode())
-            return _write_card(directory, kept)
+            return _add(facts, directory)
     except OSError as error:
         raise CheckpointError(f"{directory}: cannot be written: {error.strerror}") from error
 
@@ -81,21 +76,26 @@ def recorded(directory: Path) -> list[dict[str, Any]]:
         raise CheckpointError(f"{path}: cannot be read: {error}; move it away") from error
 
 
-def _write_card(directory: Path, kept: list[dict[str, Any]]) -> Path:
+def _add(facts: dict[str, Any], directory: Path) -> Path:
+    """Writes both files, or neither; the card."""
     from huggingface_hub import metadata_load, metadata_save
 
-    card = directory / CARD_FILE
-    if not card.exists():
-        provenance = Provenance.read(directory)
-        write_atomically(
-            card, f"---\nlicense: {provenance.license}\n---\n\n# {provenance.source}\n".encode()
-        )
+    kept, card = [*recorded(directory), facts], directory / CARD_FILE
+    lines = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in kept)
     with renamed_when_whole(card) as temporary:
-        shutil.copyfile(card, temporary)
-        header = {**(metadata_load(temporary) or {}), "model-index": _index(directory.name, kept)}
+        if card.exists():
+            shutil.copyfile(card, temporary)
+        else:
+            of = Provenance.read(directory)
+            temporary.write_text(f"---\nlicense: {of.license}\n---\n\n# {of.source}\n")
+        try:
+            header = metadata_load(temporary) or {}
+        except Exception as error:  # of its YAML library
+            raise CheckpointError(f"{card}: its header is no YAML: {error}") from error
         text = _SECTION.sub("", temporary.read_text(encoding="utf-8")).rstrip("\n")
         temporary.write_text(f"{text}\n{_section(kept)}", encoding="utf-8")
-        metadata_save(temporary, header)
+        metadata_save(temporary, {**header, "model-index": _index(directory, kept)})
+        write_atomically(directory / FILE, lines.encode())
     return card
 
 
@@ -128,7 +128,7 @@ def _how(one: Mapping[str, Any]) -> str:
     return "; ".join(filter(None, told))
 
 
-def _index(name: str, kept: list[dict[str, Any]]) -> Any:
+def _index(directory: Path, kept: list[dict[str, Any]]) -> Any:
     """`model-index`, as hubs read it."""
     from huggingface_hub import EvalResult
     from huggingface_hub.repocard_data import eval_results_to_model_index
@@ -145,4 +145,4 @@ def _index(name: str, kept: list[dict[str, Any]]) -> Any:
                 metric_value=figure["value"],
                 metric_args={"low": figure["low"], "high": figure["high"], **how},
             ))  # fmt: skip
-    return eval_results_to_model_index(name, results)
+    return eval_results_to_model_index(directory.resolve().name, results)

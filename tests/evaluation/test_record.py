@@ -74,6 +74,13 @@ def test_scores_are_of_these_weights_alone(
     report.record(directory)
     again = save(gemma_multi.open_checkpoint(directory), tmp_path / "again")
     assert not (again / FILE).exists()
+    before = (directory / FILE).read_text()
+    (directory / CARD_FILE).write_text("---\n: [\n---\n")
+    with pytest.raises(CheckpointError, match=r"README\.md: its header is no YAML"):
+        report.record(directory)
+    assert (directory / FILE).read_text() == before
+    (directory / CARD_FILE).unlink()
+    assert "license: apache-2.0" in report.record(directory).read_text()
     (directory / FILE).write_text("{")
     with pytest.raises(CheckpointError, match=r"evaluations\.jsonl: cannot be read"):
         report.record(directory)
