@@ -53,10 +53,11 @@ pictures: .venv/test
 
 # the goldens, and our engines, against transformers on torch
 reference: .venv/test
-	$(BIN)/pip install --quiet 'torch==2.13.0' 'peft>=0.17'
+	$(BIN)/pip install --quiet 'torch==2.13.0' 'peft>=0.17' accelerate
 	$(BIN)/python tests/goldens/make.py --check
 	$(BIN)/python tests/goldens/make_training.py --check
-	GEMMA_MULTI_REFERENCE=1 $(RUN) $(BIN)/python -m pytest tests/engines tests/exporters/test_huggingface.py
+	GEMMA_MULTI_REFERENCE=1 $(RUN) $(BIN)/python -m pytest tests/engines tests/evaluation \
+	  tests/exporters/test_huggingface.py
 	$(RUN) $(BIN)/gemma-multi parity storyteller --backends keras,litert --precision float32 --against transformers --trace
 
 bench: .venv/test

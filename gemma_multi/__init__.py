@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         TrainingStopped,
         VerificationError,
     )
+    from gemma_multi.evaluation import EvaluationReport, evaluate
     from gemma_multi.exporters import ExportReport
     from gemma_multi.exporting import export
     from gemma_multi.generation import GenerationResult, TextScore
@@ -69,6 +70,7 @@ _HOME = {
     "Conversion": "converting",
     "ContextError": "errors",
     "DataError": "errors",
+    "EvaluationReport": "evaluation",
     "ExportReport": "exporters",
     "FineTune": "training.result",
     "GemmaError": "errors",
@@ -93,6 +95,7 @@ _HOME = {
     "TrainingStopped": "errors",
     "ValidationLoss": "training.validation",
     "convert": "converting",
+    "evaluate": "evaluation",
     "export": "exporting",
     "finetune": "training.finetune",
     "load": "loading",
@@ -117,6 +120,7 @@ __all__ = [
     "ContextError",
     "Conversion",
     "DataError",
+    "EvaluationReport",
     "ExportReport",
     "FineTune",
     "GemmaError",
@@ -141,6 +145,7 @@ __all__ = [
     "ValidationLoss",
     "VerificationError",
     "convert",
+    "evaluate",
     "export",
     "finetune",
     "load",

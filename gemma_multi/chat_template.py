@@ -30,6 +30,21 @@ def encode_prompt(
     return ids + open_turn(tokenizer, "model")
 
 
+def render_prompt(messages: Sequence[Message]) -> str:
+    """The same as a text in which special pieces are spelled, for programs that pass prompts on as
+    texts. An answer that messages end with is begun, and for the model to go on with."""
+    begun = ""
+    if not isinstance(messages, str | Mapping) and isinstance(messages, Sequence) and messages:
+        role, text = _read(len(messages) - 1, messages[-1])
+        if role == "model":
+            messages, begun = messages[:-1], text
+    turns = (
+        f"<start_of_turn>{role}\n{text.strip() if role == 'model' else text}<end_of_turn>\n"
+        for role, text in fold_system(messages)
+    )
+    return f"<bos>{''.join(turns)}<start_of_turn>model\n{begun}"
+
+
 def encode_answered(
     tokenizer: Tokenizer, turns: Sequence[tuple[str, str]]
 ) -> tuple[list[int], list[bool]]:

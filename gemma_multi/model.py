@@ -21,14 +21,15 @@ from gemma_multi.chat import Chat
 from gemma_multi.checkpoint import Adapter, Checkpoint, Tensor
 from gemma_multi.config import ModelConfig
 from gemma_multi.constraints import Constraint, ConstraintOptions
-from gemma_multi.engines import ALL, Engine, Session, create_engine
+from gemma_multi.engines import Engine, Session, create_engine
 from gemma_multi.errors import ContextError, OptionError
 from gemma_multi.exporters import ExportReport, choose_format, export_checkpoint, save
 from gemma_multi.formats.peft import read_adapter
-from gemma_multi.generation import GenerationResult, TextScore
+from gemma_multi.generation import GenerationResult, TextScore, likelihoods
 from gemma_multi.options import refuse_unknown
 from gemma_multi.prefixes import PrefixCache, shared_beginning
 from gemma_multi.progress import Progress, reporting
+from gemma_multi.reads import complete
 from gemma_multi.sampling import GenerationOptions
 from gemma_multi.streaming import TextStream
 from gemma_multi.tasks import BatchRow
@@ -36,8 +37,6 @@ from gemma_multi.tokenizer import Tokenizer
 from gemma_multi.tools import encode_after_calls, has_calls, read_tools, tool_format
 from gemma_multi.transforms import cast_to_stored, merge
 from gemma_multi.transforms.merge import merged_tensors
-
-_SCORE_CHUNK = 128  # positions whose logits are looked at together, at most 134 MB
 
 
 class Model:
@@ -327,16 +326,7 @@ class Model:
 
     def logprobs(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
         """The log-probability of each token but the first after those before it: `f64[T - 1]`."""
-        session = self.new_session()
-        parts = [np.zeros(0)]
-        for start in range(0, len(ids) - 1, _SCORE_CHUNK):
-            targets = ids[start + 1 : start + 1 + _SCORE_CHUNK]
-            logits = session.read(ids[start : start + len(targets)], ALL)
-            logits = logits - logits.max(axis=-1, keepdims=True)  # theirs may be read-only
-            found = logits[np.arange(len(targets)), targets].astype(np.float64)
-            totals = np.exp(logits, out=logits).sum(axis=-1, dtype=np.float64)
-            parts.append(found - np.log(totals))
-        return np.concatenate(parts)
+        return complete(likelihoods(self.new_session(), np.asarray(ids).tolist()))[0]
 
     def describe(self) -> dict[str, Any]:
         """What runs here, in plain values that print and serialise."""

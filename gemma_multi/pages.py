@@ -4,7 +4,7 @@ dark, phone or desk."""
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from gemma_multi.errors import OptionError
 from gemma_multi.files import write_atomically
 
 MOST_ROWS = 40  # of a table that is folded away
+_LONGEST = 400  # characters of a text in a table
 _STYLE = """
 :root { color-scheme: light dark; --paper: #fff; --ink: #1c1f23; --soft: #5b6470; --faint: #c9ced6;
   --card: #f5f6f8; --good: #11734b; --bad: #b3261e; --limit: #b3261e;
@@ -102,6 +103,25 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     head = "".join(f"<th>{name}</th>" for name in header)
     body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
     return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
+
+
+def confusion_table(
+    confusion: Mapping[str, Mapping[str, int]], columns: Sequence[str]
+) -> str:  # fmt: skip
+    """Expected label -> given label -> rows, the right ones bold."""
+    rows = [
+        [f"<b>{escape(want)}</b>", *(
+            f"<b>{counts[label]}</b>" if label == want else str(counts[label] or "·")
+            for label in columns
+        )]
+        for want, counts in confusion.items()
+    ]  # fmt: skip
+    return table(["expected", *map(escape, columns)], rows)
+
+
+def shorten(text: str) -> str:
+    """As much of a text as a table's cell should hold."""
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def details(

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gemma_multi.chat_template import ROLES, encode_answered, fold_system
+from gemma_multi.chat_template import ROLES, Message, encode_answered, fold_system
 from gemma_multi.errors import DataError, OptionError
 from gemma_multi.files import unique_keys
 from gemma_multi.tokenizer import Tokenizer
@@ -55,12 +55,56 @@ class Row:
         return "completion" if "prompt" in self.roles else "messages"
 
 
+@dataclass(frozen=True)
+class Given:
+    """A row as it came and as it was read, to be asked."""
+
+    row: Row
+    raw: Mapping[str, Any]
+    where: str  # file and line
+
+    @property
+    def question(self) -> list[Message] | None:
+        """What the model is asked; None where its answer is no text, or nothing is asked."""
+        if self.row.tools or not self.row.turns:
+            return None
+        return [{"role": role, "content": text} for role, text in self.row.turns[:-1]]
+
+    @property
+    def opening(self) -> list[Message]:
+        """What is said before the last answer, or in a row with tools first; nothing in a text."""
+        if self.row.tools:
+            return [{"role": "user", "content": self.row.turns[0][1]}]
+        return self.question or []
+
+    @property
+    def answer(self) -> str | None:
+        return None if self.question is None else self.row.turns[-1][1]
+
+    @property
+    def asks(self) -> str:
+        """Equal for rows that ask the same thing."""
+        asked = self.row.turns[:-1] if self.row.turns else self.row.text
+        return " ".join(f"{self.row.system} {asked}".casefold().split())
+
+
+def read_given(data: Data) -> tuple[str, list[Given]]:
+    """(what to call the data, all its rows). Raises DataError naming the first bad one."""
+    name, numbered = open_data(data)
+    return name, [Given(row, raw, f"{name}:{row.line}") for row, raw in _read_all(name, numbered)]
+
+
 def read_rows(data: Data) -> Iterator[Row]:
     """Every row of `data`. Raises DataError naming the first bad one."""
-    name, numbered = open_data(data)
+    for row, _ in _read_all(*open_data(data)):
+        yield row
+
+
+def _read_all(name: str, numbered: Iterable[tuple[int, Any]]) -> Iterator[tuple[Row, Any]]:
+    """Rows as they were read and as they came."""
     for line, raw in numbered:
         try:
-            yield read_row(raw, line)
+            yield read_row(raw, line), raw
         except OptionError as error:
             raise DataError(f"{name}:{line}: {error}") from None
 

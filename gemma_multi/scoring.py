@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,13 +58,20 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class FieldScore:
-    """Of one field of JSON answers. Items of a list count one by one."""
+class PartScore:
+    """Of one label, or of one field of JSON answers, in which items of a list count one by one."""
 
-    precision: float
-    recall: float
+    precision: Estimate  # right ones among those that were given; 0 where none was
+    recall: Estimate  # right ones among those that were expected, whose count is the support
     f1: float
-    count: int  # in the expected answers
+
+    @classmethod
+    def of(cls, hits: int, given: int, expected: int) -> PartScore:
+        precision, recall = (
+            share(hits, count) if count else Estimate(0.0, 0.0, 1.0, 0)
+            for count in (given, expected)
+        )  # fmt: skip
+        return cls(precision, recall, 2 * hits / max(1, given + expected))
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,18 @@ class Score:
     estimate: Estimate
     right: tuple[bool, ...] = ()
     confusion: dict[str, dict[str, int]] = field(default_factory=dict)  # expected -> given -> rows
-    fields: dict[str, FieldScore] = field(default_factory=dict)
+    fields: dict[str, PartScore] = field(default_factory=dict)
+
+    @property
+    def labels(self) -> dict[str, PartScore]:
+        """Of a confusion."""
+        given = {
+            label: sum(row[label] for row in self.confusion.values()) for label in self.confusion
+        }
+        return {
+            label: PartScore.of(row[label], given[label], sum(row.values()))
+            for label, row in self.confusion.items()
+        }
 
 
 def choose_scoring(answers: Sequence[str | None], wanted: str = "auto") -> Scoring:
@@ -91,12 +109,12 @@ def choose_scoring(answers: Sequence[str | None], wanted: str = "auto") -> Scori
                 f"score {wanted!r} needs rows with a question and a text for an answer; these have "
                 f"plain texts or calls of functions, whose score is {LOSS!r}"
             )
-        if wanted == FIELDS and (bad := next((a for a in given if _object(a) is None), None)):
+        if wanted == FIELDS and (bad := next((a for a in given if read_object(a) is None), None)):
             raise OptionError(f"score 'fields' needs JSON objects for answers, received {bad!r}")
         return Scoring(wanted, "as asked for", labels if wanted == LABELS else ())
     if len(given) < len(answers):
         return Scoring(LOSS, "there are rows without a text to ask for")
-    if all(_object(answer) is not None for answer in given):
+    if all(read_object(answer) is not None for answer in given):
         return Scoring(FIELDS, "every answer is a JSON object")
     few = len(labels) <= min(MOST_LABELS, len(given) / _ROWS_A_LABEL)
     if few and all(len(label) <= _LABEL_LENGTH for label in labels):
@@ -110,9 +128,10 @@ def score(scoring: Scoring, expected: Sequence[str], given: Sequence[str]) -> Sc
     """Of answers that were asked for; see `perplexity_score` for a loss."""
     expected, given = [[text.strip() for text in texts] for texts in (expected, given)]
     if scoring.kind == FIELDS:
-        wanted, found = ([_object(text) for text in texts] for texts in (expected, given))
+        wanted, found = ([read_object(text) for text in texts] for texts in (expected, given))
         right = tuple(a == b for a, b in zip(wanted, found, strict=True))
-        return Score(FIELDS, share(sum(right), len(right)), right, fields=_fields(wanted, found))
+        fields = field_scores(wanted, found)
+        return Score(FIELDS, share(sum(right), len(right)), right, fields=fields)
     right = tuple(a == b for a, b in zip(expected, given, strict=True))
     counted = confusion(expected, given, scoring.labels) if scoring.kind == LABELS else {}
     return Score(scoring.kind, share(sum(right), len(right)), right, counted)
@@ -149,24 +168,23 @@ def confusion(
     return counted
 
 
-def _fields(
+def given_labels(confusion: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """A confusion's columns: all labels, and what is none if there was any."""
+    some = any(row[NO_LABEL] for row in confusion.values())
+    return [*confusion, *([NO_LABEL] if some else [])]
+
+
+def field_scores(
     expected: Sequence[dict[str, Any] | None], given: Sequence[dict[str, Any] | None]
-) -> dict[str, FieldScore]:
+) -> dict[str, PartScore]:
+    """Of each field of the expected objects; None for what is no object."""
     hits, wanted, found = Counter[str](), Counter[str](), Counter[str]()
     for want, got in zip(expected, given, strict=True):
         one, other = Counter(_items(want)), Counter(_items(got))
         for counts, items in ((hits, one & other), (wanted, one), (found, other)):
             for (name, _), times in items.items():
                 counts[name] += times
-    return {
-        name: FieldScore(
-            hits[name] / found[name] if found[name] else 0.0,
-            hits[name] / wanted[name],
-            2 * hits[name] / (wanted[name] + found[name]),
-            wanted[name],
-        )
-        for name in wanted
-    }
+    return {name: PartScore.of(hits[name], found[name], wanted[name]) for name in wanted}
 
 
 def _items(value: dict[str, Any] | None) -> list[tuple[str, str]]:
@@ -177,7 +195,8 @@ def _items(value: dict[str, Any] | None) -> list[tuple[str, str]]:
     ]
 
 
-def _object(text: str) -> dict[str, Any] | None:
+def read_object(text: str) -> dict[str, Any] | None:
+    """A JSON object; None for any other text."""
     try:
         value = json.loads(text, object_pairs_hook=unique_keys)
     except (ValueError, RecursionError):

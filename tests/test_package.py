@@ -74,6 +74,7 @@ def test_the_wheel_carries_the_model_the_types_and_the_exporters(tmp_path: Path)
     assert {
         "gemma_multi/py.typed",
         "gemma_multi/comparison/prompts.jsonl",
+        "gemma_multi/evaluation/instructions.jsonl",
         "gemma_multi/exporters/__init__.py",
         "gemma_multi/models/storyteller/model.safetensors",
         "gemma_multi/models/storyteller/tokenizer.model",

@@ -103,7 +103,7 @@ def test_fields_count_one_by_one_and_the_order_of_keys_does_not() -> None:
     found = score(Scoring(FIELDS, ""), [json.dumps(one) for one in expected], given)
     assert found.right == (False, False, False)  # a list has an order
     who, day = found.fields["who"], found.fields["day"]
-    assert (who.precision, who.recall, who.count) == (2 / 3, 2 / 4, 4)
+    assert (who.precision.value, who.recall.value, who.recall.count) == (2 / 3, 2 / 4, 4)
     assert who.f1 == pytest.approx(2 * (2 / 3) * (1 / 2) / (2 / 3 + 1 / 2))
-    assert (day.precision, day.recall) == (1, 2 / 3)
+    assert (day.precision.value, day.recall.value) == (1, 2 / 3)
     assert score(Scoring(FIELDS, ""), ['{"a": 1, "b": 2}'], ['{"b": 2, "a": 1}']).right == (True,)

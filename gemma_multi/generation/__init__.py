@@ -1,6 +1,7 @@
 """From tokens to an answer: the decoding state, the reads of an answer, the result."""
 
 from gemma_multi.generation.decoding import Decoding
+from gemma_multi.generation.likelihood import likelihoods, pick_logprobs
 from gemma_multi.generation.lookup import PromptLookup
 from gemma_multi.generation.loop import answer, generate_tokens
 from gemma_multi.generation.result import FinishReason, GenerationResult, TextScore, TokenLogprobs
@@ -14,4 +15,6 @@ __all__ = [
     "TokenLogprobs",
     "answer",
     "generate_tokens",
+    "likelihoods",
+    "pick_logprobs",
 ]

@@ -12,53 +12,18 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from gemma_multi.chat_template import Message
 from gemma_multi.errors import DataError, OptionError
 from gemma_multi.files import write_atomically
-from gemma_multi.rows import Data, Row, open_data, read_row
+from gemma_multi.rows import Data, Given, read_given
 from gemma_multi.scoring import LABELS, LOSS, Scoring, choose_scoring
 
 FEWEST = 10  # rows in all
 SHARE, MOST_HELD = 0.2, 200  # of the rows, where nothing is said
 _NAMED = 3  # rows in a message
-
-
-@dataclass(frozen=True)
-class Given:
-    """A row, as it came and as it was read."""
-
-    row: Row
-    raw: Mapping[str, Any]
-    where: str  # file and line
-
-    @property
-    def question(self) -> list[Message] | None:
-        """What the model is asked; None where its answer is no text, or nothing is asked."""
-        if self.row.tools or not self.row.turns:
-            return None
-        return [{"role": role, "content": text} for role, text in self.row.turns[:-1]]
-
-    @property
-    def opening(self) -> list[Message]:
-        """What is said before the last answer, or in a row with tools first; nothing in a text."""
-        if self.row.tools:
-            return [{"role": "user", "content": self.row.turns[0][1]}]
-        return self.question or []
-
-    @property
-    def answer(self) -> str | None:
-        return None if self.question is None else self.row.turns[-1][1]
-
-    @property
-    def asks(self) -> str:
-        """Equal for rows that ask the same thing."""
-        asked = self.row.turns[:-1] if self.row.turns else self.row.text
-        return " ".join(f"{self.row.system} {asked}".casefold().split())
 
 
 @dataclass(frozen=True)
@@ -75,13 +40,13 @@ class Split:
 def split_rows(data: Data, validation: float | Data | None, score: str, seed: int) -> Split:
     """Reads and checks all rows. Raises DataError naming the row or rows that cannot be,
     OptionError."""
-    name, rows = _read(data)
+    name, rows = read_given(data)
     if isinstance(validation, int | float) and not 0 < validation < 1:
         raise OptionError(f"validation is {validation!r}, expected a share above 0 and below 1, or "
                           "rows of their own")  # fmt: skip
     part = validation if isinstance(validation, int | float) else None
     own = None if isinstance(validation, int | float) else validation
-    held = [] if own is None else _read(own)[1]
+    held = [] if own is None else read_given(own)[1]
     _check_enough(name, rows, held)
     scoring = choose_scoring([one.answer for one in (*rows, *held)], score)
     if scoring.kind != LOSS:
@@ -97,17 +62,6 @@ def split_rows(data: Data, validation: float | Data | None, score: str, seed: in
 def write_rows(rows: Sequence[Given], path: Path) -> None:
     lines = (json.dumps(one.raw, default=str) + "\n" for one in rows)
     write_atomically(path, "".join(lines).encode())
-
-
-def _read(data: Data) -> tuple[str, list[Given]]:
-    name, numbered = open_data(data)
-    rows = []
-    for line, raw in numbered:
-        try:
-            rows.append(Given(read_row(raw, line), raw, f"{name}:{line}"))
-        except OptionError as error:
-            raise DataError(f"{name}:{line}: {error}") from None
-    return name, rows
 
 
 def _check_enough(name: str, rows: Sequence[Given], held: Sequence[Given]) -> None:

@@ -6,15 +6,22 @@ from collections.abc import Sequence
 from html import escape
 
 from gemma_multi.errors import BackendError
-from gemma_multi.pages import details, document, figures, mark, table
+from gemma_multi.pages import (
+    confusion_table,
+    details,
+    document,
+    figures,
+    mark,
+    shorten,
+    table,
+)
 from gemma_multi.plots import INSTALL, Line, plot
-from gemma_multi.scoring import LOSS, SCORES, Score
+from gemma_multi.scoring import LOSS, SCORES, Score, given_labels
 from gemma_multi.shipping.report import Asked, ShipReport
 from gemma_multi.shipping.stages import AFTER, BEFORE, SHIPPED
 from gemma_multi.training.curves import smoothed
 
 _MOST_WRONG = 40
-_LONGEST = 400  # characters of a text in a table
 _TITLES = {
     "rows": "checking rows", "before": "asking before", "train": "training",
     "quantise": "int4", "export": "exporting", "run": "asking the file", "after": "asking after",
@@ -86,20 +93,8 @@ def _changes(report: ShipReport) -> str:
 def _by_label(score: Score) -> str:
     if not score.confusion:
         return ""
-    given = [
-        label
-        for label in next(iter(score.confusion.values()))
-        if any(row[label] for row in score.confusion.values()) or label in score.confusion
-    ]
-    rows = [
-        [f"<b>{escape(want)}</b>", *(
-            f"<b>{counts[label]}</b>" if label == want else str(counts[label] or "·")
-            for label in given
-        )]
-        for want, counts in score.confusion.items()
-    ]  # fmt: skip
-    header = ["expected", *(escape(label) for label in given)]
-    return "<h3>What the file said, by what was expected</h3>" + table(header, rows)
+    table = confusion_table(score.confusion, given_labels(score.confusion))
+    return f"<h3>What the file said, by what was expected</h3>{table}"
 
 
 def _by_field(scores: dict[str, Score]) -> str:
@@ -108,7 +103,7 @@ def _by_field(scores: dict[str, Score]) -> str:
         return ""
     rows = [
         [f"<code>{escape(name)}</code>", f"{before[name].f1:.0%}", f"<b>{one.f1:.0%}</b>",
-         f"{one.precision:.0%}", f"{one.recall:.0%}", str(one.count)]
+         f"{one.precision.value:.0%}", f"{one.recall.value:.0%}", str(one.recall.count)]
         for name, one in shipped.items()
     ]  # fmt: skip
     header = ["field", "F1 before", "F1 of the file", "precision", "recall", "values"]
@@ -132,16 +127,12 @@ def _wrong(report: ShipReport) -> str:
 
 
 def _row(row: Asked) -> list[str]:
-    said = escape(_short(row.answers[SHIPPED]))
+    said = escape(shorten(row.answers[SHIPPED]))
     if row.answers[SHIPPED] != row.answers[AFTER]:
-        said += f' <span class="soft">(in float: {escape(_short(row.answers[AFTER]))})</span>'
+        said += f' <span class="soft">(in float: {escape(shorten(row.answers[AFTER]))})</span>'
     asked = "\n".join(str(message["content"]) for message in row.question)
-    return [f'<span class="soft">{escape(row.where)}</span>', escape(_short(asked)),
-            escape(_short(row.expected)), said, escape(_short(row.answers[BEFORE]))]  # fmt: skip
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+    return [f'<span class="soft">{escape(row.where)}</span>', escape(shorten(asked)),
+            escape(shorten(row.expected)), said, escape(shorten(row.answers[BEFORE]))]  # fmt: skip
 
 
 def _curves(report: ShipReport) -> str:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gemma_multi.chat_template import Message
 from gemma_multi.constraints.options import check_choices
 from gemma_multi.engines import LAST, Rows, Session
 from gemma_multi.errors import BackendError, OptionError
@@ -94,8 +95,9 @@ class Classifier:
         jobs = [self(text) for text in given]
         return run_all(self._model, jobs, single, "classifying", progress)
 
-    def __call__(self, text: str) -> Reads[Classification]:
-        """The reads for one text. Raises OptionError for one that is none or too long."""
+    def __call__(self, text: str | list[Message]) -> Reads[Classification]:
+        """The reads for one text, or for a conversation that is asked as it stands. Raises
+        OptionError for one that is none or too long."""
         return self._classification(self._prompt.ids(self._model, text))
 
     def _classification(self, ids: list[int]) -> Reads[Classification]:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from gemma_multi.chat_template import Message, with_system
 from gemma_multi.errors import OptionError
 from gemma_multi.prefixes import shared_beginning
 
@@ -25,8 +26,11 @@ class TaskPrompt:
     raw: bool
     heading: str  # what an answer is called where prompts are plain text
 
-    def ids(self, model: Model, text: str) -> list[int]:
-        """The prompt for one text, up to where its answer begins."""
+    def ids(self, model: Model, text: str | list[Message]) -> list[int]:
+        """The prompt for one text, up to where its answer begins; or for a conversation, which is
+        asked as it stands."""
+        if isinstance(text, list):
+            return model.encode(self.as_it_stands(text), raw=self.raw)
         if not isinstance(text, str) or not text.strip():
             raise OptionError(f"the text is {text!r}, expected some words")
         if self.raw:
@@ -38,6 +42,15 @@ class TaskPrompt:
             messages.append({"role": "user", "content": given})
             messages.append({"role": "model", "content": answer})
         return model.encode([*messages, {"role": "user", "content": text}])
+
+    def as_it_stands(self, messages: list[Message]) -> str | Sequence[Message]:
+        """What `generate` takes for a conversation: without the examples, the instruction in front
+        if there is one. Raises OptionError for what is no single question with `raw`."""
+        if not self.raw:
+            return with_system(self.instruction, messages)
+        if len(messages) != 1:
+            raise OptionError("as plain text only a single question can be asked, without turns")
+        return "\n\n".join(filter(None, (self.instruction, messages[0]["content"])))
 
     def answer_ids(self, model: Model, answer: str) -> list[int]:
         """An answer as the model would write it after the prompt."""
