@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from gemma_multi import __version__
-from gemma_multi.cli import ask, check, files, tasks, train
+from gemma_multi.cli import apps, ask, check, files, tasks, train
 from gemma_multi.errors import GemmaError, TrainingStopped
 
 
@@ -82,7 +82,7 @@ def cli() -> None:
 for command in (
     ask.generate, ask.chat, tasks.classify, tasks.extract, tasks.route, train.finetune, train.data,
     train.merge, files.quantize, files.export, files.convert, files.push, files.trim, files.info,
-    files.cache,
+    files.cache, apps.app,
     check.parity, check.doctor, check.demo,
 ):  # fmt: skip
     cli.add_command(command)
