@@ -2,21 +2,22 @@
 // its WebAssembly by importScripts, which a module worker has not.
 //
 // In:  {type: "load", engine, threads}
-//      {type: "tell", prompt, options}        {type: "stop"}
+//      {type: "tell", story, prompt, options} {type: "stop"}
 // Out: {type: "loading", done, total}         {type: "ready", engine, threads, memory}
-//      {type: "text", text, count, speed}     {type: "told", text, tokens, reason, speed, memory}
+//      {type: "text", story, text, speed}     {type: "told", story, text, tokens, reason, speed, memory}
 //      {type: "problem", text}
 importScripts("manifest.js", "fetching.js");
 
 const ENGINES = {litert: "./litert.js", transformers: "./transformers.js"};
 const BREATH = 30; // milliseconds between two looks at the messages
 let engine, tokenizer, choose, stopped;
+let telling = Promise.resolve(); // one story at a time: they share the engine
 
 onmessage = async ({data}) => {
   try {
     if (data.type === "load") await load(data);
-    else if (data.type === "tell") await tell(data);
     else stopped = true;
+    if (data.type === "tell") await (telling = telling.catch(() => {}).then(() => tell(data)));
   } catch (error) {
     postMessage({type: "problem", text: inWords(error)});
   }
@@ -38,7 +39,7 @@ async function load({engine: name, threads}) {
   postMessage({type: "ready", engine: name, threads, memory: engine.memory});
 }
 
-async function tell({prompt, options}) {
+async function tell({story, prompt, options}) {
   stopped = false;
   const {contextLength, stopIds, vocabulary} = MANIFEST.model;
   const ids = tokenizer.encode(prompt), tokens = [];
@@ -54,14 +55,14 @@ async function tell({prompt, options}) {
     tokens.push(token);
     unread = [token];
     if (performance.now() - breath > BREATH) {
-      postMessage({type: "text", text: tokenizer.decode(tokens), count: tokens.length, speed: speed()});
+      postMessage({type: "text", story, text: tokenizer.decode(tokens), speed: speed()});
       await new Promise((resolve) => setTimeout(resolve)); // lets a message in
       breath = performance.now();
       if (stopped) { reason = "stopped"; break; }
     }
   }
   const text = tokenizer.decode(tokens);
-  postMessage({type: "told", text, tokens, reason, speed: speed(), memory: engine.memory});
+  postMessage({type: "told", story, text, tokens, reason, speed: speed(), memory: engine.memory});
 }
 
 // What went wrong, as a person can use it.

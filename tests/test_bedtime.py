@@ -1,0 +1,107 @@
+"""The bedtime page in a real browser: Python's stories, offline, and what it says when it cannot."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browser import _NAMES
+from needs import missing
+
+import gemma_multi
+from gemma_multi.apps import pack, serve
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "storyteller"))
+sync_api = pytest.importorskip("playwright.sync_api")
+
+PROMPT = (
+    "Tell me a bedtime story.\nHero: Pip the hedgehog\nSetting: an old lighthouse by the sea\n"
+    "Twist: the monster was a hungry kitten\nTheme: courage\nLength: short"
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Packed in float32, in which no kernel rounds activations: the same numbers everywhere."""
+    return pack("bedtime", tmp_path_factory.mktemp("apps") / "bedtime", precision="float32").path
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    path = next(filter(None, map(shutil.which, _NAMES)), None)
+    if path is None:
+        missing("no browser (Debian: apt-get install chromium)")
+    env = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}  # its sandbox refuses it
+    with sync_api.sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=path, env=env)
+
+
+def tell(page: Any, seed: int) -> list[int]:
+    page.select_option("[name=length]", "short")
+    page.select_option("[name=pace]", "0")
+    page.fill("[name=seed]", str(seed))
+    page.click("#tell")
+    page.wait_for_selector("#again:enabled", timeout=60_000)
+    return [int(i) for i in page.get_attribute("#story", "data-tokens").split(",")]
+
+
+def test_the_page_tells_pythons_stories_and_works_offline(folder: Path, browser: Any) -> None:
+    model = gemma_multi.load(folder / "model" / "model.tflite")
+    context = browser.new_context()
+    page = context.new_page()
+    asked: list[str] = []
+    context.on("request", lambda request: asked.append(request.url))
+    with serve(folder) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        home = f"http://127.0.0.1:{server.server_port}/"
+        page.goto(home)
+        page.wait_for_selector("#tell:enabled", timeout=60_000)
+        for seed in (1, 2, 3):
+            assert tell(page, seed) == list(model.generate(PROMPT, seed=seed).tokens)
+        page.wait_for_function("document.getElementById('offline').textContent", timeout=60_000)
+        assert page.inner_text("#offline").endswith("works offline")
+        server.shutdown()
+    context.set_offline(True)
+    page.reload()
+    page.wait_for_selector("#tell:enabled", timeout=60_000)
+    assert tell(page, 1) == list(model.generate(PROMPT, seed=1).tokens)
+    assert all(url.startswith((home, "blob:", "data:")) for url in asked)
+    context.close()
+
+
+def test_a_truncated_model_is_named(folder: Path, browser: Any, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy, copy_function=os.link)
+    model = copy / "model" / "model.tflite"
+    data = model.read_bytes()
+    model.unlink()
+    model.write_bytes(data[:1000])
+    with serve(copy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        page = browser.new_page()
+        page.goto(f"http://127.0.0.1:{server.server_port}/")
+        page.wait_for_selector("#problem:visible", timeout=60_000)
+        assert "model/model.tflite has 1,000 bytes" in page.inner_text("#problem")
+        server.shutdown()
+    page.close()
+
+
+def test_a_file_says_that_it_wants_a_server(folder: Path, browser: Any) -> None:
+    page = browser.new_page()
+    page.goto((folder / "index.html").as_uri())
+    assert "opened as a file" in page.inner_text("#problem")
+    page.close()
+
+
+def test_the_choices_are_those_that_the_storyteller_knows() -> None:
+    import world
+
+    text = (Path(gemma_multi.__file__).parent / "apps/bedtime/choices.js").read_text()
+    for known in (world.KINDS, world.SETTINGS, world.TWISTS, world.THEMES):
+        assert all(f'"{one}"' in text for one in known)
