@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from needs import missing
 
-_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 _ALWAYS = (
     "--headless", "--no-sandbox", "--disable-quic", "--no-first-run", "--disable-sync",
     "--disable-background-networking", "--disable-component-update",
@@ -53,10 +53,10 @@ def served(folder: Path, handler: type[Handler] = Handler) -> Iterator[str]:
 def browse(url: str, profile: Path, *flags: str) -> subprocess.Popen[str]:
     """A browser at an address; what it prints is in its `stdout`. Skips where there is none, but
     for CI, where it fails."""
-    browser = next(filter(None, map(shutil.which, _NAMES)), None)
+    browser = next(filter(None, map(shutil.which, NAMES)), None)
     if browser is None:
         missing(
-            f"no browser; one of {', '.join(_NAMES)} on the PATH will do (Debian: apt-get install "
+            f"no browser; one of {', '.join(NAMES)} on the PATH will do (Debian: apt-get install "
             "chromium; macOS: brew install chromium)"
         )
     return subprocess.Popen(

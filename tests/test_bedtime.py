@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import _NAMES
+from browser import NAMES
 from needs import missing
 
 import gemma_multi
@@ -34,9 +34,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    path = next(filter(None, map(shutil.which, _NAMES)), None)
+    path = next(filter(None, map(shutil.which, NAMES)), None)
     if path is None:
-        missing("no browser (Debian: apt-get install chromium)")
+        missing(f"no browser; one of {', '.join(NAMES)} on the PATH will do")
     env = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}  # its sandbox refuses it
     with sync_api.sync_playwright() as playwright:
         yield playwright.chromium.launch(executable_path=path, env=env)

@@ -133,8 +133,10 @@ at("engines").onchange = loadEngine;
 async function keepOffline() {
   if (!navigator.serviceWorker) return;
   try {
-    await navigator.serviceWorker.register("sw.js");
-    await navigator.serviceWorker.ready;
+    const {installing} = await navigator.serviceWorker.register("sw.js");
+    await Promise.race([navigator.serviceWorker.ready, new Promise((_, fail) => {
+      if (installing) installing.onstatechange = () => { if (installing.state === "redundant") fail(new Error("no room, or a file is not what was packed")); };
+    })]);
     at("offline").textContent = "works offline";
   } catch (error) {
     at("offline").textContent = "not kept for offline use";
