@@ -1,4 +1,4 @@
-"""The bedtime page in a real browser: Python's stories, offline, and what it says when it cannot."""
+"""The bedtime page in a real browser: Python's stories, offline, and what keeps it from them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import NAMES
+from browser import NAMES, served
 from needs import missing
 
 import gemma_multi
@@ -73,6 +73,30 @@ def test_the_page_tells_pythons_stories_and_works_offline(folder: Path, browser:
     assert tell(page, 1) == list(model.generate(PROMPT, seed=1).tokens)
     assert all(url.startswith((home, "blob:", "data:")) for url in asked)
     context.close()
+
+
+def test_one_thread_and_transformers_js_without_the_headers(folder: Path, browser: Any) -> None:
+    model = gemma_multi.load(folder / "model" / "model.tflite")
+    page = browser.new_context(service_workers="block").new_page()
+    with served(folder) as home:
+        page.goto(home)
+        page.wait_for_selector("#tell:enabled", timeout=60_000)
+        assert "LiteRT, 1 thread" in page.inner_text("#status")
+        page.check("[value=transformers]")
+        page.wait_for_selector("#tell:enabled", timeout=60_000)
+        assert "Transformers.js" in page.inner_text("#status")
+        assert tell(page, 1) == list(model.generate(PROMPT, seed=1).tokens)
+        with page.expect_download() as saved:
+            page.click("#save")
+        assert "Pip" in Path(saved.value.path()).read_text()
+        page.select_option("[name=pace]", "120")
+        page.click("#tell")
+        page.wait_for_function("document.getElementById('story').textContent.length > 10")
+        page.click("#stop")
+        told = page.inner_text("#story")
+        page.wait_for_timeout(500)
+        assert page.inner_text("#story") == told
+    page.context.close()
 
 
 def test_a_truncated_model_is_named(folder: Path, browser: Any, tmp_path: Path) -> None:

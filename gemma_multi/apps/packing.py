@@ -33,7 +33,9 @@ from gemma_multi.sampling import GenerationOptions
 from gemma_multi.sources import Source, open_checkpoint
 
 APPS = ("bedtime",)
-_CONTEXT = 1024  # positions: a story is 300 tokens, and a graph's attention costs all it has room for
+_CONTEXT = (
+    1024  # positions: a story is 300 tokens, and a graph's attention costs all it has room for
+)
 _MOST_BYTES = 1_500_000_000  # WebAssembly has 4 GB, and a model is there twice while it is loaded
 _MODEL, _TFLITE = "model", "model/model.tflite"
 # of GenerationOptions, those that the page's sampler has
@@ -133,7 +135,7 @@ def _check_size(checkpoint: Checkpoint, precision: str) -> None:
     if nbytes > _MOST_BYTES:
         raise OptionError(
             f"as {stored} the model takes {nbytes / 1e9:.1f} GB, and a page in a browser can run "
-            f"{_MOST_BYTES / 1e9:.1f}; quantise it first (gemma-multi quantize), or take a smaller one"
+            f"{_MOST_BYTES / 1e9:.1f}; quantise it (gemma-multi quantize), or take a smaller one"
         )
 
 
