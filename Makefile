@@ -1,5 +1,5 @@
 # make demo: a bedtime story on every engine.   make test: lint, types, tests.
-# make real: the real Gemma 3 270M.
+# make real: the real Gemma 3 270M.   make docs: the documentation, as a site in build/site.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable
@@ -8,7 +8,7 @@ OPENBLAS := $(shell ldconfig -p 2>/dev/null | awk '/libopenblas\.so\.0.*x86-64/ 
 # its idle threads must not spin while another engine computes
 RUN := $(if $(OPENBLAS),LD_PRELOAD=$(OPENBLAS) OPENBLAS_THREAD_TIMEOUT=4) TF_CPP_MIN_LOG_LEVEL=3
 
-.PHONY: demo test real lint format reference bench clean
+.PHONY: demo test real lint format docs pictures reference bench clean
 
 demo: .venv/demo
 	@$(RUN) $(BIN)/gemma-multi demo
@@ -37,6 +37,14 @@ lint: .venv/test
 format: .venv/test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: .venv/test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "build/site/index.html"
+
+# what the README and the site show of the demo
+pictures: .venv/test
+	$(RUN) $(BIN)/python docs/make_pictures.py
 
 # the goldens, and our engines, against transformers on torch
 reference: .venv/test

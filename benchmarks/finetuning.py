@@ -4,7 +4,7 @@ peak memory.
     python benchmarks/finetuning.py [--steps 3] [--json results.json]
 
 Needs `pip install 'gemma-multi[keras,train,reference]'`. Random bfloat16 weights in the true shape,
-trained whole in float32: 4 rows of 512 tokens of this repository's own README and licence, loss on
+trained whole in float32: 4 rows of 512 tokens of this repository's own pages and licence, loss on
 every token, AdamW. Each line is a process of its own; its first step, in which XLA compiles, is
 not counted. On a GPU (`--dtype bfloat16`) the share of the chip's matrix rate is shown for the
 rate given with `--peak-tflops`.
@@ -107,7 +107,8 @@ LINES: tuple[tuple[str, str, dict[str, Any]], ...] = (
 
 def text_ids(model: Path, file: Path) -> None:
     """Four rows of real text."""
-    text = (ROOT / "README.md").read_text() + (ROOT / "LICENSE").read_text()
+    pages = (ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "limits.md", ROOT / "LICENSE")
+    text = "".join(page.read_text() for page in pages)
     ids = Tokenizer.from_directory(model).encode(text)[: ROWS * LENGTH]
     np.save(file, np.array(ids).reshape(ROWS, LENGTH))
 

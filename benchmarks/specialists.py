@@ -26,7 +26,9 @@ from rich.progress import track
 from rich.table import Table
 
 import gemma_multi
-from gemma_multi.demo import in_litert_lm
+from gemma_multi.litert_lm import in_litert_lm
+from gemma_multi.scoring import EXACT, Estimate, Scoring
+from gemma_multi.scoring import score as score_of
 from gemma_multi.training.calibrated import calibrated
 from gemma_multi.transforms import original
 
@@ -45,6 +47,8 @@ class Score:
     rows: int
     way: str
     right: float
+    low: float  # of the 95% interval
+    high: float
     unseen: int
     seconds: float  # of training
 
@@ -75,14 +79,15 @@ def main() -> None:
 def scores(
     task: str, rows: list[Row], unseen: list[Row], options: argparse.Namespace
 ) -> Iterable[Score]:
-    def score(way: str, ask: Ask, seconds: float = 0.0) -> Score:
-        return Score(task, len(rows), way, share_right(ask, unseen), len(unseen), seconds)
+    def asked(way: str, ask: Ask, seconds: float = 0.0) -> Score:
+        found = share_right(ask, unseen)
+        return Score(task, len(rows), way, found.value, found.low, found.high, len(unseen), seconds)
 
     ways = options.ways or ["other", "int4", "bfloat16"]
     if "other" in ways and task != "names":
-        yield score("TF-IDF, logistic regression", _logistic_regression(rows))
+        yield asked("TF-IDF, logistic regression", _logistic_regression(rows))
         if task == "film reviews":
-            yield score("VADER", _vader())
+            yield asked("VADER", _vader())
     with tempfile.TemporaryDirectory() as work:
         base = original(gemma_multi.open_checkpoint(gemma_270m()))
         if "int4" in ways:
@@ -97,18 +102,17 @@ def scores(
                 qat=way == "int4",
             )  # fmt: skip
             seconds = time.monotonic() - begin
-            yield score(f"this package, {way}", _answers(result.model, _MOST_TOKENS[task]), seconds)
+            yield asked(f"this package, {way}", _answers(result.model, _MOST_TOKENS[task]), seconds)
             if way == "int4":
                 file = Path(work, "expert.litertlm")
                 gemma_multi.export(result.path(), file, context_length=512)
                 with in_litert_lm(file, _MOST_TOKENS[task]) as ask:
-                    yield score("this package, int4 in LiteRT-LM", ask)
+                    yield asked("this package, int4 in LiteRT-LM", ask)
 
 
-def share_right(ask: Ask, unseen: list[Row]) -> float:
-    found = (ask(row["prompt"]).strip() == row["completion"]
-             for row in track(unseen, "asking", transient=True))  # fmt: skip
-    return sum(found) / len(unseen)
+def share_right(ask: Ask, unseen: list[Row]) -> Estimate:
+    answers = [ask(row["prompt"]) for row in track(unseen, "asking", transient=True)]
+    return score_of(Scoring(EXACT, ""), [row["completion"] for row in unseen], answers).estimate
 
 
 def _answers(model: gemma_multi.Model, most: int) -> Ask:
@@ -152,11 +156,12 @@ def _show(found: list[Score]) -> None:
     table = Table()
     for heading in ("task", "way"):
         table.add_column(heading)
-    for heading in ("rows", "right", "training"):
+    for heading in ("rows", "right", "95%", "training"):
         table.add_column(heading, justify="right")
     for one in found:
         seconds = f"{one.seconds:.0f} s" if one.seconds else ""
-        table.add_row(one.task, one.way, str(one.rows), f"{one.right:.1%}", seconds)
+        interval = f"{one.low:.0%} to {one.high:.0%}"
+        table.add_row(one.task, one.way, str(one.rows), f"{one.right:.1%}", interval, seconds)
     Console().print(table)
 
 

@@ -58,13 +58,25 @@ model = keras_hub.models.Gemma3CausalLM.from_preset("path/to/this/directory")
 turn = "<start_of_turn>user\\nHello<end_of_turn>\\n<start_of_turn>model\\n"
 print(model.generate(turn, max_length=100))
 """,
+    "gemma": """\
+from gemma import gm
+
+directory = "/path/to/this/directory"
+sampler = gm.text.ChatSampler(
+    model=gm.nn.Gemma3_270M(),  # the class of these sizes
+    params=gm.ckpts.load_params(directory),
+    tokenizer=gm.text.Gemma3Tokenizer(f"{directory}/tokenizer.model"),
+)
+print(sampler.chat("Hello"))
+""",
 }
 _OUR_CODE = """\
 import gemma_multi
 
 print(gemma_multi.load("path/to/this/directory").generate("Hello").text)
 """
-_SCALED_IN = ("transformers", "keras-hub")  # which round the embedding scale in bfloat16 alone
+# which round the embedding scale in bfloat16 alone
+_SCALED_IN = ("transformers", "keras-hub", "gemma")
 _DUTIES = (
     "Whoever passes these weights on, changed or not, passes on the terms and `NOTICE` with them, "
     "and says what else was modified."

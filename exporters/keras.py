@@ -18,11 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from gemma_multi.checkpoint import Checkpoint, Tensor, dense, rows_of
+from gemma_multi.checkpoint import Checkpoint, Tensor
 from gemma_multi.config import EMBEDDING, ModelConfig, alternate
-from gemma_multi.errors import CheckpointError, OptionError
+from gemma_multi.errors import CheckpointError
 from gemma_multi.exporters.base import Exporter, ExportReport
 from gemma_multi.exporters.companions import write_account, write_generation_config
+from gemma_multi.exporters.dense import PRECISION_HELP, dense_rows, dense_types
 from gemma_multi.files import new_directory, write_json
 from gemma_multi.formats import keras as layout
 from gemma_multi.formats.directory import CONFIG_FILE, TOKENIZER_JSON
@@ -30,7 +31,6 @@ from gemma_multi.options import option
 from gemma_multi.progress import Report
 from gemma_multi.quantization.tensor import BFLOAT16
 
-PRECISIONS = ("bfloat16", "float32")
 # whose layout this is; keras-hub reads no version
 _VERSIONS = {"keras_version": "3.15.1", "keras_hub_version": "0.32.0"}
 _SEQUENCE_LENGTH = 1024  # keras-hub's own default, of its preprocessor
@@ -39,25 +39,15 @@ _CHUNK_ROWS = 1 << 13
 
 @dataclass(frozen=True)
 class KerasOptions:
-    precision: str = option(
-        "auto", "float32 or bfloat16, or auto: as stored, float32 where it is quantised (exactly)."
-    )
+    precision: str = option("auto", PRECISION_HELP)
 
 
 def _write(
     checkpoint: Checkpoint, output: Path, options: KerasOptions, progress: Report
 ) -> ExportReport:
-    if options.precision not in ("auto", *PRECISIONS):
-        raise OptionError(
-            f"precision is {options.precision!r}, expected one of auto, {', '.join(PRECISIONS)}"
-        )
     config, h5py = checkpoint.config, layout.import_h5py()
     _check_config(config)
-    dtypes = {name: _dtype(info.dtype, options.precision)
-              for name, info in checkpoint.tensors.infos.items()}  # fmt: skip
-    linear = {dtype.name for name, dtype in dtypes.items()
-              if name.endswith("_proj.weight")}  # fmt: skip
-    precision = linear.pop() if len(linear) == 1 else "mixed"
+    dtypes, precision = dense_types(checkpoint, options.precision)
     provenance = checkpoint.provenance.modified(f"exported as a Keras preset in {precision}")
     done = 0
     with new_directory(output) as temporary:
@@ -83,22 +73,12 @@ def _write(
     return ExportReport(output, size, EXPORTER.format, precision, checkpoint.context_length)
 
 
-def _dtype(stored: str, precision: str) -> np.dtype:
-    """What a tensor is written as."""
-    if precision == "auto":
-        exact = {"int4": "float32", "int8": "float32", "sfp8": "bfloat16"}
-        precision = exact.get(stored, stored)
-    return BFLOAT16 if precision == "bfloat16" else np.dtype(precision).newbyteorder("<")
-
-
 def _parts(
     name: str, tensor: Tensor, dtype: np.dtype, place: layout.TensorPlace
 ) -> Iterator[tuple[slice, np.ndarray]]:
     """A tensor as the file holds it, the embedding some rows at a time."""
     step = _CHUNK_ROWS if name == EMBEDDING else tensor.shape[0]
-    for begin in range(0, tensor.shape[0], step):
-        part = slice(begin, begin + step)
-        rows = dense(rows_of(tensor, part)).astype(dtype, copy=False)
+    for part, rows in dense_rows(tensor, dtype, step):
         arranged = np.ascontiguousarray(place.arrange(rows))
         yield (part if name == EMBEDDING else slice(None)), arranged
 

@@ -2,7 +2,7 @@
 
 >>> import gemma_multi
 >>> model = gemma_multi.load("storyteller")
->>> print(model.generate("Tell me a bedtime story.").text)
+>>> print(model.generate("Tell me a bedtime story.\\nHero: Pip the hedgehog").text)
 
 Importing this package imports no framework; every public name is imported on first use.
 """
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         TokenizerError,
         TrainingError,
         TrainingStopped,
+        VerificationError,
     )
     from gemma_multi.exporters import ExportReport
     from gemma_multi.exporting import export
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from gemma_multi.pushing import PushReport, push
     from gemma_multi.quantizing import quantize
     from gemma_multi.sampling import GenerationOptions
+    from gemma_multi.shipping import ShipReport, ship
     from gemma_multi.sources import open_checkpoint
     from gemma_multi.streaming import TextStream
     from gemma_multi.tasks import BatchRow, Classification
@@ -80,12 +82,14 @@ _HOME = {
     "ParityReport": "comparison",
     "PushReport": "pushing",
     "QuantizationReport": "transforms",
+    "ShipReport": "shipping",
     "TextScore": "generation",
     "TextStream": "streaming",
     "Tokenizer": "tokenizer",
     "TokenizerError": "errors",
     "Tool": "tools",
     "TrainingError": "errors",
+    "VerificationError": "errors",
     "TrainingStopped": "errors",
     "ValidationLoss": "training.validation",
     "convert": "converting",
@@ -96,6 +100,7 @@ _HOME = {
     "parity": "comparison",
     "push": "pushing",
     "quantize": "quantizing",
+    "ship": "shipping",
     "trim": "trimming",
     "validation_loss": "training.validation",
 }
@@ -125,6 +130,7 @@ __all__ = [
     "PlainRoundingWarning",
     "PushReport",
     "QuantizationReport",
+    "ShipReport",
     "TextScore",
     "TextStream",
     "Tokenizer",
@@ -133,6 +139,7 @@ __all__ = [
     "TrainingError",
     "TrainingStopped",
     "ValidationLoss",
+    "VerificationError",
     "convert",
     "export",
     "finetune",
@@ -141,6 +148,7 @@ __all__ = [
     "parity",
     "push",
     "quantize",
+    "ship",
     "trim",
     "validation_loss",
 ]

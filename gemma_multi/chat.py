@@ -22,12 +22,23 @@ class Chat:
     """A conversation: each turn reads only what is new."""
 
     def __init__(
-        self, model: Model, system: str | None = None, tools: Sequence[Any] | None = None
-    ) -> None:
+        self, model: Model, system: str | None = None, tools: Sequence[Any] | None = None,
+        messages: Sequence[chat_template.Message] | None = None,
+    ) -> None:  # fmt: skip
+        """`messages` are those of an earlier conversation, which this one takes up; a system
+        message in front of them is the system text. Raises OptionError for what is none."""
         if system is not None and not isinstance(system, str):
             raise OptionError(f"system is {system!r}, expected a text")
+        said = chat_template.read_conversation(messages or [])
+        if said and said[0]["role"] == "system":
+            if system:
+                raise OptionError("there is a system text, and the messages begin with another")
+            system, said = said[0]["content"], said[1:]
+        if said and tools is not None:
+            raise OptionError("a conversation with tools begins anew; leave out its messages")
         self._model = model
-        self._system = system or ""
+        self.system = system or ""
+        self._system = self.system  # what is left of it for the first turn
         self.tools = read_tools(tools) if tools is not None else ()
         self._opening: list[int] = []  # the turns that declare them
         self._format = tool_format(model.tokenizer)
@@ -36,6 +47,12 @@ class Chat:
                 model.tokenizer, self.tools, self._system
             )
         self.reset()
+        for message in said:
+            role, text = message["role"], message["content"]
+            if role == "user":
+                text = chat_template.user_text(text, "" if self.messages else self._system)
+            self._ids += chat_template.encode_turn(model.tokenizer, role, text)
+            self.messages.append(dict(message))
 
     def reset(self) -> None:
         """Forgets the conversation, not the system text."""

@@ -89,6 +89,21 @@ def with_system(system: str, prompt: str | Sequence[Message]) -> str | Sequence[
     return [{"role": "system", "content": system}, *turns]
 
 
+def read_conversation(messages: Sequence[Message]) -> list[dict[str, str]]:
+    """Checked messages of a conversation that the user's next turn may follow, with the roles
+    that this package uses."""
+    if not isinstance(messages, str | Mapping) and isinstance(messages, Sequence) and messages:
+        role, _ = _read(len(messages) - 1, messages[-1])
+        if role == "user":
+            raise OptionError("the conversation ends with a user's turn, expected its answer")
+        fold_system([*messages, {"role": "user", "content": "and then"}])
+        read = (_read(i, message) for i, message in enumerate(messages))
+        return [{"role": role, "content": text} for role, text in read]
+    if messages:
+        fold_system(messages)  # which says what is wrong
+    return []
+
+
 def fold_system(messages: Sequence[Message]) -> list[tuple[str, str]]:
     """Checked (role, text) pairs, user and model in turn: texts as they are encoded, with system
     text folded in."""

@@ -143,6 +143,13 @@ class Decoder:
             part = slice(start, min(start + _HEAD_ROWS, len(hidden)))
             yield part, self._rounded(hidden[part]) @ self.weights[EMBEDDING].T
 
+    def logits(self, ids: np.ndarray) -> np.ndarray:
+        """Of one text, after each of its tokens: `f32[T, V]`."""
+        x = self.embed(ids)
+        for layer in range(self.config.num_hidden_layers):
+            x = self.layer(layer, x)
+        return np.concatenate([logits for _, logits in self.head(self.last_norm(x))])
+
     def _rounded(self, x: np.ndarray) -> np.ndarray:
         return round_to_int8(x) if self.int8_activations else x
 

@@ -21,6 +21,10 @@ class CheckpointError(GemmaError):
     """Weights or their files are missing, malformed or of another model."""
 
 
+class VerificationError(GemmaError):
+    """An exported file from which the program that it is for computes something else."""
+
+
 class TokenizerError(GemmaError):
     """A tokenizer that is missing, malformed or not a Gemma tokenizer."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from gemma_multi.files import check_output
 from gemma_multi.model import Model
 from gemma_multi.progress import Progress, reporting
 from gemma_multi.sources import Source, open_checkpoint
+from gemma_multi.verifying import check_verifiable
+from gemma_multi.verifying import verify as verified
 
 
 def export(
@@ -19,6 +22,7 @@ def export(
     format: str | None = None,
     revision: str | None = None,
     local_files_only: bool = False,
+    verify: bool | None = None,
     progress: Progress = True,
     **options: Any,
 ) -> ExportReport:
@@ -27,7 +31,11 @@ def export(
     model, revision, local_files_only: what to export; see `open_checkpoint`.
     output: a new file or directory. `.gguf`, `.sbs`, `.tflite` and `.litertlm` say what they are.
     format: for a directory `"huggingface"` (dense), `"mlx"` (dense or quantised), `"keras"` (a
-        preset for keras-hub, dense) or `"onnx"` (for Transformers.js and onnxruntime).
+        preset for keras-hub, dense), `"jax"` (for google-deepmind/gemma, dense) or `"onnx"` (for
+        Transformers.js and onnxruntime).
+    verify: whether a program that reads the format, where one is installed, computes a short text
+        from what was written, to compare; None where that takes less than ten seconds. The report's
+        `verification` says with what and how near.
     progress: True for a bar on a terminal, False for none, or a function of (done, total).
     options: the format's own. All take `precision`; `.tflite`, `.litertlm` and `onnx` also
         `context_length` (positions the file can hold; all the model has), the first two `prefill`
@@ -36,14 +44,19 @@ def export(
         `"float32"`, `"float16"`, `"int8"` or `"auto"`), `.sbs` `wrapping` (`"it"`, or `"pt"` for a
         base model).
 
-    Raises OptionError, CheckpointError or BackendError; then nothing is left behind.
+    Raises OptionError, CheckpointError or BackendError; then nothing is left behind. Raises
+    VerificationError where what was written is read differently; then it is left to be looked at.
     """
     # before anything is downloaded
-    check_output(Path(output), directory=choose_format(output, format).is_directory)
+    chosen = choose_format(output, format)
+    check_output(Path(output), directory=chosen.is_directory)
+    check_verifiable(chosen.name, verify)
     checkpoint = open_checkpoint(
         model, revision=revision, local_files_only=local_files_only, progress=progress is True
     )
     if isinstance(model, Model):
-        return model.export(output, format=format, progress=progress, **options)
-    with reporting(progress, "exporting") as report:
-        return export_checkpoint(checkpoint, output, format=format, progress=report, **options)
+        report = model.export(output, format=format, progress=progress, **options)
+    else:
+        with reporting(progress, "exporting") as bar:
+            report = export_checkpoint(checkpoint, output, format=format, progress=bar, **options)
+    return replace(report, verification=verified(report, checkpoint, verify))

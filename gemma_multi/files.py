@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gemma_multi.errors import CheckpointError, OptionError
+from gemma_multi.errors import CheckpointError, OptionError, TrainingError
 
 _TRIES = 100
 
@@ -70,6 +70,25 @@ def new_directory(path: Path) -> Iterator[Path]:
         _sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def locked(path: Path, busy: str) -> Iterator[None]:
+    """Holds a lock file, which goes again in the end; a killed process holds nothing. Raises
+    TrainingError, saying `busy`, where another process holds it."""
+    from filelock import FileLock, Timeout  # few need it
+
+    lock = FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise TrainingError(busy) from None
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # Windows keeps what is open
+            path.unlink(missing_ok=True)
+        lock.release()
 
 
 def _sibling(path: Path, create: Any) -> Path:

@@ -33,7 +33,7 @@ from gemma_multi.sampling import GenerationOptions
 from gemma_multi.streaming import TextStream
 from gemma_multi.tasks import BatchRow
 from gemma_multi.tokenizer import Tokenizer
-from gemma_multi.tools import read_tools, tool_format
+from gemma_multi.tools import encode_after_calls, has_calls, read_tools, tool_format
 from gemma_multi.transforms import cast_to_stored, merge
 from gemma_multi.transforms.merge import merged_tensors
 
@@ -134,7 +134,9 @@ class Model:
         self, prompt: str | Sequence[chat_template.Message], *, raw: bool = False,
         tools: Sequence[Any] | None = None, tool_choice: str = "auto", **options: Any,
     ) -> GenerationResult:  # fmt: skip
-        """Answers a prompt (one user turn) or a list of `{"role", "content"}` messages.
+        """Answers a prompt (one user turn) or a list of `{"role", "content"}` messages, in which
+        with `tools` also stand a model's `calls` and what they gave (`role: "tool"`), as in
+        `Chat.messages`.
 
         `raw=True` continues the prompt as plain text, as base models want it. For the options see
         `GenerationOptions`, whose defaults come from the checkpoint, and `ConstraintOptions`
@@ -164,12 +166,18 @@ class Model:
                 raise OptionError(f"an answer cannot have both tools and {other}; give one")
             declared, speaks = read_tools(tools), tool_format(self.tokenizer)
             constraint = speaks.constraint(declared, tool_choice)
-            system, prompt = chat_template.split_system(prompt)
-            opening, system = speaks.opening(self.tokenizer, declared, system)
-            prompt = chat_template.with_system(system, prompt)
-        ids = self.encode(prompt, raw=raw, opening=opening)
-        # what comes before the last turn's own text may come again
-        earlier = 0 if raw else self._shared_with_another(prompt, ids, opening)
+        if tools is not None and has_calls(prompt):
+            ids, before = encode_after_calls(self.tokenizer, prompt, declared)
+            self.check_prompt(ids)
+            earlier = shared_beginning(ids, before)
+        else:
+            if tools is not None:
+                system, prompt = chat_template.split_system(prompt)
+                opening, system = speaks.opening(self.tokenizer, declared, system)
+                prompt = chat_template.with_system(system, prompt)
+            ids = self.encode(prompt, raw=raw, opening=opening)
+            # what comes before the last turn's own text may come again
+            earlier = 0 if raw else self._shared_with_another(prompt, ids, opening)
         session, reused = self.prefixes.start(self.engine, ids, earlier, self.context_length)
         return TextStream(self, session, ids[session.length :], chosen, constraint, reused)
 
@@ -187,10 +195,14 @@ class Model:
         other = chat_template.encode_prompt(self.tokenizer, [*before, another], opening)
         return shared_beginning(ids, other)
 
-    def chat(self, system: str | None = None, tools: Sequence[Any] | None = None) -> Chat:
+    def chat(
+        self, system: str | None = None, tools: Sequence[Any] | None = None,
+        messages: Sequence[chat_template.Message] | None = None,
+    ) -> Chat:  # fmt: skip
         """A conversation that remembers its turns and keeps their cache. With `tools`, what the
-        model calls is in `calls` of a result, and `Chat.reply` tells it what they gave."""
-        return Chat(self, system, tools)
+        model calls is in `calls` of a result, and `Chat.reply` tells it what they gave. With
+        `messages`, `Chat.messages` of an earlier one, it goes on from there."""
+        return Chat(self, system, tools, messages)
 
     def classify(
         self, text: str | Sequence[str], labels: Sequence[str], instruction: str | None = None,

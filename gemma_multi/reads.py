@@ -1,15 +1,15 @@
 """Reads: what an answer in the making needs to have read, so that one driver can run many.
 
 An answer, a classification or an extraction is a generator: it yields a `Read`, is sent what came
-of it, and returns its result in the end. `complete` runs one; `complete_together` runs many side by
-side and reads for all of them at once, each a row of its own: a row that ends makes room for
-another.
+of it, and returns its result in the end. `complete` runs one; a `Driver` runs many and reads for
+all of them at once, each a row of its own, and a row may join between any two reads;
+`complete_together` keeps it full from an iterator, where a row that ends makes room for another.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -17,6 +17,7 @@ from gemma_multi.engines import LAST, Engine, Session, Wanted
 from gemma_multi.errors import GemmaError
 
 T = TypeVar("T")
+K = TypeVar("K", bound=Hashable)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,34 +58,64 @@ def complete_together(
 ) -> Iterator[tuple[int, T | GemmaError]]:
     """(place in `jobs`, what came of it or the error that ended it), as each is done; `width` at a
     time. `jobs` is asked for more only where there is room."""
-    active: dict[int, _Row[T]] = {}
+    running: Driver[int, T] = Driver(engine)
     places = itertools.count()
     more = True
     while True:
         # newcomers come several at once, and read their prompts together
-        while more and (room := width - len(active)) >= max(1, width // 4):
+        while more and (room := width - len(running)) >= max(1, width // 4):
             new = list(itertools.islice(jobs, room))
             more = len(new) == room
             for job in new:
-                place, row = next(places), _Row(job)
-                if row.advance(None):
-                    active[place] = row
-                else:
-                    yield place, row.outcome
-        if not active:
+                running.join(next(places), job)
+                yield from running.done()
+        if not running:
             return
-        results = engine.read(
-            [row.read.session for row in active.values()],
-            [row.read.ids for row in active.values()],
-            [row.read.want for row in active.values()],
+        running.read()
+        yield from running.done()
+
+
+class Driver(Generic[K, T]):
+    """Rows on their way, each known by a key; `len` counts those that still read."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._active: dict[K, _Row[T]] = {}
+        self._done: list[tuple[K, T | GemmaError]] = []
+
+    def __len__(self) -> int:
+        return len(self._active)
+
+    def keys(self) -> list[K]:
+        return list(self._active)
+
+    def join(self, key: K, job: Callable[[], Reads[T]]) -> None:
+        """Starts a job, which reads with the others from now on, or is done at once."""
+        row = _Row(job)
+        self._advance(key, row, None)
+
+    def read(self) -> None:
+        """One read for each row that is on its way."""
+        active = list(self._active.items())
+        results = self._engine.read(
+            [row.read.session for _, row in active],
+            [row.read.ids for _, row in active],
+            [row.read.want for _, row in active],
         )
-        done = [
-            place
-            for (place, row), result in zip(active.items(), results, strict=True)
-            if not row.advance(None if result is None else engine.numpy(result))
-        ]
-        for place in done:
-            yield place, active.pop(place).outcome
+        for (key, row), result in zip(active, results, strict=True):
+            self._advance(key, row, None if result is None else self._engine.numpy(result))
+
+    def done(self) -> list[tuple[K, T | GemmaError]]:
+        """(key, what came of it or the error that ended it) of rows that ended since last asked."""
+        done, self._done = self._done, []
+        return done
+
+    def _advance(self, key: K, row: _Row[T], result: Any) -> None:
+        if row.advance(result):
+            self._active[key] = row
+        else:
+            self._active.pop(key, None)
+            self._done.append((key, row.outcome))
 
 
 def _without_frames(error: GemmaError) -> GemmaError:

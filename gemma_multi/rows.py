@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gemma_multi.chat_template import ROLES, encode_answered, fold_system, split_system
+from gemma_multi.chat_template import ROLES, encode_answered, fold_system
 from gemma_multi.errors import DataError, OptionError
 from gemma_multi.files import unique_keys
 from gemma_multi.tokenizer import Tokenizer
-from gemma_multi.tools import Call, Tool, encode_with_tools, read_tools
+from gemma_multi.tools import Tool, encode_with_tools, read_conversation, read_tools
 
 Data = str | Path | Iterable[Mapping[str, Any]]
 KINDS = {
@@ -30,9 +30,6 @@ KINDS = {
     "tools": {"tools", "messages"},
 }
 _EXPECTED = "expected 'messages' (and 'tools'), or 'prompt' and 'completion', or 'text'"
-# what may follow a turn, in a row with tools
-_AFTER = {"": ("user",), "user": ("model", "calls"), "calls": ("tool",), "model": ("user",),
-          "tool": ("model", "calls")}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -136,62 +133,11 @@ def read_row(raw: Any, line: int = 0) -> Row:
 
 def _with_tools(given: Any, messages: Any, line: int) -> Row:
     tools = read_tools(given)
-    if not isinstance(messages, list | tuple) or not messages:
-        raise OptionError("'messages' is empty or no list, expected {'role', 'content'} objects")
-    system, rest = split_system(messages)
-    turns: list[tuple[str, Any]] = []
-    for i, message in enumerate(rest):
-        before = turns[-1] if turns else ("", "")
-        turn = _turn(i, message, before[1], {tool.name: tool for tool in tools})
-        if turn[0] not in _AFTER[before[0]]:
-            expected = " or ".join(_AFTER[before[0]])
-            raise OptionError(f"message {i} is of {turn[0]!r}, but it is the turn of {expected}")
-        turns.append(turn)
+    system, turns = read_conversation(messages, tools)
     if not turns or turns[-1][0] not in ("model", "calls"):
         raise OptionError("has no answer: its last message is not the model's")
     roles = tuple(message["role"] for message in messages)
     return Row(tuple(turns), "", roles, line, tools, system)
-
-
-def _turn(i: int, message: Any, before: Any, tools: Mapping[str, Tool]) -> tuple[str, Any]:
-    """A message of a row with tools as (user|model|calls|tool, its content)."""
-    keys = set(message) if isinstance(message, Mapping) else set()
-    role = ROLES.get(message["role"], message["role"]) if "role" in keys else None
-    if role == "model" and keys == {"role", "calls"}:
-        calls = message["calls"]
-        if not isinstance(calls, list | tuple) or not calls:
-            raise OptionError(f"message {i}: 'calls' is empty or no list")
-        return "calls", tuple(_call(i, call, tools) for call in calls)
-    if keys != {"role", "content"}:
-        raise OptionError(
-            f"message {i} is {message!r}, expected 'role' and 'content', or of a model 'calls'"
-        )
-    content = message["content"]
-    if role == "tool":
-        if not isinstance(content, list | tuple) or len(content) != len(before):
-            raise OptionError(f"message {i}: expected a list of {len(before)} results")
-        return "tool", list(content)
-    if role not in ("user", "model"):
-        raise OptionError(f"message {i} has role {message['role']!r}, expected user, model or tool")
-    return role, _text(message, "content").strip()
-
-
-def _call(i: int, call: Any, tools: Mapping[str, Tool]) -> Call:
-    if not isinstance(call, Mapping) or set(call) != {"name", "arguments"}:
-        raise OptionError(f"message {i} calls {call!r}, expected 'name' and 'arguments'")
-    tool, arguments = tools.get(call["name"]), call["arguments"]
-    if tool is None:
-        raise OptionError(f"message {i} calls {call['name']!r}, which is not among its tools")
-    if not isinstance(arguments, Mapping):
-        raise OptionError(f"message {i}: the arguments of {tool.name!r} are {arguments!r}")
-    known, required = tool.parameters.get("properties", {}), tool.parameters.get("required", ())
-    for name in required:
-        if name not in arguments:
-            raise OptionError(f"message {i}: a call of {tool.name!r} lacks {name!r}")
-    for name in arguments:
-        if name not in known:
-            raise OptionError(f"message {i}: {tool.name!r} has no parameter {name!r}")
-    return Call(tool.name, dict(arguments))
 
 
 def _conversation(messages: Any, line: int) -> Row:

@@ -22,6 +22,7 @@ from gemma_multi.generation import (
     FinishReason,
     GenerationResult,
     PromptLookup,
+    TokenLogprobs,
     answer,
 )
 from gemma_multi.reads import Read, Reads, next_read
@@ -44,6 +45,11 @@ class TextStream:
             raise OptionError(
                 f"a stop text may cut off what {constraint.kind} asks for; give one of the two"
             )
+        if constraint is not None and options.logprobs is not None:
+            raise OptionError(
+                f"logprobs cannot be had where {constraint.kind} decides about tokens: those that "
+                "follow without a choice have none; give one of the two"
+            )
         self._prompt_tokens, self._reused = len(prompt) + session.length, reused
         self._prefill = self._decode = 0.0  # seconds
         self._constraint, self._parsed = constraint, None
@@ -53,7 +59,7 @@ class TextStream:
             options, [*session.ids.tolist(), *prompt], model.stop_ids,
             vocabulary=model.tokenizer.vocab_size, context_length=session.context_length,
             matcher=constraint.matcher(model.tokenizer, model.stop_ids) if constraint else None,
-            ahead=model.engine.steps_ahead,
+            ahead=model.engine.steps_ahead, tie=model.engine.tie,
         )  # fmt: skip
         self._text: list[str] = []  # what was said
         self._tokens_said = 0  # tokens up to there
@@ -93,13 +99,16 @@ class TextStream:
         self._end()
         raise StopIteration
 
-    def whole(self) -> Reads[GenerationResult]:
-        """The reads of all of it, and its result: for a driver of many."""
+    def whole(self, heard: Callable[[str, int], None] | None = None) -> Reads[GenerationResult]:
+        """The reads of all of it, and its result: for a driver of many. `heard` is told each piece
+        as it comes, and how many tokens have come up to there."""
         while self._reads is not None:
             started = time.perf_counter()
             self._go_on((yield self._read) if self._read else None, started)
-        while self._pieces:
-            self._say()
+            while self._pieces:
+                piece = self._say()
+                if heard is not None:
+                    heard(piece, self._tokens_said)
         self._end()
         return self.result
 
@@ -138,7 +147,15 @@ class TextStream:
             calls=self._parsed or () if self._is_for_tools else (),
             forced_tokens=decoding.forced_tokens,
             reused_tokens=self._reused,
+            guessed_tokens=decoding.guessed_tokens,
+            near_ties=tuple(decoding.near_ties),
+            logprobs=tuple(decoding.logprobs),
         )
+
+    @property
+    def logprobs(self) -> Sequence[TokenLogprobs]:
+        """Those of the tokens so far, if they were asked for."""
+        return self._decoding.logprobs
 
     @property
     def _is_for_tools(self) -> bool:

@@ -6,6 +6,7 @@ import http.server
 import json
 import os
 import queue
+import re
 import shutil
 import subprocess
 import threading
@@ -29,6 +30,27 @@ WEBGPU = (
     "--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--enable-features=Vulkan",
     "--use-vulkan=swiftshader", "--ignore-gpu-blocklist",
 )  # fmt: skip
+
+
+PHONE, DESK = 390, 1200  # CSS pixels
+
+# Shows the page in a frame as wide as a screen, measures it, and leaves the figures in the title.
+_FRAME = """<!doctype html><iframe id="f" width="%d" height="800" style="border:0"></iframe>
+<script>
+const frame = document.getElementById("f");
+frame.onload = () => {
+  const page = frame.contentDocument, root = page.documentElement;
+  const wide = [...page.querySelectorAll("svg")].map(s => s.getBoundingClientRect().width);
+  const words = [...page.querySelectorAll("svg text")].map(t => t.getBoundingClientRect());
+  const look = frame.contentWindow.getComputedStyle(page.body);
+  const ink = frame.contentWindow.getComputedStyle(page.querySelector("svg text"));
+  document.title = JSON.stringify({scroll: root.scrollWidth, plots: wide, words: words.length,
+    smallest: Math.min(...words.map(r => r.height)),
+    paper: look.backgroundColor, ink: look.color, plot_ink: ink.fill,
+    heading: page.querySelector("h1").textContent});
+};
+frame.src = "%s";
+</script>"""
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
@@ -86,3 +108,26 @@ def in_a_browser(folder: Path, page: Path, *flags: str) -> dict[str, Any]:
             pytest.fail(f"the page told nothing: {seen.communicate()[1][-2000:]}")
         finally:
             seen.kill()
+
+
+def looks(page: Path) -> dict[tuple[int, bool], dict[str, Any]]:
+    """What a page looks like by (width, dark): on a phone and at a desk, light and dark."""
+    for width in (PHONE, DESK):
+        page.with_name(f"{width}.html").write_text(_FRAME % (width, page.name))
+    with served(page.parent) as address:
+        return {
+            (width, dark): _look(f"{address}/{width}.html", dark, page.parent / f"{width}{dark}")
+            for width in (PHONE, DESK) for dark in (False, True)
+        }  # fmt: skip
+
+
+def _look(url: str, dark: bool, profile: Path) -> dict[str, Any]:
+    with browse(
+        url, profile, "--disable-gpu", f"--blink-settings=preferredColorScheme={0 if dark else 1}",
+        "--window-size=1300,900", "--virtual-time-budget=10000", "--dump-dom",
+    ) as browser:  # fmt: skip
+        page, said = browser.communicate(timeout=120)
+    title = re.search("<title>(.*?)</title>", page)
+    assert title, said[-2000:]
+    found: dict[str, Any] = json.loads(title.group(1))
+    return found

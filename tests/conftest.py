@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from software_gpu import environment
 from tiny import tiny_checkpoint
 
 from gemma_multi.exporters import save
+
+os.environ["GEMMA_MULTI_VERIFY"] = "0"  # hundreds of exports; test_verifying.py asks for it
 
 
 @pytest.fixture(scope="session")

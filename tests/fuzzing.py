@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -59,13 +60,43 @@ def fuzz(
 def open_mutations(
     source: Path, work: Path, seed: str, count: int, mutations: Sequence[Mutation]
 ) -> None:
-    """Opens and reads as many mutated copies, and prints a line for each: which it is, `refused` or
-    `read`, and the message. A crash, an error that is no GemmaError, twenty seconds or a gigabyte
-    of memory end the process with a failure."""
+    """Opens and reads as many mutated copies of a file; see `_open_each`."""
+    original = source.read_bytes()
+
+    def make(rng: random.Random, i: int) -> tuple[str, Path]:
+        mutate = rng.choice(mutations)
+        path = work / f"{i}{source.suffix}"
+        path.write_bytes(bytes(mutate(rng, bytearray(original))))
+        return mutate.__name__, path
+
+    _open_each(source, work, seed, count, make, Path.unlink)
+
+
+def open_directory_mutations(
+    source: Path, work: Path, seed: str, count: int,
+    mutations: Sequence[Callable[[random.Random, Path], None]],
+) -> None:  # fmt: skip
+    """The same of a directory."""
+
+    def make(rng: random.Random, i: int) -> tuple[str, Path]:
+        mutate = rng.choice(mutations)
+        path = Path(shutil.copytree(source, work / str(i)))
+        mutate(rng, path)
+        return mutate.__name__, path
+
+    _open_each(source, work, seed, count, make, shutil.rmtree)
+
+
+def _open_each(
+    source: Path, work: Path, seed: str, count: int,
+    make: Callable[[random.Random, int], tuple[str, Path]], remove: Callable[[Path], None],
+) -> None:  # fmt: skip
+    """Prints a line for each: which it is, `refused` or `read`, and the message. A crash, an error
+    that is no GemmaError, twenty seconds or a gigabyte of memory end the process with a failure."""
     from gemma_multi import open_checkpoint
     from gemma_multi.errors import GemmaError
 
-    original, rng = source.read_bytes(), random.Random(seed)
+    rng = random.Random(seed)
     work.mkdir()
     checkpoint = open_checkpoint(source)
     for name in checkpoint.tensors:  # whatever is imported on the way is there
@@ -74,10 +105,8 @@ def open_mutations(
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + GIGABYTE, used + GIGABYTE))
     for i in range(count):
-        mutate = rng.choice(mutations)
-        path = work / f"{i}{source.suffix}"
-        path.write_bytes(bytes(mutate(rng, bytearray(original))))
-        print(f"{i} {mutate.__name__}", file=sys.stderr, flush=True)
+        mutation, path = make(rng, i)
+        print(f"{i} {mutation}", file=sys.stderr, flush=True)
         signal.alarm(20)
         try:
             opened = open_checkpoint(path)
@@ -89,5 +118,5 @@ def open_mutations(
             outcome, message = "refused", str(error)
         signal.alarm(0)
         assert outcome == "read" or str(path) in message, message
-        print(f"{mutate.__name__}\t{outcome}\t{message[:160]!r}")
-        path.unlink()
+        print(f"{mutation}\t{outcome}\t{message[:160]!r}")
+        remove(path)

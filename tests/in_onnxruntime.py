@@ -15,7 +15,7 @@ class Exported:
     """A directory in onnxruntime, with float32 or float16 caches as it wants them."""
 
     def __init__(self, directory: Path) -> None:
-        (self.file,) = (directory / "onnx").iterdir()
+        (self.file,) = (directory / "onnx").glob("*.onnx")  # weights may lie beside it
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 2
         self.session = onnxruntime.InferenceSession(str(self.file), options)

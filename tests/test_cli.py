@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +41,16 @@ def test_generate_from_an_argument_and_from_a_pipe() -> None:
     piped = run("generate", "--seed", "1", "-b", "mlx", given=STORY)
     assert piped.stdout == argument.stdout
     assert piped.stderr == ""
+
+
+def test_help_lists_commands_by_what_they_are_for_and_ship_first() -> None:
+    said = run("--help").stdout
+    assert max(map(len, said.splitlines())) <= 80
+    titles = re.findall(r"^(\w+):\n  (\w+) ", said, re.MULTILINE)
+    assert titles == [
+        ("Ask", "generate"), ("Train", "ship"), ("Files", "quantize"),
+        ("Serve", "serve"), ("Check", "parity"),
+    ]  # fmt: skip
 
 
 def test_generate_json_is_one_object() -> None:
@@ -111,7 +122,11 @@ def test_quantize_then_info(tiny_directory: Path, tmp_path: Path) -> None:
 
 
 def test_doctor_tries_each_backend() -> None:
-    found = json.loads(run("doctor", "--json").stdout)
+    shown = json.loads(run("doctor", "--json").stdout)
+    assert shown["machine"]["cores"] >= 1
+    assert shown["machine"]["bytes_per_second"] > 1e9
+    found = shown["backends"]
+    assert all(backend["tokens_per_second"] > 0 for backend in found.values())
     assert found["mlx"]["works"]
     assert found["keras"]["works"]
     assert found["litert"]["works"]
@@ -119,7 +134,18 @@ def test_doctor_tries_each_backend() -> None:
     assert found["keras"]["gpu"] == "none" or found["keras"]["device"] == "gpu"
     table = run("doctor").stdout
     assert "pip install" in table
+    assert "Gemma 3 270M in int4: at most" in table
     assert all(len(line) <= 80 for line in table.splitlines())
+    assert len(table.splitlines()) <= 10
+
+
+def test_doctor_verifies_a_backend() -> None:
+    done = run("doctor", "-b", "litert", "--verify")
+    assert done.returncode == 0, done.stderr
+    (line,) = (line for line in done.stdout.splitlines() if "trust" in line)
+    assert line.startswith("litert   can be trusted: 7 checks in ")
+    assert "\x1b" not in done.stdout
+    assert_refused(run("doctor", "-b", "abacus"), "unknown backend 'abacus'")
 
 
 def test_demo_says_whether_all_agree() -> None:

@@ -20,7 +20,7 @@ from gemma_multi.transforms import quantize_checkpoint, to_precision
 
 # those that hold the int4 grid and are read back; options that keep a tiny model's export small
 GRID = {"mlx": "", "gguf": ".gguf", "tflite": ".tflite", "litertlm": ".litertlm"}
-DENSE = ("huggingface", "mlx", "gguf")
+DENSE = ("huggingface", "mlx", "gguf", "keras", "jax")
 
 
 def written(source: Path | Checkpoint, format: str, directory: Path) -> gemma_multi.Conversion:

@@ -137,7 +137,7 @@ class TestOptions:
             ({"seed": 1 << 64}, "seed is 18446744073709551616"),
             ({"stop": [""]}, "stop is"),
             ({"stop": [3]}, "stop is"),
-            ({"maxtokens": 3}, "unknown option 'maxtokens', expected one of max_tokens"),
+            ({"maxtokens": 3}, "unknown option 'maxtokens', expected one of logprobs, max_tokens"),
         ],
     )
     def test_a_bad_option_is_named(self, given: dict[str, Any], message: str) -> None:
@@ -164,10 +164,12 @@ def engine() -> Engine:
     return create_engine(tiny_checkpoint(), "mlx", "float32")
 
 
-def decoding(session: Session, prompt: list[int], stops: Any = (), **given: Any) -> Decoding:
+def decoding(
+    session: Session, prompt: list[int], stops: Any = (), tie: float = 0.0, **given: Any
+) -> Decoding:
     return Decoding(
         options(**given), [*session.ids.tolist(), *prompt], stops,
-        context_length=session.context_length,
+        context_length=session.context_length, tie=tie,
     )  # fmt: skip
 
 
@@ -371,6 +373,32 @@ class TestPromptLookup:
         read = session.ids.tolist()
         assert read == [*prompt, *tokens][: len(read)]
         assert len(read) >= len(prompt) + len(tokens) - 1
+
+    def test_what_is_nearly_as_likely_after_a_guess_is_noted(self) -> None:
+        """With a tie as wide as half of all leads, those positions and no others, by the logits
+        of a whole read; and none where nothing was guessed, or tokens are drawn."""
+        engine = create_engine(tiny_checkpoint(), "keras", "float32")
+        prompt = [2, *([40, 50, 60, 70, 80, 90] * 6)]
+
+        def answer(tie: float, lookup: bool, **given: Any) -> tuple[list[int], Decoding]:
+            session = engine.session()
+            state = decoding(session, prompt, max_tokens=60, tie=tie, **given)
+            guesses = PromptLookup(prompt) if lookup else None
+            return list(generate_tokens(session, prompt, state, lookup=guesses)), state
+
+        tokens, state = answer(0.0, True, temperature=0.0)
+        assert state.guessed_tokens > 0
+        assert state.near_ties == []
+        best = np.sort(engine.session().read([*prompt, *tokens], ALL)[len(prompt) - 1 :])[:, -2:]
+        leads = (best[:, 1] - best[:, 0])[: len(tokens)]
+        tie = float(np.median(leads)) + 1e-4
+        again, state = answer(tie, True, temperature=0.0)
+        assert again == tokens
+        first = min(state.near_ties)  # what came before the first guess was read is not looked at
+        assert state.near_ties == [at for at in np.flatnonzero(leads < tie) if at >= first]
+        assert len(state.near_ties) > len(tokens) // 4
+        assert answer(tie, False, temperature=0.0)[1].near_ties == []
+        assert answer(tie, True, temperature=0.5, seed=1)[1].near_ties == []
 
     def test_it_takes_fewer_reads_where_the_text_copies(self) -> None:
         """Of a model that says what its prompt said: each guess is right."""

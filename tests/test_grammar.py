@@ -199,8 +199,8 @@ def test_an_int4_model_is_no_hugging_face_directory_unless_made_dense(tmp_path: 
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"format": "gguf2"}, "format is 'gguf2', expected one of gguf, huggingface, keras, litertlm, "
-      "mlx, onnx, sbs, tflite"),
+    [({"format": "gguf2"}, "format is 'gguf2', expected one of gguf, huggingface, jax, keras, "
+      "litertlm, mlx, onnx, sbs, tflite"),
      ({"format": "mlx", "cache": "int8"}, "format 'mlx' takes no option 'cache'; expected one of"),
      ({"format": "mlx", "precision": "int3"}, "unknown precision 'int3'")],
 )  # fmt: skip

@@ -5,10 +5,12 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
+from needs import missing
 
 import gemma_multi
 from gemma_multi.sources import BUNDLED
@@ -84,6 +86,17 @@ def test_the_wheel_carries_the_model_the_types_and_the_exporters(tmp_path: Path)
     assert not any(name.startswith(("tests", "benchmarks", "exporters/")) for name in names)
     (entries,) = (n for n in names if n.endswith("entry_points.txt"))
     assert "[pytest11]" in zipfile.ZipFile(wheel).read(entries).decode()
+
+
+def test_the_source_package_has_all_that_the_repository_has(tmp_path: Path) -> None:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        missing("this is no clone: git does not say what belongs to it")
+    command = [sys.executable, "-m", "build", "--sdist", "--outdir", str(tmp_path), str(ROOT)]
+    subprocess.run(command, check=True, capture_output=True)
+    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
+        packed = {name.partition("/")[2] for name in archive.getnames()}
+    assert set(listed.stdout.splitlines()) <= packed
 
 
 def test_the_bundled_model_is_what_was_promised() -> None:

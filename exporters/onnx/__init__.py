@@ -34,7 +34,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -66,7 +66,6 @@ _DTYPES = {
     ("int8", "int8"): ("q8", "_quantized"),
 }
 PRECISIONS = tuple(dict.fromkeys(precision for precision, _ in _DTYPES))
-_LARGEST = (1 << 31) - (1 << 20)  # bytes; a protobuf ends at 2 GiB
 
 
 @dataclass(frozen=True)
@@ -144,11 +143,6 @@ def _write(
     )
     graph = Graph()
     DecoderWriter(graph, config, chosen.dtype, chosen.context_length, linear, gains).write()
-    if graph.nbytes > _LARGEST:
-        raise OptionError(
-            f"as {chosen.precision} the model takes {graph.nbytes / 1e9:.1f} GB, but an .onnx file "
-            "holds less than 2.1; use a smaller precision"
-        )
     provenance = checkpoint.provenance.modified(
         f"exported to ONNX as {chosen.precision} with {chosen.activations} activations, context "
         f"length {chosen.context_length}"
@@ -157,8 +151,8 @@ def _write(
     writing = progress if checkpoint is given else silent  # else a bar would run twice
     with new_directory(output) as temporary:
         (temporary / FOLDER).mkdir()
-        graph.write(temporary / FOLDER / name, f"Gemma 3, {dtype}", notes, writing)
-        _write_companions(checkpoint, provenance, chosen, temporary)
+        beside = graph.write(temporary / FOLDER / name, f"Gemma 3, {dtype}", notes, writing)
+        _write_companions(checkpoint, provenance, chosen, beside, temporary)
     size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
     return ExportReport(
         output, size, EXPORTER.format, chosen.precision, chosen.context_length, refitted
@@ -166,14 +160,18 @@ def _write(
 
 
 def _write_companions(
-    checkpoint: Checkpoint, provenance: Provenance, chosen: _Choice, directory: Path
+    checkpoint: Checkpoint,
+    provenance: Provenance,
+    chosen: _Choice,
+    beside: int,
+    directory: Path,
 ) -> None:
-    """What lies beside the graph."""
+    """What lies beside the graph, which has weights in so many files beside it."""
     config = checkpoint.config.replace(max_position_embeddings=chosen.context_length)
-    write_json(
-        directory / CONFIG_FILE,
-        {**config.to_dict(), "transformers.js_config": {"dtype": chosen.names[0]}},
-    )
+    theirs: dict[str, Any] = {"dtype": chosen.names[0]}
+    if beside:
+        theirs["use_external_data_format"] = beside
+    write_json(directory / CONFIG_FILE, {**config.to_dict(), "transformers.js_config": theirs})
     write_generation_config(checkpoint, directory)
     write_tokenizer_json(checkpoint, directory, chosen.context_length)
     write_account(checkpoint, provenance, directory, "transformers.js", chosen.precision)

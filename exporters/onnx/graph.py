@@ -3,16 +3,20 @@
 onnx's own way holds every weight twice before the first byte is on the disk. Here a weight is made
 when it is its turn to be written: `onnx` serialises the nodes, and around them stand the few bytes
 by which protobuf marks a field and its length. What is written parses as if onnx had written it.
+
+A protobuf ends at 2 GiB. Weights beyond that go into files beside it, "external data" as ONNX calls
+it, of less than 2 GiB each for browsers, with the names that Transformers.js looks for.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import onnx
@@ -22,6 +26,8 @@ from gemma_multi.progress import Report
 
 MICROSOFT = "com.microsoft"  # onnxruntime's operators beyond the standard
 OPSET, IR_VERSION = 18, 9
+LARGEST = (1 << 31) - (1 << 20)  # bytes; a protobuf ends at 2 GiB
+_ALIGNMENT = 4096  # of what is mapped
 _OPSETS = {"": OPSET, MICROSOFT: 1}
 # fields of onnx.proto: number << 3 | 2 for what has a length
 _MODEL_GRAPH, _GRAPH_INITIALIZER, _TENSOR_RAW_DATA = b"\x3a", b"\x2a", b"\x4a"
@@ -91,8 +97,9 @@ class Graph:
         self._nodes.append(made)
         return outputs
 
-    def write(self, path: Path, name: str, notes: Mapping[str, str], progress: Report) -> None:
-        """The file, forced to the disk. `notes` go along as its metadata."""
+    def write(self, path: Path, name: str, notes: Mapping[str, str], progress: Report) -> int:
+        """The file, forced to the disk, and how many files beside it hold weights: none, where it
+        takes at most `LARGEST` bytes. `notes` go along as its metadata."""
         graph = helper.make_graph(self._nodes, name, self._inputs, self._outputs)
         opsets = [helper.make_opsetid(*opset) for opset in _OPSETS.items()]
         model = onnx.ModelProto(
@@ -100,20 +107,60 @@ class Graph:
         )
         helper.set_model_props(model, dict(notes))
         nodes = graph.SerializeToString()
-        heads = [(one, _head(one)) for one in self._initializers.values()]
-        tensors = sum(len(_sized(head, one.nbytes)) + one.nbytes for one, head in heads)
-        with path.open("wb") as file:
+        done, total = 0, self.nbytes
+
+        def write_values(file: BinaryIO, one: Initializer) -> None:
+            nonlocal done
+            for part in one.make():
+                done += file.write(_bytes(part, one.dtype))
+                progress(done, total)
+
+        beside = self._beside(path) if total > LARGEST else {}
+        for file_path, places in beside.items():
+            with _forced(file_path) as file:
+                for one, offset in places:
+                    file.write(bytes(offset - file.tell()))
+                    write_values(file, one)
+        outside = {one.name: _external(one, file_path.name, offset)
+                   for file_path, places in beside.items() for one, offset in places}  # fmt: skip
+        inside = [(one, _head(one)) for one in self._initializers.values()
+                  if one.name not in outside]  # fmt: skip
+        size = sum(len(_sized(head, one.nbytes)) + one.nbytes for one, head in inside)
+        size += sum(len(_sized(tensor, 0)) for tensor in outside.values())
+        with _forced(path) as file:
             file.write(model.SerializeToString())
-            file.write(_MODEL_GRAPH + _length(len(nodes) + tensors) + nodes)
-            done, total = 0, self.nbytes
-            for one, head in heads:
+            file.write(_MODEL_GRAPH + _length(len(nodes) + size) + nodes)
+            file.writelines(_sized(tensor, 0) for tensor in outside.values())
+            for one, head in inside:
                 file.write(_sized(head, one.nbytes))
-                for part in one.make():
-                    done += file.write(_bytes(part, one.dtype))
-                    progress(done, total)
-            assert done == total
-            file.flush()
-            os.fsync(file.fileno())
+                write_values(file, one)
+        assert done == total
+        return len(beside)
+
+    def _beside(self, path: Path) -> dict[Path, list[tuple[Initializer, int]]]:
+        """File -> the weights in it and where."""
+        found: dict[Path, list[tuple[Initializer, int]]] = {}
+        end = LARGEST  # of a file that is full
+        for one in self._initializers.values():
+            if one.nbytes < _ALIGNMENT:
+                continue  # shapes, norms: read with the nodes
+            begin = end + -end % _ALIGNMENT
+            if begin + one.nbytes > LARGEST:
+                number = f"_{len(found)}" if found else ""
+                found[path.with_name(f"{path.name}_data{number}")] = []
+                begin = 0
+            found[next(reversed(found))].append((one, begin))
+            end = begin + one.nbytes
+        return found
+
+
+@contextmanager
+def _forced(path: Path) -> Iterator[BinaryIO]:
+    """A new file, on the disk when the block ends."""
+    with path.open("wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _described(name: str, dtype: Any, shape: Iterable[int | str]) -> onnx.ValueInfoProto:
@@ -126,6 +173,17 @@ def _head(one: Initializer) -> bytes:
     kind = helper.np_dtype_to_tensor_dtype(one.dtype)
     tensor = onnx.TensorProto(dims=one.shape, data_type=kind, name=one.name)
     return bytes(tensor.SerializeToString()) + _TENSOR_RAW_DATA + _length(one.nbytes)
+
+
+def _external(one: Initializer, file: str, offset: int) -> bytes:
+    """A tensor's message, whose data are in another file."""
+    kind = helper.np_dtype_to_tensor_dtype(one.dtype)
+    tensor = onnx.TensorProto(
+        dims=one.shape, data_type=kind, name=one.name, data_location=onnx.TensorProto.EXTERNAL
+    )
+    for key, value in (("location", file), ("offset", offset), ("length", one.nbytes)):
+        tensor.external_data.add(key=key, value=str(value))
+    return bytes(tensor.SerializeToString())
 
 
 def _sized(head: bytes, nbytes: int) -> bytes:

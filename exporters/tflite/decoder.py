@@ -44,8 +44,8 @@ from gemma_multi.formats.tflite.layout import (
     TOKENS,
     TRACE,
     cache_names,
-    cache_positions,
     cache_scale_names,
+    cache_shapes,
     gain_name,
 )
 
@@ -72,13 +72,14 @@ def add_signatures(
 
 @dataclass
 class _LayerCache:
-    """A layer's keys or values: as they came in, or with this call's rows once written."""
+    """A layer's keys or values: as they came in, or with this call's once written."""
 
     name: str
-    rows: Value  # f32 or i8 [1, KV, positions, H]
+    held: Value  # f32 or i8, see `layout.cache_shapes`
+    axis: int  # of positions
     scale_name: str = ""
     scales: Value | None = None  # f32[1, KV, 1, positions], of an int8 cache
-    new: Value | None = None  # of the type of `rows`: [1, KV, T, H]
+    new: Value | None = None  # as `held`, but of this call's T positions
     new_scales: Value | None = None  # f32[1, KV, 1, T]
 
 
@@ -123,7 +124,7 @@ class _Decoder:
             for cache in self.caches[i]:
                 if not self.writes_first:
                     self._write(cache, ring=config.is_sliding(i))
-                graph.output(cache.name, cache.rows)
+                graph.output(cache.name, cache.held)
                 if cache.scales is not None:
                     graph.output(cache.scale_name, cache.scales)
         graph.finish()
@@ -202,10 +203,10 @@ class _Decoder:
         if self.writes_first:
             self._write(keys, sliding)
             self._write(values, sliding)
-        scores = graph.matmul(q, self._plain(keys), transpose_b=True)
+        scores = self._products(q, self._plain(keys))
         if keys.scales is not None:
             scores = graph.multiply(scores, keys.scales)
-        kept = keys.rows.shape[2]
+        kept = keys.held.shape[keys.axis]
         if not self.writes_first:
             scores = graph.concatenate([scores, graph.matmul(q, k, transpose_b=True)], -1)
         scores = graph.reshape(scores, (heads, t, scores.shape[-1]))
@@ -216,11 +217,19 @@ class _Decoder:
         before = graph.slice(shares, 3, 0, kept)
         if values.scales is not None:
             before = graph.multiply(before, values.scales)
-        mixed = graph.matmul(before, self._plain(values))
+        mixed = self._products(before, self._plain(values))
         if not self.writes_first:
-            mixed = graph.add(mixed, graph.matmul(graph.slice(shares, 3, kept, t), v))
+            own = graph.slice(shares, 3, kept, t)
+            mixed = graph.add(mixed, graph.matmul(own, v, transpose_b=True))
         mixed = graph.transpose(graph.reshape(mixed, (heads, t, width)), by_head)
         return graph.reshape(mixed, (t, heads * width))
+
+    def _products(self, rows: Value, held: Value) -> Value:
+        """`f32[1, KV, M, K]` and `[1, KV, N, K]` of a cache, row by row: `[1, KV, M, N]`."""
+        if self.count > 1:
+            return self.graph.matmul(rows, held, transpose_b=True)
+        turned = self.graph.matmul(held, rows, transpose_b=True)  # see `layout.cache_shapes`
+        return self.graph.transpose(turned, (0, 1, 3, 2))
 
     def _rotate(self, x: Value, sliding: bool) -> Value:
         graph, half = self.graph, self.config.head_dim // 2
@@ -232,15 +241,14 @@ class _Decoder:
 
     def _cache_input(self, layer: int, which: int) -> _LayerCache:
         graph, config = self.graph, self.config
-        positions = cache_positions(config, layer, self.shape.context_length)
-        shape = (1, config.num_key_value_heads, positions, config.head_dim)
-        name = cache_names(layer)[which]
+        shape = cache_shapes(config, layer, self.shape.context_length)[which]
+        name, axis = cache_names(layer)[which], 2 + which
         if not self.shape.int8_global_caches or config.is_sliding(layer):
-            return _LayerCache(name, graph.input(name, shape))
+            return _LayerCache(name, graph.input(name, shape), axis)
         scale = cache_scale_names(layer)[which]
         old = graph.input(name, shape, np.int8)
-        scales = graph.input(scale, (1, config.num_key_value_heads, 1, positions))
-        return _LayerCache(name, old, scale, scales)
+        scales = graph.input(scale, (1, config.num_key_value_heads, 1, shape[axis]))
+        return _LayerCache(name, old, axis, scale, scales)
 
     def _plain(self, cache: _LayerCache) -> Value:
         """The cache as numbers; an int8 one without its scales, which are multiplied in later.
@@ -249,46 +257,54 @@ class _Decoder:
         something else and asks for positions squared of memory.
         """
         if cache.scales is None:
-            return cache.rows
-        return self.graph.cast(cache.rows, np.float32)
+            return cache.held
+        return self.graph.cast(cache.held, np.float32)
 
-    def _remember(self, cache: _LayerCache, new: Value) -> Value:
-        """Sets what will be written; returns it as later calls will see it."""
+    def _remember(self, cache: _LayerCache, rows: Value) -> Value:
+        """`f32[1, KV, T, H]`: sets what will be written; returns it as later calls will see it, in
+        the cache's order."""
+        graph, turn = self.graph, (0, 1, 3, 2)
         if cache.scales is None:
-            cache.new = new
-            return new
-        graph = self.graph
-        largest = graph.maximum(graph.max_last(graph.absolute(new)), 1e-6)
+            cache.new = rows if cache.axis == 2 else graph.transpose(rows, turn)
+            return cache.new
+        largest = graph.maximum(graph.max_last(graph.absolute(rows)), 1e-6)
         scales = graph.multiply(largest, 1 / _INT8_MAX)
-        cache.new = graph.to_int8(graph.divide(new, scales))
-        cache.new_scales = graph.transpose(scales, (0, 1, 3, 2))
+        rows, cache.new_scales = graph.divide(rows, scales), graph.transpose(scales, turn)
+        if cache.axis == 3:
+            rows, scales = graph.transpose(rows, turn), cache.new_scales
+        cache.new = graph.to_int8(rows)
         return graph.multiply(graph.cast(cache.new, np.float32), scales)
 
     def _write(self, cache: _LayerCache, ring: bool) -> None:
-        """Puts this call's rows into the cache."""
+        """Puts this call's positions into the cache."""
         assert cache.new is not None
         graph = self.graph
         if ring and not self.writes_first:
-            cache.rows = self._write_ring(cache.rows, cache.new)
+            cache.held = self._write_ring(cache.held, cache.new, cache.axis)
             return
         slot = self.positions.start
         if ring:
             slot = graph.floor_mod(slot, np.int32(self.positions.ring))
-        row_axis, scale_axis = np.eye(4, dtype=np.int32)[2:]
-        cache.rows = graph.update_slice(cache.rows, cache.new, graph.multiply(slot, row_axis))
+        axes = np.eye(4, dtype=np.int32)
+        at = graph.multiply(slot, axes[cache.axis])
+        cache.held = graph.update_slice(cache.held, cache.new, at)
         if cache.scales is not None and cache.new_scales is not None:
-            at = graph.multiply(slot, scale_axis)
+            at = graph.multiply(slot, axes[3])
             cache.scales = graph.update_slice(cache.scales, cache.new_scales, at)
 
-    def _write_ring(self, old: Value, new: Value) -> Value:
-        """Many rows at once: each slot takes the last real row that belongs to it, if any.
+    def _write_ring(self, old: Value, new: Value, axis: int) -> Value:
+        """Many positions at once: each slot takes the last real one that belongs to it, if any.
 
-        Rows are moved by a matrix of zeros and ones, which is exact, and which the CPU delegate
+        They are moved by a matrix of zeros and ones, which is exact, and which the CPU delegate
         can do, as it cannot gather.
         """
         graph = self.graph
         takes, keeps = self.positions.ring_update
-        rows = graph.matmul(takes, new)
+        if axis == 2:
+            taken = graph.matmul(takes, new)
+        else:
+            taken = graph.matmul(new, takes, transpose_b=True)
+            keeps = graph.transpose(keeps, (0, 1, 3, 2))
         # what depends on inputs alone runs first, for all layers at once, and takes 16 MB: wait
-        wait = graph.multiply(graph.slice(rows, 3, 0, 1), 0.0)
-        return graph.add(rows, graph.multiply(graph.add(keeps, wait), old))
+        wait = graph.multiply(graph.slice(taken, 5 - axis, 0, 1), 0.0)
+        return graph.add(taken, graph.multiply(graph.add(keeps, wait), old))

@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from gemma_multi import __version__
-from gemma_multi.cli import apps, ask, check, files, tasks, train
+from gemma_multi.cli import apps, ask, chat, check, doctor, files, serving, tasks, train
 from gemma_multi.errors import GemmaError, TrainingStopped
 
 
@@ -73,16 +73,36 @@ def _fail(message: str) -> int:
     return 2
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Sections(click.Group):
+    """Lists its commands by what they are for, in the order in which they are used."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        widest = formatter.width - 6 - max(map(len, self.commands))
+        for title, commands in _COMMANDS.items():
+            with formatter.section(title):
+                formatter.write_dl(
+                    [(str(one.name), one.get_short_help_str(widest)) for one in commands]
+                )
+
+
+_COMMANDS: dict[str, tuple[click.Command, ...]] = {
+    "Ask": (ask.generate, chat.chat, tasks.classify, tasks.extract, tasks.route),
+    "Train": (train.ship, train.finetune, train.data, train.merge),
+    "Files": (files.quantize, files.export, files.convert, files.push, files.trim, files.info,
+              files.cache),
+    "Serve": (serving.serve, apps.app),
+    "Check": (check.parity, doctor.doctor, check.demo),
+}  # fmt: skip
+
+
+@click.group(cls=_Sections, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 def cli() -> None:
     """Gemma 3 270M: one model on MLX, Keras and LiteRT."""
 
 
-for command in (
-    ask.generate, ask.chat, tasks.classify, tasks.extract, tasks.route, train.finetune, train.data,
-    train.merge, files.quantize, files.export, files.convert, files.push, files.trim, files.info,
-    files.cache, apps.app,
-    check.parity, check.doctor, check.demo,
-):  # fmt: skip
+for command in (one for commands in _COMMANDS.values() for one in commands):
     cli.add_command(command)

@@ -1,9 +1,8 @@
-"""`generate` and `chat`: a model answers."""
+"""`generate`: a model answers once."""
 
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,7 @@ from gemma_multi.cli.common import (
     read_file_or_text,
 )
 from gemma_multi.constraints import ConstraintOptions
-from gemma_multi.errors import ConstraintError, GemmaError, OptionError
+from gemma_multi.errors import GemmaError, OptionError
 from gemma_multi.sampling import GenerationOptions
 from gemma_multi.tools import Tool, read_tools
 
@@ -63,10 +62,10 @@ def generate(
         for call in stream.result.calls:
             print_json(asdict(call))
         return
-    print_json(_facts(stream.run(), model.backend))
+    print_json(answer_facts(stream.run(), model.backend))
 
 
-def _facts(result: GenerationResult, backend: str) -> dict[str, Any]:
+def answer_facts(result: GenerationResult, backend: str) -> dict[str, Any]:
     """An answer for scripts."""
     return {
         "text": result.text,
@@ -74,6 +73,7 @@ def _facts(result: GenerationResult, backend: str) -> dict[str, Any]:
         "finish_reason": result.finish_reason,
         **({} if result.parsed is None else {"parsed": result.parsed}),
         **({"calls": [asdict(call) for call in result.calls]} if result.calls else {}),
+        **({"logprobs": [asdict(one) for one in result.logprobs]} if result.logprobs else {}),
         "prompt_tokens": result.prompt_tokens,
         "generated_tokens": result.generated_tokens,
         "seed": result.seed,
@@ -90,56 +90,3 @@ def _read_tools(value: str) -> tuple[Tool, ...]:
         if isinstance(error, GemmaError):
             raise
         raise OptionError(f"--tools {value}: no JSON: {error}") from None
-
-
-@click.command()
-@click.option("--system", help="Text in front of the conversation.")
-@click.option("--json", "as_json", is_flag=True, help="Each answer as one JSON object on a line.")
-@model_options
-@field_options(ConstraintOptions)
-@field_options(GenerationOptions)
-def chat(system: str | None, as_json: bool, **options: Any) -> None:
-    """Talk to a model. /reset starts anew, Ctrl-C stops an answer, Ctrl-D leaves."""
-    from gemma_multi.terminal import notes, show_stream
-
-    model = load_model(options)
-    conversation = model.chat(system)
-    interactive = sys.stdin.isatty()
-    if interactive:
-        notes.print(
-            f"{model.base.provenance.source} on {model.backend}. "
-            "/reset starts anew, Ctrl-D leaves.",
-            style="dim",
-            markup=False,
-        )
-    while True:
-        if interactive:
-            notes.print("[bold]> [/bold]", end="")
-        line = sys.stdin.readline()
-        if not line:
-            return
-        if not line.strip():
-            continue
-        if line.strip() == "/reset":
-            conversation.reset()
-            continue
-        try:
-            stream = conversation.stream(line, **given(options))
-        except GemmaError as error:
-            if not interactive:
-                raise
-            notes.print(f"{error}; /reset starts anew", markup=False)
-            continue
-        try:
-            if as_json:
-                stream.run()
-            else:
-                show_stream(stream)
-        except KeyboardInterrupt:
-            stream.close()
-        except ConstraintError as error:  # not what was asked for, and the chat goes on
-            if not interactive:
-                raise
-            notes.print(f"\n{error}", markup=False)
-        if as_json:
-            print_json(_facts(stream.result, model.backend))

@@ -1,36 +1,13 @@
-"""`doctor`, `parity` and `demo`: does it work here, and is it the same everywhere?"""
+"""`parity` and `demo`: is it the same everywhere?"""
 
 from __future__ import annotations
 
-import textwrap
 from pathlib import Path
 from typing import Any
 
 import click
 
 from gemma_multi.cli.common import print_json, source_options
-
-
-@click.command()
-@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
-def doctor(as_json: bool) -> None:
-    """Say which backends work here, why others do not, and what to install."""
-    from gemma_multi.diagnosis import diagnose
-
-    found = diagnose()
-    if as_json:
-        print_json({d.backend: {"works": d.works, "device": d.device, "gpu": d.gpu,
-                                 "versions": d.versions, "advice": d.advice}
-                     for d in found})  # fmt: skip
-    else:
-        for d in found:
-            click.echo(f"{d.backend:<8} {'works on ' + d.device if d.works else 'does not work'}")
-            versions = ", ".join(f"{name} {version}" for name, version in d.versions.items())
-            gpu = d.gpu and f"GPU: {d.gpu}"
-            for line in filter(None, (versions, gpu, d.advice)):
-                click.echo(textwrap.indent(textwrap.fill(line, 70), " " * 9))
-    if not any(d.works for d in found):
-        raise click.exceptions.Exit(2)
 
 
 @click.command()

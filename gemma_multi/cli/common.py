@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import sys
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,7 +17,7 @@ from gemma_multi.errors import OptionError
 
 Command = Callable[..., Any]
 SOURCE = ("revision", "local_files_only", "progress")
-LOAD = ("model", "backend", "precision", "context_length", "adapter", *SOURCE)
+PLACE = ("backend", "precision", "context_length", *SOURCE)
 
 
 def source_options(command: Command) -> Command:
@@ -36,21 +37,29 @@ def output_option(meaning: str) -> Callable[[Command], Command]:
 
 def model_options(command: Command) -> Command:
     """What `load` takes; see `load_model`."""
+    command = click.option("--adapter", help="Directory of a LoRA adapter (PEFT's layout).")(
+        place_options(command)
+    )
+    return click.option(
+        "-m", "--model", default="storyteller", show_default=True,
+        help="Bundled name, directory, exported file or Hugging Face id.",
+    )(command)  # fmt: skip
+
+
+def place_options(command: Command) -> Command:
+    """What `load` takes but for which model; see `taken_place`."""
     from gemma_multi.engines import backends
 
     command = source_options(command)
     command = field_options({b.title: b.options for b in backends().values()})(command)
     for option in reversed(
         (
-            click.option("-m", "--model", default="storyteller", show_default=True,
-                         help="Bundled name, directory, exported file or Hugging Face id."),
             click.option("-b", "--backend", default="auto", show_default=True,
                          help=f"auto, {', '.join(backends())}."),
             click.option("--precision", default="auto", show_default=True,
                          help="float32, bfloat16, float16, sfp8, int4, int8 or auto."),
             click.option("--context-length", type=int,
                          help="Tokens; all the model has if unset (LiteRT: at most 4096)."),
-            click.option("--adapter", help="Directory of a LoRA adapter (PEFT's layout)."),
         )
     ):  # fmt: skip
         command = option(command)
@@ -58,10 +67,12 @@ def model_options(command: Command) -> Command:
 
 
 def field_options(
-    kinds: Mapping[str, type] | type, leave_out: Iterable[str] = ()
-) -> Callable[[Command], Command]:
+    kinds: Mapping[str, type] | type, leave_out: Iterable[str] = (),
+    unset: Mapping[str, str] | None = None,
+) -> Callable[[Command], Command]:  # fmt: skip
     """An option for each field of a dataclass, or of several by whose they are. Unset ones are
-    None, so that whoever they are for decides."""
+    None, so that whoever they are for decides; `unset` says how, where not by the field's default.
+    """
     owners = kinds if isinstance(kinds, Mapping) else {"": kinds}
     fields: dict[str, dict[str, tuple[type, dataclasses.Field[Any]]]] = {}  # name -> by owner
     for owner, kind in owners.items():
@@ -73,7 +84,8 @@ def field_options(
         for by_owner in reversed(fields.values()):
             meanings: dict[str, list[str]] = {}  # what an option means -> to whom
             for owner, (_, field) in by_owner.items():
-                meanings.setdefault(_meaning(field), []).append(owner)
+                meaning = _meaning(field, (unset or {}).get(field.name))
+                meanings.setdefault(meaning, []).append(owner)
             everybody = len(owners) == 1
             text = " ".join(
                 meaning if everybody else f"{', '.join(whose)}: {meaning}"
@@ -85,8 +97,11 @@ def field_options(
     return decorate
 
 
-def _meaning(field: dataclasses.Field[Any]) -> str:
+def _meaning(field: dataclasses.Field[Any], unset: str | None = None) -> str:
     default, meaning = field.default, str(field.metadata["help"])
+    if unset is not None:
+        said = re.sub(r" *\[[^]]*\]$", "", meaning)  # what it is elsewhere
+        return f"{said}  [{unset}]"
     if isinstance(default, int | float | str) and "auto" not in str(default):
         meaning += f"  [{str(default).lower()}]"
     return meaning
@@ -118,20 +133,37 @@ def given(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def load_model(options: dict[str, Any]) -> Any:
     """Takes `load`'s options out of a command's and loads; the others are checked before."""
-    from gemma_multi import GenerationOptions, load
-    from gemma_multi.constraints import ConstraintOptions
-    from gemma_multi.engines import backends
+    from gemma_multi import load
 
-    own = [f.name for b in backends().values() for f in dataclasses.fields(b.options)]
-    chosen = {name: options.pop(name) for name in LOAD}
-    chosen |= given({name: options.pop(name) for name in own if name in options})
+    return load(**load_options(options))
+
+
+def load_options(options: dict[str, Any]) -> dict[str, Any]:
+    """`load`'s options, taken out of a command's; the others are checked."""
+    from gemma_multi import GenerationOptions
+    from gemma_multi.constraints import ConstraintOptions
+
+    chosen = {name: options.pop(name) for name in ("model", "adapter")} | taken_place(options)
     constraints = {f.name: options.get(f.name) for f in dataclasses.fields(ConstraintOptions)}
     for name in ("schema", "grammar"):
         if (value := constraints[name]) is not None:
             options[name] = constraints[name] = read_file_or_text(value)
     ConstraintOptions(**given(constraints)).compile()
     GenerationOptions.merge({}, given({n: v for n, v in options.items() if n not in constraints}))
-    return load(**chosen)
+    return chosen
+
+
+def taken_place(options: dict[str, Any]) -> dict[str, Any]:
+    """Takes out of a command's options what says how any model is loaded, as `load` takes it."""
+    return {name: options.pop(name) for name in PLACE} | _taken_own(options)
+
+
+def _taken_own(options: dict[str, Any]) -> dict[str, Any]:
+    """Those of backends that were set."""
+    from gemma_multi.engines import backends
+
+    own = [f.name for b in backends().values() for f in dataclasses.fields(b.options)]
+    return given({name: options.pop(name) for name in own if name in options})
 
 
 def argument_or_piped(text: str | None, what: str) -> str:

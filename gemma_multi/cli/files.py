@@ -15,7 +15,12 @@ from gemma_multi.cli.common import (
     print_json,
     source_options,
 )
-from gemma_multi.exporters import exporters
+from gemma_multi.exporters import ExportReport, exporters
+
+verify_option = click.option(
+    "--verify/--no-verify", default=None,
+    help="Compare what a program that reads the format computes; on where that is under 10 s.",
+)  # fmt: skip
 
 
 @click.command()
@@ -85,11 +90,13 @@ def trim(model: str, output: str, corpus: str | None, keep: int | None, **option
 @output_option("A new file, or a directory with --format.")
 @click.option("--format", help=f"{', '.join(exporters())}; a file's suffix says it as well.")
 @field_options({name: one.options for name, one in exporters().items()})
+@verify_option
 @source_options
 @click.option("--json", "as_json", is_flag=True, help="What was written, as JSON.")
 def export(model: str, output: str, as_json: bool, **options: Any) -> None:
     """Write MODEL for phones (.tflite, .litertlm), llama.cpp (.gguf), gemma.cpp (.sbs), or as a
-    directory (onnx: for browsers; huggingface, mlx, keras: for transformers, mlx-lm, keras-hub)."""
+    directory (onnx: for browsers; huggingface, mlx, keras, jax: for transformers, mlx-lm, keras-hub
+    and google-deepmind/gemma)."""
     from gemma_multi.exporting import export as run
     from gemma_multi.terminal import notes
     from gemma_multi.transforms import QuantizationReport
@@ -99,7 +106,8 @@ def export(model: str, output: str, as_json: bool, **options: Any) -> None:
         errors = {t.name: t.error for t in report.refitted}
         print_json({"path": output, "bytes": report.nbytes, "format": report.format,
                      "precision": report.precision, "context_length": report.context_length,
-                     "target": report.target, "refitted": errors})  # fmt: skip
+                     "target": report.target, "refitted": errors,
+                     "verification": _verification(report)})  # fmt: skip
         return
     if report.refitted:
         click.echo(QuantizationReport(report.refitted))
@@ -111,6 +119,8 @@ def export(model: str, output: str, as_json: bool, **options: Any) -> None:
         f"context length {report.context_length:,}{target}",
         markup=False,
     )
+    if report.verification:
+        notes.print(str(report.verification), markup=False)
 
 
 @click.command()
@@ -118,6 +128,7 @@ def export(model: str, output: str, as_json: bool, **options: Any) -> None:
 @click.argument("output")
 @click.option("--format", help=f"{', '.join(exporters())}; a file's suffix says it as well.")
 @field_options({name: one.options for name, one in exporters().items()})
+@verify_option
 @source_options
 @click.option("--json", "as_json", is_flag=True, help="What was written and changed, as JSON.")
 def convert(source: str, output: str, as_json: bool, **options: Any) -> None:
@@ -131,12 +142,19 @@ def convert(source: str, output: str, as_json: bool, **options: Any) -> None:
         print_json({"path": output, "bytes": found.export.nbytes, "format": found.export.format,
                     "before": found.before, "precision": found.export.precision,
                     "compared": found.compared,
-                    "changed": {t.name: t.error for t in found.changed}})  # fmt: skip
+                    "changed": {t.name: t.error for t in found.changed},
+                    "verification": _verification(found.export)})  # fmt: skip
         return
     if found.changed:
         click.echo(QuantizationReport(found.changed))
     click.echo(str(found))
     notes.print(f"{output}: {found.export.nbytes / 1e6:.1f} MB", markup=False)
+    if found.export.verification:
+        notes.print(str(found.export.verification), markup=False)
+
+
+def _verification(report: ExportReport) -> dict[str, Any] | None:
+    return asdict(report.verification) if report.verification else None
 
 
 @click.command()

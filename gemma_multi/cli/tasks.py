@@ -85,7 +85,7 @@ def route(
 @click.argument("text", required=False)
 @click.option("--schema", required=True, metavar="FILE", help="JSON Schema: a file, or its text.")
 @_task_options
-@field_options(GenerationOptions, leave_out=("stop",))
+@field_options(GenerationOptions, leave_out=("stop", "logprobs"))
 def extract(
     text: str | None, schema: str, instruction: str | None, raw: bool, lines: bool, as_json: bool,
     **options: Any,

@@ -1,4 +1,4 @@
-"""`finetune`, `data check` and `merge`: from rows to a specialist."""
+"""`ship`, `finetune`, `data check` and `merge`: from rows to a specialist."""
 
 from __future__ import annotations
 
@@ -16,6 +16,60 @@ from gemma_multi.cli.common import (
 )
 from gemma_multi.errors import OptionError
 from gemma_multi.training.options import TrainingOptions
+
+
+@click.command()
+@click.argument("model")
+@click.argument("rows", type=click.Path(path_type=Path))
+@output_option("A new directory, or one where a `ship` was stopped: it goes on there.")
+@click.option("-b", "--backend", default="auto", show_default=True, help="keras, mlx or auto.")
+@click.option(
+    "--validation",
+    metavar="SHARE|FILE",
+    help="The share of rows to hold out, or rows of their own.  [0.2, at most 200 rows]",
+)
+@click.option(
+    "--score",
+    default="auto",
+    show_default=True,
+    help="labels, fields (of JSON), exact, loss, or auto: what suits the rows.",
+)
+@click.option("--context-length", type=int, help="Of the file.  [1024, or what the rows need]")
+@field_options(
+    TrainingOptions,
+    leave_out=["validation"],
+    unset={
+        "method": "scales for an original, which is calibrated first, else as for finetune",
+        "epochs": "15 of few rows, 1 of many",
+        "schedule": "cosine",
+        "batch_size": "4 or 8",
+        "max_length": "what the rows need",
+        "learning_rate": "by method, and 2e-3 for small models",
+    },
+)
+@source_options
+@click.option("--json", "as_json", is_flag=True, help="What report.json holds.")
+def ship(
+    model: str, rows: Path, output: str, validation: str | None, as_json: bool, **options: Any
+) -> None:  # fmt: skip
+    """Make a specialist of MODEL from ROWS (.jsonl, .csv or .parquet), for phones.
+
+    Trains, exports a .litertlm, runs that file, asks held-out rows before and after, and writes
+    report.html. Training options are chosen by the model and the number of rows where unset. The
+    exit status is 1 where the file does not compute what was trained.
+    """
+    from rich.console import Console
+
+    from gemma_multi.shipping import ship as run
+
+    held = None if validation is None else _validation(validation)
+    report = run(model, rows, output, validation=held, **given(options))
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        Console(highlight=False).print(report.to_table())
+    if not report.passed:
+        raise click.exceptions.Exit(1)
 
 
 @click.command()

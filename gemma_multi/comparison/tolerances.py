@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from gemma_multi.engines import TIES
 from gemma_multi.errors import OptionError
 
 
@@ -28,22 +29,22 @@ class Tolerance:
 
 
 _FLOAT32 = Tolerance(
-    weight=1e-6, logit=1e-3, divergence=1e-6, top1=0.999, tie=1e-3, hidden=1e-4,
+    weight=1e-6, logit=1e-3, divergence=1e-6, top1=0.999, tie=TIES["float32"], hidden=1e-4,
     reason="float32 on both sides: the same sums in another order. A thousandth is about a hundred "
     "times what is seen, and a hundredth of what the smallest known bug does.",
 )  # fmt: skip
 _BFLOAT16 = Tolerance(
-    weight=0.0, logit=math.inf, divergence=0.02, top1=0.97, tie=0.5, hidden=0.1,
+    weight=0.0, logit=math.inf, divergence=0.02, top1=0.97, tie=TIES["bfloat16"], hidden=0.1,
     reason="bfloat16 keeps 8 bits of a number, and every layer rounds its activations anew. "
     "Weights are compared as bfloat16 rounds them.",
 )  # fmt: skip
 _FLOAT16 = Tolerance(
-    weight=1e-5, logit=math.inf, divergence=1e-3, top1=0.99, tie=0.1, hidden=0.02,
+    weight=1e-5, logit=math.inf, divergence=1e-3, top1=0.99, tie=TIES["float16"], hidden=0.02,
     reason="float16 keeps 11 bits of a number, and every layer rounds its activations anew; below "
     "6e-5 it keeps fewer, so the smallest weights move.",
 )  # fmt: skip
 _INT8 = Tolerance(
-    weight=1e-6, logit=math.inf, divergence=0.01, top1=0.99, tie=1.0, hidden=0.1,
+    weight=1e-6, logit=math.inf, divergence=0.01, top1=0.99, tie=TIES["int8"], hidden=0.1,
     reason="LiteRT rounds each row of activations to int8 in front of an int4 or int8 matrix, in "
     "every layer: the weights are the same, the sums are not. On the real 270M a logit moves by "
     "0.3 (root mean square), KL is 0.0038, and texts part where the two best tokens are up to 0.86 "

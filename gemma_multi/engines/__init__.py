@@ -11,7 +11,7 @@ from typing import Any
 
 from gemma_multi.checkpoint import Checkpoint
 from gemma_multi.engines.backend import Backend, Request
-from gemma_multi.engines.base import Engine, Session
+from gemma_multi.engines.base import TIES, Engine, Session
 from gemma_multi.engines.wants import ALL, HIDDEN, LAST, NOTHING, Chosen, Rows, Want, Wanted
 from gemma_multi.errors import BackendError, GemmaError, OptionError
 from gemma_multi.options import checked
@@ -23,6 +23,7 @@ __all__ = [
     "HIDDEN",
     "LAST",
     "NOTHING",
+    "TIES",
     "Backend",
     "Chosen",
     "Engine",

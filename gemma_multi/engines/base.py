@@ -39,12 +39,17 @@ Ids = Any  # anything NumPy reads as i32[T]
 Array = Any  # of the engine's framework
 
 
+# Logits of two tokens this close are a tie: the same model, its sums in another order, may choose
+# either. By the type of the activations; LiteRT rounds to int8 each row of what a matrix is given.
+TIES = {"float32": 1e-3, "float16": 0.1, "bfloat16": 0.5, "int8": 1.0}
+
+
 class Engine(ABC):
     """Weights in a framework's memory. Sessions on one engine share them."""
 
     name: str  # of its backend
     precision: str  # of the weights: "float32", "bfloat16", "sfp8", "int4", "int8"
-    compute: str  # of the activations: "float32", "bfloat16", "int8"
+    compute: str  # of the activations: one of `TIES`
     device: str  # "cpu" or "gpu"
     gpu: str = ""  # its name and what it lacks, for people
     fixed_weights = False  # whether other weights need another engine
@@ -59,6 +64,11 @@ class Engine(ABC):
     def __init__(self, config: ModelConfig) -> None:
         self.config = config
         self.context_length = config.max_position_embeddings  # the most a session can hold
+
+    @property
+    def tie(self) -> float:
+        """Logits of two tokens this close are a tie."""
+        return TIES[self.compute]
 
     def session(self, context_length: int | None = None) -> Session:
         """An empty conversation."""

@@ -24,7 +24,8 @@ from typing import Any
 
 from gemma_multi.config import ModelConfig
 from gemma_multi.errors import BackendError
-from gemma_multi.formats.keras import NORMS, Arrange, places
+from gemma_multi.formats.heads import Arrange
+from gemma_multi.formats.keras import NORMS, places
 
 
 class _Deferred(ModuleType):

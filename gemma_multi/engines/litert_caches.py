@@ -1,7 +1,8 @@
 """A conversation's key and value caches in LiteRT, and the calls that read tokens into them.
 
-A cache is bound as input and output of the same call, so the runtime writes it in place. Tokens are
-read in chunks, by the signature that suits what is left of them.
+A cache is bound as input and output of the same call, so the runtime writes it in place. On a CPU
+its memory is looked at where it lies, so that a fork copies what was written and no more. Tokens
+are read in chunks, by the signature that suits what is left of them.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from gemma_multi.formats.tflite.layout import (
     TOKENS,
     TRACE,
     cache_names,
-    cache_positions,
     cache_scale_names,
+    cache_shapes,
 )
 
 
@@ -46,37 +47,39 @@ class Caches:
         self.is_finite = True
         self._caches: dict[str, _CacheBuffer] = {}
         for i in range(config.num_hidden_layers):
-            positions = cache_positions(config, i, info.context_length)
-            heads, width = config.num_key_value_heads, config.head_dim
+            shapes = cache_shapes(config, i, info.context_length)
             narrow = info.cache == "int8" and not config.is_sliding(i)
-            for name, scale in zip(cache_names(i), cache_scale_names(i), strict=True):
+            names = zip(cache_names(i), cache_scale_names(i), strict=True)
+            for axis, (shape, (name, scale)) in enumerate(zip(shapes, names, strict=True), start=2):
                 kind = np.int8 if narrow else np.float32
-                self._add(name, (heads, positions, width), kind)
+                self._caches[name] = _CacheBuffer(runtime, name, shape, axis, kind)
                 if narrow:
-                    self._add(scale, (heads, positions, 1), np.float32)
+                    flat = (1, config.num_key_value_heads, 1, shape[axis])
+                    self._caches[scale] = _CacheBuffer(runtime, scale, flat, 3, np.float32)
         self._buffers = {name: cache.buffer for name, cache in self._caches.items()}
         self._calls: dict[str, _Call] = {}
-
-    def _add(self, name: str, shape: tuple[int, int, int], kind: Any) -> None:
-        self._caches[name] = _CacheBuffer(self._runtime, name, shape, kind)
 
     def copy_from(self, other: Caches, positions: int) -> None:
         """Takes over what `other` has written, which is no further than `positions`."""
         for name, cache in other._caches.items():
-            self._caches[name].copy_from(cache, positions)
+            self._caches[name].take(cache.written(positions))
 
     def held(self, positions: int) -> dict[str, np.ndarray]:
         """What was written, no further than `positions`, by name."""
-        return {name: cache.held(positions) for name, cache in self._caches.items()}
+        return {name: cache.written(positions).copy() for name, cache in self._caches.items()}
 
     def restore(self, held: Mapping[str, np.ndarray], positions: int) -> None:
         """Takes over what other caches held. Raises KeyError, ValueError."""
         fit = {
-            name: fitting(held, name, (cache.count(positions),))
+            name: fitting(held, name, cache.written(positions).shape)
             for name, cache in self._caches.items()
         }
         for name, array in fit.items():
-            self._caches[name].restore(array)
+            kind = self._caches[name].kind
+            if array.dtype != kind:
+                raise ValueError(f"{name} is {array.dtype}, expected {kind}")
+        for name, array in fit.items():
+            self._caches[name].take(array)
         self.is_finite = True
 
     def last(self, ids: np.ndarray, start: int, signature: str) -> np.ndarray:
@@ -144,33 +147,35 @@ class Caches:
 
 
 class _CacheBuffer:
-    """A key or value cache in the runtime's memory, or the scales of one. Zeros at first: what is
+    """A key or value cache that the runtime works on, or the scales of one. Zeros at first: what is
     masked is finite."""
 
     def __init__(
-        self, runtime: LitertRuntime, name: str, shape: tuple[int, int, int], kind: Any
+        self, runtime: LitertRuntime, name: str, shape: tuple[int, ...], axis: int, kind: Any
     ) -> None:
-        self.buffer = runtime.input(DECODE, name)
-        self._shape, self._kind = shape, kind  # [KV, positions, numbers a position]
-        self.buffer.write(np.zeros(shape, kind))
+        """`axis` is that of positions."""
+        self.kind, self._shape, self._axis = np.dtype(kind), shape, axis
+        self.buffer, self._array = runtime.memory(DECODE, name, shape, self.kind)
 
-    def copy_from(self, other: _CacheBuffer, positions: int) -> None:
-        self.buffer.write(other.held(positions))
+    def written(self, positions: int) -> np.ndarray:
+        """The first positions, as far as there are so many."""
+        array = self._array
+        if array is None:  # in a GPU's memory
+            array = self.buffer.read(int(np.prod(self._shape)), self.kind).reshape(self._shape)
+        return array[self._first(positions)]
 
-    def held(self, positions: int) -> np.ndarray:
-        array: np.ndarray = self.buffer.read(self.count(positions), self._kind)
-        return array
+    def take(self, array: np.ndarray) -> None:
+        """Takes over the first positions of another."""
+        first = self._first(array.shape[self._axis])
+        if self._array is not None:
+            self._array[first] = array
+        else:
+            whole = np.zeros(self._shape, self.kind)
+            whole[first] = array
+            self.buffer.write(whole)
 
-    def restore(self, array: np.ndarray) -> None:
-        if array.dtype != self._kind:
-            raise ValueError(f"a cache is {array.dtype}, expected {np.dtype(self._kind)}")
-        self.buffer.write(array)
-
-    def count(self, positions: int) -> int:
-        """Of numbers that hold so many positions."""
-        heads, room, width = self._shape
-        # of one head they lie in a row: the first ones are all that was written
-        return (min(positions, room) if heads == 1 else heads * room) * width
+    def _first(self, positions: int) -> tuple[slice, ...]:
+        return (slice(None),) * self._axis + (slice(positions),)
 
 
 class _Call:

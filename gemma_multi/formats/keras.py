@@ -20,7 +20,7 @@ Design choices:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -34,6 +34,7 @@ from gemma_multi.errors import BackendError, CheckpointError, ConfigError, Token
 from gemma_multi.files import file_stamp, read_optional_json
 from gemma_multi.formats.base import Format, checked_generation
 from gemma_multi.formats.directory import CONFIG_FILE, GENERATION_FILE, config_entry
+from gemma_multi.formats.heads import Arrange, split_in, split_out
 from gemma_multi.quantization.tensor import BFLOAT16
 from gemma_multi.safetensors_file import check_finite
 from gemma_multi.tokenizer import Tokenizer
@@ -82,8 +83,6 @@ NORMS = {  # by the names of Hugging Face, and of keras-hub
     "post_feedforward_layernorm": "post_ffw_norm",
 }
 
-Arrange = Callable[[Any], Any]  # works on NumPy's and JAX's arrays
-
 
 @dataclass(frozen=True)
 class TensorPlace:
@@ -121,18 +120,13 @@ def places(config: ModelConfig) -> dict[str, TensorPlace]:
     def transposed(layer: int, variable: str, *shape: int) -> TensorPlace:
         return TensorPlace(layer, f"{variable}.kernel", shape, lambda w: w.T, lambda v: v.T)
 
-    def split_in(layer: int, variable: str, n: int) -> TensorPlace:
-        return TensorPlace(
-            layer, f"attention.{variable}.kernel", (n, h, d),
-            lambda w: w.reshape(n, d, h).transpose(0, 2, 1),
-            lambda v: v.transpose(0, 2, 1).reshape(n * d, h),
-        )  # fmt: skip
+    def by_heads_in(layer: int, variable: str, n: int) -> TensorPlace:
+        name = f"attention.{variable}.kernel"
+        return TensorPlace(layer, name, (n, h, d), *split_in(n, h, d))
 
-    def split_out(layer: int, variable: str, n: int) -> TensorPlace:
-        return TensorPlace(
-            layer, f"attention.{variable}.kernel", (n, d, h),
-            lambda w: w.T.reshape(n, d, h), lambda v: v.reshape(n * d, h).T,
-        )  # fmt: skip
+    def by_heads_out(layer: int, variable: str, n: int) -> TensorPlace:
+        name = f"attention.{variable}.kernel"
+        return TensorPlace(layer, name, (n, d, h), *split_out(n, h, d))
 
     found = {
         EMBEDDING: as_is(None, "token_embedding.embeddings", config.vocab_size, h),
@@ -140,10 +134,10 @@ def places(config: ModelConfig) -> dict[str, TensorPlace]:
     }
     for i in range(config.num_hidden_layers):
         for name, place in {
-            "self_attn.q_proj": split_in(i, "query_dense", heads),
-            "self_attn.k_proj": split_in(i, "key_dense", kv_heads),
-            "self_attn.v_proj": split_in(i, "value_dense", kv_heads),
-            "self_attn.o_proj": split_out(i, "output_dense", heads),
+            "self_attn.q_proj": by_heads_in(i, "query_dense", heads),
+            "self_attn.k_proj": by_heads_in(i, "key_dense", kv_heads),
+            "self_attn.v_proj": by_heads_in(i, "value_dense", kv_heads),
+            "self_attn.o_proj": by_heads_out(i, "output_dense", heads),
             "mlp.gate_proj": transposed(i, "gating_ffw", h, f),
             "mlp.up_proj": transposed(i, "gating_ffw_2", h, f),
             "mlp.down_proj": transposed(i, "ffw_linear", f, h),

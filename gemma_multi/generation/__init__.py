@@ -3,7 +3,7 @@
 from gemma_multi.generation.decoding import Decoding
 from gemma_multi.generation.lookup import PromptLookup
 from gemma_multi.generation.loop import answer, generate_tokens
-from gemma_multi.generation.result import FinishReason, GenerationResult, TextScore
+from gemma_multi.generation.result import FinishReason, GenerationResult, TextScore, TokenLogprobs
 
 __all__ = [
     "Decoding",
@@ -11,6 +11,7 @@ __all__ = [
     "GenerationResult",
     "PromptLookup",
     "TextScore",
+    "TokenLogprobs",
     "answer",
     "generate_tokens",
 ]

@@ -17,8 +17,8 @@ import numpy as np
 from gemma_multi.constraints import Matcher
 from gemma_multi.engines import LAST, Chosen, Rows, Wanted
 from gemma_multi.errors import OptionError
-from gemma_multi.generation.result import FinishReason
-from gemma_multi.sampling import GenerationOptions, choose
+from gemma_multi.generation.result import FinishReason, TokenLogprobs
+from gemma_multi.sampling import COLDEST, GenerationOptions, choose, lead
 from gemma_multi.sampling.on_device import can_choose
 
 # Where a constraint leaves fewer tokens than this, only their rows of the head are computed.
@@ -32,20 +32,29 @@ class Decoding:
         self, options: GenerationOptions, context: Iterable[int], stop_ids: Collection[int], *,
         vocabulary: int | None = None, context_length: int | None = None,
         cancelled: threading.Event | None = None, matcher: Matcher | None = None, ahead: int = 1,
+        tie: float = 0.0,
     ) -> None:  # fmt: skip
         """`context` is all that will have been read before the first token. Ids from `vocabulary`
         on are never chosen: some models pad their embedding past what their tokenizer knows.
         `cancelled` may be set by another thread, and ends the answer before its next token.
         `matcher` follows the constraint that the answer must fit. `ahead` is how many tokens the
-        engine may choose at once, after the first."""
+        engine may choose at once, after the first. Logits closer than `tie` are noted once tokens
+        have been read several at a time, see `near_ties`."""
         self.options = options
         self.tokens: list[int] = []  # what was chosen or forced, without the stop token
         self.finish_reason: FinishReason | None = None  # None: it goes on
         self.cancelled = cancelled or threading.Event()
         self.matcher = matcher
-        plain = matcher is None and can_choose(options)
+        # of each of `tokens`, if they are asked for; they are read off the logits
+        self.logprobs: list[TokenLogprobs] = []
+        plain = matcher is None and can_choose(options) and options.logprobs is None
         self.ahead = ahead if plain else 1
         self.forced_tokens = 0  # of `tokens`, by the constraint
+        self.guessed_tokens = 0  # of them, read several at a time as somebody guessed
+        # where in `tokens` another was nearly as likely, after a guess was read: there, with its
+        # sums in another order, a plain greedy answer may part from this one
+        self.near_ties: list[int] = []
+        self._tie, self._has_guessed = tie, False
         self._want: Wanted | None = None  # of the next token, once somebody asked
         self._stop_ids, self._vocabulary = stop_ids, vocabulary
         self._context_length = context_length
@@ -73,22 +82,31 @@ class Decoding:
                     self._want = Rows(np.flatnonzero(allowed))
         return self._want
 
-    def next(self, logits: np.ndarray, of_all: bool = False) -> int | None:
+    def next(self, logits: np.ndarray, after_guess: bool = False) -> int | None:
         """Chooses, takes the token and returns it; None where the answer ends instead. `logits`
-        are of those in `want`, `f32[N]`, or `f32[V]` where that is or `of_all` says all tokens."""
+        are of those in `want`, `f32[N]`, or `f32[V]` where that is all tokens, or they were read
+        together with the others `after_guess`."""
         if self.finished or self._cancelled():
             return None
         ids = None
         if isinstance(self.want, Rows):
             ids = self.want.ids
-            logits = logits[ids] if of_all else logits
+            logits = logits[ids] if after_guess else logits
         else:
             logits = logits[: self._vocabulary]
             if self.matcher is not None:
                 logits = np.where(self._allowed()[: len(logits)], logits, -np.inf)
         seen = self._seen.ids if self._seen else _NOTHING
         token = choose(logits, seen, self.options, self.position, ids)
-        return token if self._take(token) else None
+        self._has_guessed |= after_guess
+        watched = self._has_guessed and self._tie > 0 and self.options.temperature < COLDEST
+        if watched and lead(logits, seen, self.options, ids) < self._tie:
+            self.near_ties.append(len(self.tokens))
+        if not self._take(token):
+            return None
+        if self.options.logprobs is not None:
+            self.logprobs.append(TokenLogprobs.of(token, logits, self.options.logprobs))
+        return token
 
     def forced(self) -> list[int]:
         """Takes and returns the tokens that the constraint leaves no choice about."""
@@ -116,7 +134,9 @@ class Decoding:
 
     def cut(self, count: int, reason: FinishReason) -> None:
         """Ends the answer after its first `count` tokens, though more were taken."""
-        del self.tokens[count:]
+        del self.tokens[count:], self.logprobs[count:]
+        self.near_ties = [at for at in self.near_ties if at < count]
+        self.guessed_tokens = min(self.guessed_tokens, count)
         self.finish_reason = reason
 
     @property

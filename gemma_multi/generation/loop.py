@@ -59,6 +59,7 @@ def answer(
             lookup.add(chosen)
             if guess:
                 lookup.judge(right)
+                decoding.guessed_tokens += right
         count = len(decoding.tokens)
         taken(chosen)
         if decoding.finished:
@@ -80,7 +81,7 @@ def _with_guess(
     rows = yield Read(session, [last, *guess], ALL)
     chosen: list[int] = []
     while chosen == guess[: len(chosen)]:
-        token = decoding.next(rows[len(chosen)], of_all=True)
+        token = decoding.next(rows[len(chosen)], after_guess=True)
         if token is None:
             break
         chosen += [token, *decoding.forced()]

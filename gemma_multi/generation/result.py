@@ -6,7 +6,29 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+
 FinishReason = Literal["stop", "length", "closed", "cancelled"]
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """How likely a model found a token that was chosen, and others in its place. Natural
+    logarithms, over the whole vocabulary."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]  # the likeliest tokens, best first
+
+    @classmethod
+    def of(cls, token: int, logits: np.ndarray, count: int) -> TokenLogprobs:
+        """Of `f32[V]`."""
+        highest = float(logits.max())
+        total = highest + math.log(np.exp(logits - highest).sum(dtype=np.float64))
+        best = np.argpartition(-logits, min(count, len(logits) - 1))[:count]
+        best = best[np.lexsort((best, -logits[best]))]  # of equals, the lower id
+        top = tuple((int(one), float(logits[one]) - total) for one in best)
+        return cls(token, float(logits[token]) - total, top)
 
 
 @dataclass(frozen=True)
@@ -26,6 +48,11 @@ class GenerationResult:
     calls: tuple[Any, ...] = ()  # of tools: `Call`s, whose text is in none of the above
     forced_tokens: int = 0  # generated ones that a constraint left no choice about
     reused_tokens: int = 0  # of the prompt, read for an earlier one
+    guessed_tokens: int = 0  # generated ones that prompt lookup guessed: read several at a time
+    # indices into `tokens` (or their end) where, after a guess, the two best logits of a greedy
+    # answer were so close that plain decoding, whose sums have another order, may choose the other
+    near_ties: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()  # of each of `tokens`, if they were asked for
 
     @property
     def generated_tokens(self) -> int:

@@ -12,6 +12,7 @@ from gemma_multi.errors import OptionError
 from gemma_multi.options import option, refuse_unknown
 
 DEFAULT_MAX_TOKENS = 512
+MAX_LOGPROBS = 20
 _FROM_CHECKPOINT = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
@@ -37,6 +38,10 @@ class GenerationOptions:
         None, "Guess several tokens where the text repeats what stood before, and read them at "
         "once; if unset, where tokens are chosen greedily and the backend gains from it."
     )  # fmt: skip
+    logprobs: int | None = option(
+        None, "Also give the log-probability of each token, as the model has it before any option, "
+        "and of so many of the likeliest beside it."
+    )  # fmt: skip
     stop: tuple[str, ...] = option(
         (), "Texts that end generation and are not part of the result; may be repeated."
     )
@@ -53,6 +58,8 @@ class GenerationOptions:
         _whole("seed", self.seed, 0, most=(1 << 64) - 1)
         if self.prompt_lookup is not None and not isinstance(self.prompt_lookup, bool):
             raise OptionError(f"prompt_lookup is {self.prompt_lookup!r}, expected True or False")
+        if self.logprobs is not None:
+            _whole("logprobs", self.logprobs, 0, most=MAX_LOGPROBS)
         stop: Any = (self.stop,) if isinstance(self.stop, str) else self.stop
         if not isinstance(stop, Sequence) or not all(isinstance(s, str) and s for s in stop):
             raise OptionError(f"stop is {self.stop!r}, expected texts that are not empty")

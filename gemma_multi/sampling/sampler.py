@@ -13,6 +13,7 @@ Design choices:
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import numpy as np
@@ -55,8 +56,7 @@ def choose(
     """
     if not np.isfinite(logits.max()):
         raise not_finite("logits")
-    if ids is not None and len(seen):
-        seen = np.flatnonzero(np.isin(ids, seen))  # as places in `ids`
+    seen = _places(seen, ids)
     if options.temperature < COLDEST:
         place = int(_penalise(logits, seen, options.repetition_penalty).argmax())
         return place if ids is None else int(ids[place])
@@ -69,6 +69,23 @@ def choose(
     places, log_probabilities = candidates(logits, seen, options)
     kept = places if ids is None else ids[places]
     return int(kept[(log_probabilities + gumbel(np, seed, position, kept)).argmax()])
+
+
+def lead(
+    logits: np.ndarray, seen: np.ndarray, options: GenerationOptions,
+    ids: np.ndarray | None = None,
+) -> float:  # fmt: skip
+    """How far the logit of the best token is above the next one's, with the penalty; infinite
+    where no other may come. Arguments as of `choose`."""
+    scores = _penalise(logits, _places(seen, ids), options.repetition_penalty)
+    best = int(scores.argmax())
+    others = np.concatenate([scores[:best], scores[best + 1 :]])
+    return float(scores[best] - others.max()) if len(others) else math.inf
+
+
+def _places(seen: np.ndarray, ids: np.ndarray | None) -> np.ndarray:
+    """Where the tokens `seen` are in `ids`, which may be the whole vocabulary (None)."""
+    return seen if ids is None or not len(seen) else np.flatnonzero(np.isin(ids, seen))
 
 
 @lru_cache(maxsize=4)

@@ -5,8 +5,23 @@ its own for declarations, calls and responses (`functiongemma`); any other Gemma
 and answers in JSON (`json_calls`).
 """
 
-from gemma_multi.tools.conversation import encode_with_tools
+from gemma_multi.tools.conversation import (
+    encode_after_calls,
+    encode_with_tools,
+    has_calls,
+    read_conversation,
+)
 from gemma_multi.tools.format import ToolFormat, tool_format
 from gemma_multi.tools.tool import Call, Tool, read_tools
 
-__all__ = ["Call", "Tool", "ToolFormat", "encode_with_tools", "read_tools", "tool_format"]
+__all__ = [
+    "Call",
+    "Tool",
+    "ToolFormat",
+    "encode_after_calls",
+    "encode_with_tools",
+    "has_calls",
+    "read_conversation",
+    "read_tools",
+    "tool_format",
+]

@@ -24,7 +24,7 @@ def draw_curves(history: History, path: Path, title: str) -> bool:
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     canvas, axes = FigureCanvasAgg(figure), figure.add_subplot()
     steps, losses = history.curve("loss")
-    smooth = _smoothed(losses)
+    smooth = smoothed(losses)
     axes.plot(steps, losses, color=_TRAINING, alpha=0.45, linewidth=0.8)
     axes.plot(steps, smooth, color="#3b6ea5", linewidth=1.6, label="training (smoothed)")
     shown = [*smooth]
@@ -57,7 +57,7 @@ def draw_curves(history: History, path: Path, title: str) -> bool:
     return True
 
 
-def _smoothed(values: list[float]) -> list[float]:
+def smoothed(values: list[float]) -> list[float]:
     """An exponential mean over about a twentieth of the run."""
     weight = 2 / (1 + max(1.0, len(values) / 20))
     smooth, mean = [], values[0] if values else 0.0

@@ -12,20 +12,18 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from gemma_multi.checkpoint import Checkpoint
 from gemma_multi.config import EMBEDDING
 from gemma_multi.engines import backends, choose_backend
 from gemma_multi.errors import DataError, OptionError, TrainingError
-from gemma_multi.files import check_output, write_atomically
+from gemma_multi.files import check_output, locked, write_atomically
 from gemma_multi.model import Model
 from gemma_multi.progress import Progress
 from gemma_multi.rows import Data
@@ -212,7 +210,7 @@ class _Beginning:
 def _alone_in(output: Path) -> Iterator[_Beginning]:
     """Holds a run's directory, made if need be, against a second run. A directory that was made
     here goes again where the run did not begin. Raises TrainingError where there is another."""
-    created, begins, path = False, _Beginning(), output / LOCK_FILE
+    created, begins = False, _Beginning()
     with _as_training_errors(output):
         output.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -220,20 +218,11 @@ def _alone_in(output: Path) -> Iterator[_Beginning]:
             created = True
         except FileExistsError:
             pass
-        lock = FileLock(path, timeout=0)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise TrainingError(
-                f"{output}: another process is training there; wait for it, or choose another "
-                "output"
-            ) from None
+    busy = f"{output}: another process is training there; wait for it, or choose another output"
     try:
-        yield begins
+        with locked(output / LOCK_FILE, busy):
+            yield begins
     finally:
-        with suppress(OSError):  # Windows keeps what is open
-            path.unlink(missing_ok=True)
-        lock.release()
         if created and not begins.done:
             shutil.rmtree(output, ignore_errors=True)
 

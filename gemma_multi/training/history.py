@@ -50,8 +50,8 @@ def read_history(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def verdict(history: History) -> str:
-    """What came out, and whether it overfits, in plain words."""
+def verdict(history: History, instead: str = "take `best`, the model of that step") -> str:
+    """What came out, and whether it overfits, in plain words; `instead` is what to do then."""
     steps, losses = history.curve("validation_loss")
     if not losses:
         _, trained = history.curve("loss")
@@ -66,8 +66,8 @@ def verdict(history: History) -> str:
     if losses[-1] > losses[best] * _WORSE:
         said += (
             f" After that it rose to {losses[-1]:.3f} while the model learned its examples by "
-            "heart (it overfits). For a fixed voice that may be what you want; if not, take "
-            "`best`, the model of that step."
+            "heart (it overfits). For a fixed voice that may be what you want; if not, "
+            f"{instead}."
         )
     elif best == len(losses) - 1:
         said += " It was still falling at the end; more epochs may help."

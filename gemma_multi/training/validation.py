@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from gemma_multi.model import Model
 from gemma_multi.progress import Progress, reporting
 from gemma_multi.rows import Data
 from gemma_multi.sources import Source
-from gemma_multi.training.examples import prepare
+from gemma_multi.training.examples import Examples, prepare
 
 
 @dataclass(frozen=True)
@@ -45,16 +46,29 @@ def validation_loss(
     """
     if not isinstance(model, Model) or revision is not None:
         model = load(model, revision=revision, local_files_only=local_files_only, progress=progress)
-    total, count = 0.0, 0
+    found = list(row_losses(model, data, max_length, loss_on, progress=progress))
+    count = sum(tokens for _, tokens in found)
+    return ValidationLoss(sum(loss for loss, _ in found) / max(1, count), count)
+
+
+def row_losses(
+    model: Model, data: Data, max_length: int = 512, loss_on: str = "answer", first: int = 0,
+    progress: Progress = True,
+) -> Iterator[tuple[float, int]]:  # fmt: skip
+    """(the sum of its losses in nats, over how many tokens) of each row from the `first` on."""
     with tempfile.TemporaryDirectory() as directory:
         examples = prepare(data, model.tokenizer, Path(directory, "rows.i32"),
                            max_length=max_length, loss_on=loss_on)  # fmt: skip
-        with reporting(progress, "validating") as report:
-            for i in range(len(examples)):
-                tokens, loss_mask = examples.example(i)
-                losses = -model.logprobs(tokens)[loss_mask[1:]]
-                total += float(losses.sum())
-                count += len(losses)
-                report(i + 1, len(examples))
-        del tokens, loss_mask, examples  # the mapped file is to be removed
-    return ValidationLoss(total / max(1, count), count)
+        yield from _losses(model, examples, first, progress)
+        del examples  # the mapped file is to be removed
+
+
+def _losses(
+    model: Model, examples: Examples, first: int, progress: Progress
+) -> Iterator[tuple[float, int]]:
+    with reporting(progress, "validating") as report:
+        for i in range(first, len(examples)):
+            tokens, loss_mask = examples.example(i)
+            losses = -model.logprobs(tokens)[loss_mask[1:]]
+            report(i + 1, len(examples))
+            yield float(losses.sum()), len(losses)

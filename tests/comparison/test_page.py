@@ -2,69 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from browser import browse, served
+from browser import PHONE, looks
 
 from gemma_multi import OptionError, ParityReport, parity
 from gemma_multi.comparison.prompts import Prompt
 
-PHONE, DESK = 390, 1200  # CSS pixels
-
-# Shows the page in a frame as wide as a screen, measures it, and leaves the figures in the title.
-HARNESS = """<!doctype html><iframe id="f" width="%d" height="800" style="border:0"></iframe>
-<script>
-const frame = document.getElementById("f");
-frame.onload = () => {
-  const page = frame.contentDocument, root = page.documentElement;
-  const wide = [...page.querySelectorAll("svg")].map(s => s.getBoundingClientRect().width);
-  const words = [...page.querySelectorAll("svg text")].map(t => t.getBoundingClientRect());
-  const look = frame.contentWindow.getComputedStyle(page.body);
-  const ink = frame.contentWindow.getComputedStyle(page.querySelector("svg text"));
-  document.title = JSON.stringify({scroll: root.scrollWidth, plots: wide, words: words.length,
-    smallest: Math.min(...words.map(r => r.height)),
-    paper: look.backgroundColor, ink: look.color, plot_ink: ink.fill,
-    heading: page.querySelector("h1").textContent});
-};
-frame.src = "report.html";
-</script>"""
-
-
-@pytest.fixture(scope="module")
-def site(report: ParityReport, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The page and its harness over HTTP."""
-    folder = tmp_path_factory.mktemp("site")
-    report.save(folder / "report.html")
-    for width in (PHONE, DESK):
-        (folder / f"{width}.html").write_text(HARNESS % width)
-    with served(folder) as address:
-        yield address
-
-
-def look(url: str, dark: bool, profile: Path) -> dict[str, Any]:
-    with browse(
-        url, profile, "--disable-gpu", f"--blink-settings=preferredColorScheme={0 if dark else 1}",
-        "--window-size=1300,900", "--virtual-time-budget=10000", "--dump-dom",
-    ) as browser:  # fmt: skip
-        page, said = browser.communicate(timeout=120)
-    title = re.search("<title>(.*?)</title>", page)
-    assert title, said[-2000:]
-    found: dict[str, Any] = json.loads(title.group(1))
-    return found
-
 
 def test_the_page_fits_a_phone_and_a_desk_in_light_and_dark(
-    report: ParityReport, site: str, tmp_path: Path
+    report: ParityReport, tmp_path: Path
 ) -> None:
-    seen = {
-        (width, dark): look(f"{site}/{width}.html", dark, tmp_path / f"{width}{dark}")
-        for width in (PHONE, DESK) for dark in (False, True)
-    }  # fmt: skip
+    seen = looks(report.save(tmp_path / "report.html"))
     for (width, _), found in seen.items():
         assert found["heading"] == report.headline
         assert found["scroll"] <= width  # nothing to scroll sideways

@@ -165,7 +165,9 @@ def test_parity_on_it_needs_weights_that_it_holds() -> None:
 def test_doctor_names_it(software_gpu: dict[str, str]) -> None:
     hidden = {**software_gpu, "VK_DRIVER_FILES": "/nowhere.json"}
     with_one, without = (
-        json.loads(python(e, "-m", "gemma_multi", "doctor", "--json").stdout)["litert"]["gpu"]
+        json.loads(python(e, "-m", "gemma_multi", "doctor", "--json").stdout)["backends"]["litert"][
+            "gpu"
+        ]
         for e in (software_gpu, hidden)
     )
     assert "SwiftShader" in with_one

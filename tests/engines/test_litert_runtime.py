@@ -11,12 +11,14 @@ import threading
 import time
 import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from tiny import tiny_checkpoint
 
-from gemma_multi.engines import NOTHING, Rows, create_engine, native_log
+from gemma_multi.engines import NOTHING, Rows, create_engine, litert_runtime, native_log
+from gemma_multi.formats.tflite.layout import cache_names, cache_positions
 
 RUN = (
     "import gemma_multi\n"
@@ -193,6 +195,45 @@ def test_forks_share_their_caches_until_one_reads_on() -> None:
         alone = engine.session()
         alone.read([*range(5, 50), token])
         np.testing.assert_allclose(fork.read([9]), alone.read([9]), rtol=0, atol=3e-5)
+
+
+@pytest.mark.parametrize("reached", [True, False])
+def test_a_fork_takes_over_what_was_read_and_nothing_behind_it(
+    reached: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the runtime's own memory, and where that cannot be reached by copies of all of it."""
+    memory, arrays = litert_runtime._host_memory, []
+
+    def host_memory(*arguments: Any) -> np.ndarray | None:
+        arrays.append(memory(*arguments))
+        return arrays[-1] if reached else None
+
+    monkeypatch.setattr(litert_runtime, "_host_memory", host_memory)
+    engine = create_engine(tiny_checkpoint(), "litert", "float32")
+    session = engine.session()
+    session.read(np.arange(5, 105))
+    assert arrays
+    assert all(array is not None for array in arrays)
+    session.truncate(90)
+    fork = session.fork()
+    # its caches are another's, who read more
+    other = engine.session()
+    other.read(np.arange(200, 310))
+    del other
+    config, theirs, ours = engine.config, session.own_caches(), fork.own_caches()
+    assert ours is not theirs
+    assert len(engine._spare) == 0
+    for i in range(config.num_hidden_layers):
+        count = min(90, cache_positions(config, i, engine.context_length))
+        shape = (1, config.num_key_value_heads, count, config.head_dim)
+        keys, values = (ours.held(90)[name] for name in cache_names(i))
+        assert keys.shape == values.swapaxes(2, 3).shape == shape
+    for name, array in theirs.held(90).items():
+        np.testing.assert_array_equal(ours.held(90)[name], array)
+    alone = engine.session()
+    alone.read(np.arange(5, 95))
+    np.testing.assert_allclose(fork.read([9]), alone.read([9]), rtol=0, atol=3e-5)
+    np.testing.assert_allclose(session.read([9, 10]), alone.read([10]), rtol=0, atol=3e-5)
 
 
 def test_caches_with_a_number_that_is_not_finite_are_not_used_again() -> None:

@@ -16,6 +16,7 @@ from gemma_multi.comparison.text import disagreements
 from gemma_multi.comparison.tolerances import tolerance_of
 from gemma_multi.demo import STORY
 from gemma_multi.engines import create_engine
+from gemma_multi.litert_lm import in_litert_lm
 from gemma_multi.model import Model
 from gemma_multi.sources import open_checkpoint
 from gemma_multi.tokenizer import Tokenizer
@@ -92,6 +93,22 @@ def test_system_text_and_spaces_around_a_turn_are_the_same_in_litert_lm(tmp_path
         for turn in (f"  {TURNS[2]}\n ", TURNS[3]):
             answer = said(theirs.send_message(turn))
             assert ours.send(turn, temperature=0, max_tokens=600).text == answer
+
+
+def test_earlier_turns_can_be_given_to_litert_lm_at_once(tmp_path: Path) -> None:
+    """In float32, so that there is one answer: ours to the same messages, and another without
+    what came before."""
+    path = tmp_path / "storyteller.litertlm"
+    gemma_multi.export("storyteller", path, precision="float32", context_length=512)
+    model = gemma_multi.load(path)
+    messages = [
+        {"role": "system", "content": "Answer in one word."}, {"role": "user", "content": TURNS[2]},
+        {"role": "model", "content": "negative"}, {"role": "user", "content": "Tell me more."},
+    ]  # fmt: skip
+    with in_litert_lm(path, max_tokens=12) as ask:
+        for asked in (messages, messages[-1:]):
+            assert ask(asked) == model.generate(asked, temperature=0, max_tokens=12).text
+        assert ask(messages) != ask(messages[-1:])
 
 
 def test_the_real_vocabulary_and_grouped_heads(

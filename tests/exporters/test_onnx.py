@@ -329,13 +329,36 @@ def test_what_is_there_is_not_written_over(tmp_path: Path) -> None:
         gemma_multi.export(int4(), tmp_path / "x", format="onnx")
 
 
-def test_more_than_a_protobuf_holds_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("largest", [1_500_000, 400_000])
+def test_more_than_a_protobuf_holds_lies_in_files_beside_it(
+    largest: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gemma_multi.exporters.onnx._LARGEST", 100_000)
-    with pytest.raises(OptionError, match="smaller precision"):
-        gemma_multi.export(tiny_checkpoint(), tmp_path / "x", format="onnx")
-    assert not list(tmp_path.iterdir())
+    """With 2 GB made small: the embedding of 1.6 MB has a file of its own, whatever the most is."""
+    source, ids = tiny_checkpoint(vocab_size=4096), np.arange(2, 30)
+    whole = exported(source, tmp_path / "whole")
+    monkeypatch.setattr("gemma_multi.exporters.onnx.graph.LARGEST", largest)
+    path = gemma_multi.export(source, tmp_path / "x", format="onnx", progress=False).path
+    model = path / "onnx" / "model.onnx"
+    files = sorted(file.name for file in model.parent.iterdir())
+    count = len(files) - 1
+    numbered = [f"model.onnx_data{f'_{i}' if i else ''}" for i in range(count)]
+    assert count > 1
+    assert files == sorted(["model.onnx", *numbered])
+    assert model.stat().st_size < 150_000
+    settings = json.loads((path / "config.json").read_text())["transformers.js_config"]
+    assert settings["use_external_data_format"] == count
+    held, expected = (
+        {
+            one.name: onnx.numpy_helper.to_array(one)
+            for one in onnx.load(str(file)).graph.initializer
+        }
+        for file in (model, whole.file)
+    )
+    assert set(held) == set(expected)
+    for name, values in expected.items():
+        np.testing.assert_array_equal(held[name], values)
+    session = Exported(path)
+    np.testing.assert_array_equal(session.read(ids)[0], whole.read(ids)[0])
 
 
 def test_without_onnx_it_says_what_to_install(

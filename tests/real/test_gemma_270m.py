@@ -22,10 +22,10 @@ import gemma_multi
 from gemma_multi.calibration.measure import measure
 from gemma_multi.checkpoint import Checkpoint
 from gemma_multi.decoder import Decoder, Weights
-from gemma_multi.demo import in_litert_lm
 from gemma_multi.engines import ALL
 from gemma_multi.exporters import save
 from gemma_multi.formats.gguf.layout import stored_name
+from gemma_multi.litert_lm import in_litert_lm
 from gemma_multi.training.calibrated import calibrated
 from gemma_multi.transforms import original, quantize_checkpoint, rescaled
 

@@ -350,13 +350,3 @@ def test_commands(tmp_path: Any) -> None:
     said = json.loads(run("generate", TEXT, "--schema", str(schema), "--json"))
     assert said["parsed"] == json.loads(said["text"])
     assert run("generate", TEXT, "--choices", "yes", "--choices", "no").strip() in ("yes", "no")
-
-
-def test_the_example_runs_as_it_is() -> None:
-    example = Path(__file__).parents[2] / "examples" / "small_model_work.py"
-    done = subprocess.run([sys.executable, example], capture_output=True, text=True, check=True)
-    said = done.stdout.splitlines()
-    assert [line.split()[-2] for line in said[:3]] == ["negative", "positive", "neutral"]
-    assert said[3:6] == ["0 negative", "1 the text is '', expected some words", "2 positive"]
-    assert said[6] == "person='Anna' company=None place='Rome' day='Friday'"
-    assert said[-1] == "4,096 pieces, or 577: negative"

@@ -19,7 +19,7 @@ from gemma_multi import Call, ConstraintError, Model, OptionError, Tool
 from gemma_multi.checkpoint import Checkpoint
 from gemma_multi.sentencepiece_model import FUNCTION_PIECES
 from gemma_multi.tokenizer import Tokenizer
-from gemma_multi.tools import read_tools, tool_format
+from gemma_multi.tools import encode_after_calls, read_tools, tool_format
 
 STORYTELLER = gemma_multi.open_checkpoint("storyteller")
 
@@ -136,6 +136,17 @@ def test_a_chat_replies_to_calls(model: Model) -> None:
     assert answer.reused_tokens >= first.prompt_tokens
     assert chat.calls == ()
     assert [m["role"] for m in chat.messages] == ["user", "model", "tool", "model"]
+    # the same conversation as messages is the same prompt
+    before = [{"role": "system", "content": "Be brief."}, *chat.messages[:3]]
+    ids, _ = encode_after_calls(model.tokenizer, before, read_tools(TOOLS))
+    # though the model may have cut the text of its calls into other tokens
+    assert spelled(model, ids) == spelled(model, chat._ids[: answer.prompt_tokens])
+    same = model.generate(before, tools=TOOLS, tool_choice="none", max_tokens=5, temperature=0)
+    assert same.prompt_tokens == len(ids)
+    with pytest.raises(OptionError, match="must end with a user's turn, or a tool's"):
+        model.generate(chat.messages, tools=TOOLS)
+    with pytest.raises(OptionError, match="expected the keys 'role' and 'content'"):
+        model.generate(before)  # without the tools that it speaks of
     with pytest.raises(OptionError, match="no calls to reply to"):
         chat.reply([1])
     again = chat.send("Once more.", tool_choice="stop")

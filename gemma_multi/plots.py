@@ -1,4 +1,4 @@
-"""The plots of a parity report, drawn by matplotlib as SVG that takes its colours from the page.
+"""The plots of a report's page, drawn by matplotlib as SVG that takes its colours from the page.
 
 A plot is drawn at the width of a phone, with text as text and stand-in colours; the stand-ins then
 become CSS variables, so that one picture serves light and dark.
@@ -37,6 +37,7 @@ class Line:
     y: Sequence[float]
     limit: float = math.inf  # what is allowed
     joined: bool = True  # with a line from point to point
+    marked: bool = True  # each point
 
 
 def check_matplotlib() -> Any:
@@ -53,9 +54,9 @@ def check_matplotlib() -> Any:
 def plot(
     lines: Sequence[Line], x_label: str, y_label: str, *,
     upright: Sequence[tuple[float, str]] = (), names: Sequence[str] = (),
-    logarithmic_x: bool = False,
+    logarithmic_x: bool = False, logarithmic_y: bool = True,
 ) -> str:  # fmt: skip
-    """An `<svg>` with the y axis logarithmic where anything is above zero.
+    """An `<svg>`. A logarithmic y axis shows what is above zero.
 
     `upright` marks places on the x axis, `names` label its whole numbers.
     """
@@ -66,15 +67,16 @@ def plot(
     with matplotlib.rc_context(settings):
         figure = Figure(figsize=(_WIDTH, _HEIGHT), layout="constrained")
         axes = figure.add_subplot()
+        above = 0 if logarithmic_y else -np.inf
         for i, line in enumerate(lines):
-            y = [value if 0 < value < np.inf else np.nan for value in line.y]
+            y = [value if above < value < np.inf else np.nan for value in line.y]
             axes.plot(
                 line.x, y, color=_SERIES[i % len(_SERIES)], marker=_MARKS[i % len(_MARKS)],
-                markersize=3.5, linewidth=1.2 if line.joined else 0, label=line.label,
+                markersize=line.marked * 3.5, linewidth=1.2 if line.joined else 0, label=line.label,
             )  # fmt: skip
         values = [value for line in lines for value in line.y if 0 < value < np.inf]
         limits = _limits(lines)
-        if values:
+        if values and logarithmic_y:
             axes.set_yscale("log")
             low, high = min(values), max([*values, *(limit for limit, _ in limits)])
             axes.set_ylim(low / 3, high * 4)
