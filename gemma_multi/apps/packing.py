@@ -33,9 +33,7 @@ from gemma_multi.sampling import GenerationOptions
 from gemma_multi.sources import Source, open_checkpoint
 
 APPS = ("bedtime",)
-_CONTEXT = (
-    1024  # positions: a story is 300 tokens, and a graph's attention costs all it has room for
-)
+_CONTEXT = 640  # positions: a story has 512 tokens at most, wishes some 60; room costs time
 _MOST_BYTES = 1_500_000_000  # WebAssembly has 4 GB, and a model is there twice while it is loaded
 _MODEL, _TFLITE = "model", "model/model.tflite"
 # of GenerationOptions, those that the page's sampler has
@@ -57,8 +55,6 @@ _FOR_TRANSFORMERS = {
     npm.ONNXRUNTIME: {f"dist/ort-wasm-simd-threaded.{end}":
                       f"onnxruntime/ort-wasm-simd-threaded.{end}" for end in ("mjs", "wasm")},
 }  # fmt: skip
-
-
 _IMPORTS = {"@litertjs/wasm-utils": "./wasm-utils.js"}
 
 
@@ -86,7 +82,7 @@ def pack(
     model, revision, local_files_only: what tells the stories; see `open_checkpoint`.
     transformers_js: whether the ONNX export and Transformers.js go along, for the page's switch.
     precision: of both exports; "auto" is as stored, and what a `.tflite` or `.litertlm` has.
-    context_length: positions that a model which is exported here can hold; 1,024 if unset.
+    context_length: positions that a model which is exported here can hold; 640 if unset.
     progress: True for bars on a terminal, False for none, or a function of (done, total).
 
     Raises OptionError, CheckpointError or BackendError; then nothing is left behind.

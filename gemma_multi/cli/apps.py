@@ -21,7 +21,7 @@ from gemma_multi.cli.common import given, print_json, source_options
 @click.option("--serve", is_flag=True, help="Show it at 127.0.0.1, until Ctrl-C.")
 @click.option("--port", type=int, default=8000, show_default=True, help="With --serve; 0: any.")
 @click.option("--precision", help="int4, int8 or float32, of what is exported; as stored if unset.")
-@click.option("--context-length", type=int, help="Tokens, of what is exported.  [1024]")
+@click.option("--context-length", type=int, help="Tokens, of what is exported.  [640]")
 @click.option("--transformers-js/--no-transformers-js", default=True,
               help="Also run the ONNX export, by a switch.  [yes]")  # fmt: skip
 @source_options

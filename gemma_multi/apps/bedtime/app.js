@@ -4,6 +4,8 @@ import {cover} from "./cover.js";
 
 const at = (id) => document.getElementById(id);
 const form = at("wishes");
+const calm = matchMedia("(prefers-reduced-motion: reduce)");
+const onPhone = matchMedia("(max-width: 48rem)"); // as in style.css: the story is below the wishes
 const threads = self.crossOriginIsolated ? Math.min(navigator.hardwareConcurrency || 1, 4) : 1;
 let worker, ready = false, whole = "", finished = true, shown = 0, timer;
 let story = 0; // its number: what is still told of an earlier one is not shown
@@ -33,7 +35,7 @@ function loadEngine() {
 
 const on = {
   loading: ({done, total}) => { at("status").textContent = `Loading the model, ${Math.floor((100 * done) / total)}%`; },
-  ready: ({engine, memory}) => {
+  ready: ({engine, threads, memory}) => {
     ready = true;
     const name = engine === "litert" ? "LiteRT" : "Transformers.js";
     at("status").textContent = `${name}, ${threads} ${threads > 1 ? "threads" : "thread"}`;
@@ -60,7 +62,7 @@ function showNumbers(speed, memory = memoryNow) {
 // Shows what is there, a word at a time; sentences are said to screen readers once they are whole.
 function read() {
   clearTimeout(timer);
-  const pace = matchMedia("(prefers-reduced-motion: reduce)").matches ? 0 : Number(form.pace.value);
+  const pace = calm.matches ? 0 : Number(form.pace.value);
   const next = pace ? /^\s*\S+/.exec(whole.slice(shown)) : null;
   const end = pace ? shown + (next?.[0].length ?? 0) : whole.length;
   if (end > shown && (finished || !pace || end < whole.length)) {
@@ -103,6 +105,7 @@ form.onsubmit = (event) => {
   [whole, finished] = ["", false];
   story += 1;
   at("cover").innerHTML = cover(chosen);
+  if (onPhone.matches) at("cover").scrollIntoView({behavior: calm.matches ? "auto" : "smooth"});
   const options = {...MANIFEST.model.options, seed: chosen.seed};
   worker.postMessage({type: "tell", story, prompt: promptOf(chosen), options});
   begin();
@@ -139,7 +142,7 @@ async function keepOffline() {
     })]);
     at("offline").textContent = "works offline";
   } catch (error) {
-    at("offline").textContent = "not kept for offline use";
+    at("offline").textContent = "not kept offline";
     console.warn(error);
   }
 }

@@ -17,7 +17,7 @@ const LANDMARKS = [
 
 export function cover({name, kind, setting, theme, seed}) {
   let drawn = 0; // numbers from 0 to 1, the same for a seed
-  const random = () => Math.exp(-Math.exp(-gumbel(seed, drawn++, 7)));
+  const random = () => Math.exp(-Math.exp(-gumbel(seed, drawn++)(7)));
   const [high, low] = SKIES[(theme.length + Math.floor(random() * 4)) % 4].split(" ");
   const stars = Array.from({length: 30}, () =>
     `<circle cx="${(random() * 480).toFixed()}" cy="${(random() * 130).toFixed()}" r="${(0.6 + random()).toFixed(1)}"/>`).join("");
@@ -25,16 +25,26 @@ export function cover({name, kind, setting, theme, seed}) {
   const landmark = LANDMARKS.find(([words]) => words.test(setting))[1];
   const [width, height] = EARS[kind] ?? [10, 10], coat = COATS[kind] ?? "#a58264";
   const ear = (side) => `<path d="M${side * 16 - width / 2} -52l${width / 2} ${-height} ${width / 2} ${height}z"/>`;
-  const hero = `<g transform="translate(330 ${hill + 38})" fill="${coat}">${ear(-1)}${ear(1)}
+  const spikes = kind === "hedgehog" ? `<path d="${star(15, 44, 34)}" transform="translate(0 -24)" fill="#5a4433"/>` : "";
+  const hero = `<g transform="translate(330 ${hill + 38})" fill="${coat}">${spikes}${ear(-1)}${ear(1)}
     <ellipse cy="-14" rx="26" ry="24"/><circle cy="-44" r="22"/><g fill="#1b1b2b"><circle cx="-8" cy="-46" r="3"/><circle cx="8" cy="-46" r="3"/><ellipse cy="-37" rx="4" ry="2.5"/></g></g>`;
   const title = `${name} the ${kind}`.replace(/[<&>"]/g, "");
   return `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 480 300" role="img" aria-label="Cover: ${title}, ${setting}">
     <defs><linearGradient id="sky" x2="0" y2="1"><stop stop-color="${high}"/><stop offset="1" stop-color="${low}"/></linearGradient></defs>
     <rect width="480" height="300" fill="url(#sky)"/><g fill="#fff">${stars}</g>
-    <circle cx="${moon}" cy="84" r="26" fill="#fff3c9"/><circle cx="${moon + 11}" cy="77" r="22" fill="${high}"/>
+    <path d="M${moon} 58a26 26 0 1 0 26 34a22 22 0 0 1 -26 -34z" fill="#fff3c9"/>
     <g transform="translate(120 ${hill})" fill="#2b2748">${landmark}</g>
     <path d="M0 ${hill + 6}q120-36 240 6t240-4v120H0z" fill="#2f4a4a"/>${hero}
     <text x="240" y="40" text-anchor="middle" font-family="Georgia, serif" font-size="${title.length > 24 ? 20 : 27}" fill="#fff">${title}</text>
     <text x="240" y="288" text-anchor="middle" font-family="Georgia, serif" font-size="15" fill="#fff">${setting}</text>
   </svg>`;
+}
+
+// A path of `points` points, and as many notches, around 0 0.
+function star(points, far, near) {
+  const corner = (i) => {
+    const angle = (Math.PI * i) / points, radius = i % 2 ? near : far;
+    return `${(radius * Math.sin(angle)).toFixed(1)} ${(-radius * Math.cos(angle)).toFixed(1)}`;
+  };
+  return `M${Array.from({length: 2 * points}, (_, i) => corner(i)).join("L")}z`;
 }

@@ -1,25 +1,25 @@
 // The .tflite that ships to Android, run by Google's LiteRT in WebAssembly: token ids in, logits out.
-import {Tensor, loadAndCompile, loadLiteRt} from "./libraries/litert/index.js";
+import {Tensor, loadAndCompile, loadLiteRt, supportsFeature} from "./libraries/litert/index.js";
 
 const FOLDER = new URL("./libraries/litert/", import.meta.url).href;
 
-export async function load({fetchWhole, threads}) {
-  const bytes = await fetchWhole("model/model.tflite");
+export async function load({fetchWhole, threads: wanted}) {
+  const threads = (await supportsFeature("relaxedSimd")) ? wanted : 1; // its other builds have none
   // LiteRT looks for its files, and starts its threads, from here
   self.Module = {
     locateFile: (name) => FOLDER + name,
     mainScriptUrlOrBlob: `${FOLDER}litert_wasm_threaded_internal.js`,
   };
-  const runtime = await loadLiteRt(FOLDER, {threads: threads > 1});
+  const [bytes, runtime] = await Promise.all([
+    fetchWhole("model/model.tflite"), loadLiteRt(FOLDER, {threads: threads > 1})]);
   const cpuOptions = {numThreads: threads};
   const model = await loadAndCompile(bytes, {accelerator: "wasm", cpuOptions});
-  return new Engine(model, runtime);
+  return new Engine(model, runtime, threads);
 }
 
 class Engine {
-  constructor(model, runtime) {
-    this.model = model;
-    this.runtime = runtime;
+  constructor(model, runtime, threads) {
+    Object.assign(this, {model, runtime, threads});
     this.shapes = model.signatures.decode.getInputDetails().filter(({name}) => name.startsWith("kv_cache_"));
     this.caches = {}; // by name, and passed on from call to call
     this.sizes = Object.keys(model.signatures) // that tokens are read in at once

@@ -20,12 +20,12 @@ export async function load({fetchWhole, onnx, threads}) {
   env.backends.onnx.wasm.wasmPaths = {mjs: `${runtime}.mjs`, wasm: `${runtime}.wasm`};
   env.backends.onnx.wasm.numThreads = threads;
   await fetchWhole(onnx); // only to be sure of it
-  return new Engine(await AutoModelForCausalLM.from_pretrained("model", {device: "wasm"}));
+  return new Engine(await AutoModelForCausalLM.from_pretrained("model", {device: "wasm"}), threads);
 }
 
 class Engine {
-  constructor(model) {
-    this.model = model;
+  constructor(model, threads) {
+    Object.assign(this, {model, threads});
   }
 
   reset() {

@@ -10,6 +10,7 @@ importScripts("manifest.js", "fetching.js");
 
 const ENGINES = {litert: "./litert.js", transformers: "./transformers.js"};
 const BREATH = 30; // milliseconds between two looks at the messages
+const channel = new MessageChannel();
 let engine, tokenizer, choose, stopped;
 let telling = Promise.resolve(); // one story at a time: they share the engine
 
@@ -36,33 +37,42 @@ async function load({engine: name, threads}) {
   engine = await make({fetchWhole: fetchFile, onnx, threads});
   engine.contextLength = contextLength;
   engine.reset();
-  postMessage({type: "ready", engine: name, threads, memory: engine.memory});
+  postMessage({type: "ready", engine: name, threads: engine.threads, memory: engine.memory});
 }
 
 async function tell({story, prompt, options}) {
   stopped = false;
   const {contextLength, stopIds, vocabulary} = MANIFEST.model;
-  const ids = tokenizer.encode(prompt), tokens = [];
+  const ids = tokenizer.encode(prompt), seen = [...ids], tokens = [];
   if (ids.length > contextLength) throw new Error(`the wishes take ${ids.length} tokens, the model reads ${contextLength}`);
   engine.reset();
   let unread = ids, reason = "length", started = 0, breath = performance.now();
   const speed = () => (tokens.length > 1 ? (1000 * (tokens.length - 1)) / (performance.now() - started) : 0);
   while (tokens.length < options.max_tokens && engine.length < contextLength) {
     const logits = (await engine.read(unread)).subarray(0, vocabulary);
-    const token = choose(logits, [...ids, ...tokens], options, ids.length + tokens.length);
+    const token = choose(logits, seen, options, seen.length);
     if (stopIds.includes(token)) { reason = "stop"; break; }
     if (!tokens.length) started = performance.now(); // the first comes from the prompt
     tokens.push(token);
+    seen.push(token);
     unread = [token];
     if (performance.now() - breath > BREATH) {
       postMessage({type: "text", story, text: tokenizer.decode(tokens), speed: speed()});
-      await new Promise((resolve) => setTimeout(resolve)); // lets a message in
+      await messages();
       breath = performance.now();
       if (stopped) { reason = "stopped"; break; }
     }
   }
   const text = tokenizer.decode(tokens);
   postMessage({type: "told", story, text, tokens, reason, speed: speed(), memory: engine.memory});
+}
+
+// Lets messages in. Nested timers would wait 4 ms.
+function messages() {
+  return new Promise((resolve) => {
+    channel.port1.onmessage = resolve;
+    channel.port2.postMessage(null);
+  });
 }
 
 // What went wrong, as a person can use it.
