@@ -9,6 +9,7 @@
 importScripts("manifest.js", "fetching.js");
 
 const ENGINES = {litert: "./litert.js", transformers: "./transformers.js"};
+const WARMING = 1500; // milliseconds
 const BREATH = 30; // milliseconds between two looks at the messages
 const channel = new MessageChannel();
 let engine, tokenizer, choose, stopped;
@@ -17,7 +18,7 @@ let telling = Promise.resolve(); // one story at a time: they share the engine
 onmessage = async ({data}) => {
   try {
     if (data.type === "load") await load(data);
-    else stopped = true;
+    else stopped = true; // a story, or warming up
     if (data.type === "tell") await (telling = telling.catch(() => {}).then(() => tell(data)));
   } catch (error) {
     postMessage({type: "problem", text: inWords(error)});
@@ -38,6 +39,18 @@ async function load({engine: name, threads}) {
   engine.contextLength = contextLength;
   engine.reset();
   postMessage({type: "ready", engine: name, threads: engine.threads, memory: engine.memory});
+  telling = warmUp();
+}
+
+// A browser compiles WebAssembly quickly, and then better what has run for a while: before the first
+// story rather than during it. A wish ends it.
+async function warmUp() {
+  stopped = false;
+  const end = performance.now() + WARMING;
+  for (let ids = Array(32).fill(0); !stopped && performance.now() < end && engine.length < engine.contextLength / 2; ids = [0]) {
+    await engine.read(ids);
+    await messages();
+  }
 }
 
 async function tell({story, prompt, options}) {
