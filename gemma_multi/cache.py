@@ -24,8 +24,9 @@ from pathlib import Path
 from gemma_multi.errors import OptionError
 
 EXPORTS, TOKENIZERS, COMPILED, CALIBRATED = "exports", "tokenizers", "jax", "calibrated"
+LIBRARIES = "libraries"  # JavaScript from npm, for pages
 # directories that are ours
-KINDS = (EXPORTS, TOKENIZERS, COMPILED, CALIBRATED, "test-data", "benchmarks")
+KINDS = (EXPORTS, TOKENIZERS, COMPILED, CALIBRATED, LIBRARIES, "test-data", "benchmarks")
 _DEFAULT_LIMIT = 10_000_000_000
 _ABANDONED = 24 * 3600.0  # seconds after which a temporary file is taken for a killed process's
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}

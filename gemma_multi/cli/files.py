@@ -222,7 +222,7 @@ def info(model: str, as_json: bool, **options: Any) -> None:
 
 @click.command()
 @click.option("--clear", is_flag=True, help="Remove everything, or what --kind names.")
-@click.option("--kind", help="exports, tokenizers, jax, test-data or benchmarks.")
+@click.option("--kind", help="exports, tokenizers, jax, libraries, test-data or benchmarks.")
 @click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
 def cache(clear: bool, kind: str | None, as_json: bool) -> None:
     """Show or empty what is kept to be quicker next time. Nothing there is ever needed."""

@@ -93,6 +93,6 @@ def test_webgpu_gives_the_same_text(tmp_path: Path) -> None:
 
 
 def ask_in_a_browser(folder: Path, job: dict[str, Any], *flags: str) -> dict[str, Any]:
-    (folder / "job.json").write_text(json.dumps({"prompt": PROMPTS[0], "count": COUNT, **job}))
     (folder / "node_modules").symlink_to(transformers_js())
-    return in_a_browser(folder, HERE / "transformers_js.html", *flags)
+    whole = {"prompt": PROMPTS[0], "count": COUNT, **job}
+    return in_a_browser(folder, HERE / "transformers_js.html", whole, *flags)
