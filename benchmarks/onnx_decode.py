@@ -124,7 +124,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work)
         source = made(folder)["int4"]
-        for name, given in (("ours", {}), ("ours-int8", {"activations": "int8"})):
+        more: dict[str, dict[str, Any]] = {"ours": {}, "ours-int8": {"activations": "int8"}}
+        for name, given in more.items():
             gemma_multi.export(source, folder / name, format="onnx", verify=False, **given)
         published(options.theirs, folder / "ours", folder / "theirs")
         names = {"ours": "ours", "ours-int8": "ours, activations int8",
