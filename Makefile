@@ -28,7 +28,7 @@ real: .venv/test
 # .gguf files in llama.cpp itself, small ones and the real 270M. Ten minutes to compile; pip keeps it
 llama-cpp: .venv/test
 	$(BIN)/pip install --quiet 'llama-cpp-python==0.3.36'
-	$(RUN) $(BIN)/python -m pytest -m llama_cpp tests/llama_cpp
+	$(RUN) $(BIN)/python -m pytest -m llama_cpp tests/exporters/test_llama_cpp.py
 
 lint: .venv/test
 	$(BIN)/ruff check .
