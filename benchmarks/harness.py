@@ -15,7 +15,6 @@ import argparse
 import gc
 import json
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -52,7 +51,6 @@ class Scored:
     high: float
     differing: int  # rows that transformers answers otherwise
     largest: float  # difference to its log-probabilities of answers, in nats
-    seconds: float
 
 
 def main() -> None:
@@ -69,12 +67,10 @@ def main() -> None:
         for model, make in _models(base, Path(work)).items():
             lm = make()
             for name, task in names.items():
-                begin = time.monotonic()
                 results = simple_evaluate(lm, tasks=[name], task_manager=manager, bootstrap_iters=0)
-                seconds = time.monotonic() - begin
                 samples = sorted(results["samples"][name], key=lambda one: one["doc_id"])
                 theirs.setdefault(name, samples)
-                found.append(_scored(task, model, samples, theirs[name], seconds))
+                found.append(_scored(task, model, samples, theirs[name]))
                 Console(stderr=True).print(found[-1])
                 if options.json:  # as they are found, for all of them take most of an hour
                     facts = json.dumps([asdict(one) for one in found], indent=1)
@@ -136,7 +132,7 @@ def _write_tasks(work: Path, count: int) -> dict[str, str]:
     return names
 
 
-def _scored(task: str, model: str, samples: Any, theirs: Any, seconds: float) -> Scored:
+def _scored(task: str, model: str, samples: Any, theirs: Any) -> Scored:
     right = sum(bool(one["acc"]) for one in samples)
     differing, largest = 0, 0.0
     for one, other in zip(samples, theirs, strict=True):
@@ -145,24 +141,20 @@ def _scored(task: str, model: str, samples: Any, theirs: Any, seconds: float) ->
         differing += ours.index(max(ours)) != reference.index(max(reference))
         largest = max(largest, *(abs(a - b) for a, b in zip(ours, reference, strict=True)))
     interval = share(right, len(samples))
-    return Scored(
-        task, model, right, len(samples), interval.low, interval.high, differing, largest,
-        round(seconds, 1),
-    )  # fmt: skip
+    return Scored(task, model, right, len(samples), interval.low, interval.high, differing, largest)
 
 
 def _show(found: list[Scored]) -> None:
     table = Table()
     for heading in ("task", "model"):
         table.add_column(heading)
-    for heading in ("right", "95%", "differ", "most, nats", "seconds"):
+    for heading in ("right", "95%", "differ", "most, nats"):
         table.add_column(heading, justify="right")
     for one in found:
         theirs = one.model == _THEIRS
         table.add_row(
             one.task, one.model, f"{one.right} of {one.rows}", f"{one.low:.0%} to {one.high:.0%}",
             "" if theirs else str(one.differing), "" if theirs else f"{one.largest:.2g}",
-            f"{one.seconds:.0f}",
         )  # fmt: skip
     Console().print(table)
 
