@@ -53,7 +53,7 @@ pictures: .venv/test
 
 # the goldens, and our engines, against transformers on torch
 reference: .venv/test
-	$(BIN)/pip install --quiet 'torch==2.13.0' 'peft>=0.17' accelerate
+	$(BIN)/pip install --quiet 'torch==2.13.0' 'peft>=0.17' accelerate trl datasets
 	$(BIN)/python tests/goldens/make.py --check
 	$(BIN)/python tests/goldens/make_training.py --check
 	GEMMA_MULTI_REFERENCE=1 $(RUN) $(BIN)/python -m pytest tests/engines tests/evaluation \

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import jinja2
@@ -154,6 +156,10 @@ def test_mlx_lm_generates_from_what_is_written(tmp_path: Path) -> None:
     text = mlx_lm.generate(model, theirs, prompt, max_tokens=12)
     ours = gemma_multi.load(path, backend="mlx").generate("Hello", max_tokens=12, temperature=0)
     assert text.strip() == ours.text.strip()
+    command = [sys.executable, "-m", "mlx_lm", "generate", "--model", str(path), "--max-tokens",
+               "12", "--prompt", "Hello", "--temp", "0"]  # fmt: skip
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert ours.text.strip() in said
 
 
 @reference
@@ -189,3 +195,24 @@ def test_transformers_runs_bfloat16_with_the_embedding_scale_it_was_trained_with
     assert model.dtype == torch.bfloat16
     scale = model.get_input_embeddings().embed_scale.to(torch.bfloat16)
     assert float(scale) == open_checkpoint(path).config.embedding_scale
+
+
+@reference
+def test_trl_trains_it_and_what_it_saves_opens(tmp_path: Path) -> None:
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    checkpoint = random_checkpoint(tiny_config(vocab_size=4096))
+    path = exported(checkpoint, tmp_path / "x", precision="float32")
+    rows = [{"messages": [{"role": "user", "content": "Hi"},
+                          {"role": "assistant", "content": "Hello!"}]}] * 2  # fmt: skip
+    settings = SFTConfig(output_dir=str(tmp_path / "run"), max_steps=1, use_cpu=True, report_to=[],
+                         per_device_train_batch_size=2, learning_rate=1e-3, bf16=False)  # fmt: skip
+    trainer = SFTTrainer(str(path), args=settings, train_dataset=Dataset.from_list(rows))
+    trainer.train()
+    trainer.save_model(str(tmp_path / "trained"))
+    trained = open_checkpoint(tmp_path / "trained")
+    assert trained.config == checkpoint.config
+    names = checkpoint.config.tensor_shapes()
+    moved = [n for n in names if (trained.weight(n) != checkpoint.weight(n)).any()]
+    assert len(moved) > len(names) // 2
