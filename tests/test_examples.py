@@ -20,6 +20,8 @@ SHOWN = {
     "extract": ["person='Anna' company=None place='Rome' day='Friday'", "day, "],
     "route": ["billing ", "shipping ", "technical "],
     "call_functions": ["set_timer {'minutes': ", " -> a timer of ", "the model: "],
+    "finetune_20_rows": ["before ok\n  after  Arr. "],
+    "fleet": ["billing    Good morning.", "shipping   Good evening.", "technical  Hello."],
     "qat_and_export": ["Word fox -> fox is a fine word", "the same weights, bit for bit: yes"],
 }
 
