@@ -126,6 +126,8 @@ def test_the_command_packs_and_serves_with_the_headers(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [*command, "--serve", "--port", "0"], stderr=subprocess.PIPE, text=True,
         env={**os.environ, "COLUMNS": "200"},
+        # where the tests run in the background, it would be ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
     assert process.stderr is not None
     said = process.stderr.readline() + process.stderr.readline()
