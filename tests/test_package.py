@@ -123,3 +123,12 @@ def test_no_two_classes_share_a_name() -> None:
             if isinstance(node, ast.ClassDef):
                 where.setdefault(node.name, []).append(str(file.relative_to(root)))
     assert {name: files for name, files in where.items() if len(files) > 1} == {}
+
+
+def test_no_two_files_of_tests_share_a_name() -> None:
+    """Which pytest would say only where both are collected in one run."""
+    files = (
+        f for f in (ROOT / "tests").rglob("*.py") if f.name not in ("__init__.py", "conftest.py")
+    )
+    alone = [f.name for f in files if not (f.parent / "__init__.py").exists()]
+    assert sorted(set(alone)) == sorted(alone)
