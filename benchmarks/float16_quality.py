@@ -19,7 +19,7 @@ from int4_quality import EVERY, TOKENS
 from other_peoples_files import brown_documents, gemma_270m
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
+from side_by_side import columns
 
 import gemma_multi
 from gemma_multi.checkpoint import Checkpoint
@@ -113,11 +113,7 @@ def read(engine: Engine, session: object, ids: np.ndarray) -> np.ndarray:
 
 
 def show(rows: list[Row]) -> None:
-    table = Table()
-    for heading in ("engine", "activations", "residual scale"):
-        table.add_column(heading)
-    for heading in ("KL", "same token", "not finite"):
-        table.add_column(heading, justify="right")
+    table = columns(("engine", "activations", "residual scale"), ("KL", "same token", "not finite"))
     for row in rows:
         table.add_row(
             row.backend, row.compute, f"{row.residual_scale:g}",

@@ -25,7 +25,7 @@ from lm_eval.tasks import TaskManager
 from other_peoples_files import gemma_270m
 from real_rows import TASKS
 from rich.console import Console
-from rich.table import Table
+from side_by_side import columns
 
 import gemma_multi
 from gemma_multi.checkpoint import Checkpoint
@@ -145,11 +145,7 @@ def _scored(task: str, model: str, samples: Any, theirs: Any) -> Scored:
 
 
 def _show(found: list[Scored]) -> None:
-    table = Table()
-    for heading in ("task", "model"):
-        table.add_column(heading)
-    for heading in ("right", "95%", "differ", "most, nats"):
-        table.add_column(heading, justify="right")
+    table = columns(("task", "model"), ("right", "95%", "differ", "most, nats"))
     for one in found:
         theirs = one.model == _THEIRS
         table.add_row(

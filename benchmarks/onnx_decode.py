@@ -26,13 +26,14 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-from format_table import made
-from other_peoples_files import transformers_js
+from other_peoples_files import gemma_270m, transformers_js
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 import gemma_multi
+from gemma_multi.training.calibrated import calibrated
+from gemma_multi.transforms import original
 
 PROMPT, STEPS = 128, 48
 _NODE = """
@@ -123,7 +124,8 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work)
-        source = made(folder)["int4"]
+        base = original(gemma_multi.open_checkpoint(gemma_270m()))
+        source = calibrated(base, progress=True)
         more: dict[str, dict[str, Any]] = {"ours": {}, "ours-int8": {"activations": "int8"}}
         for name, given in more.items():
             gemma_multi.export(source, folder / name, format="onnx", verify=False, **given)
@@ -140,7 +142,7 @@ def main() -> None:
                 if i == 0:
                     layout.prefill.clear()
                     layout.decode.clear()
-        prompt = gemma_multi.open_checkpoint(source).tokenizer.decode(list(map(int, ids[1:])))
+        prompt = source.tokenizer.decode(list(map(int, ids[1:])))
         node: dict[str, list[float]] = {key: [] for key in layouts}
         for _ in track(range(options.runs), "Transformers.js", transient=True):
             for key in layouts:

@@ -13,7 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,6 +98,16 @@ def _median(results: list[Measured]) -> Measured:
         statistics.median(r.seconds for r in results),
         statistics.median(r.peak_mb for r in results),
     )
+
+
+def columns(words: Iterable[str], figures: Iterable[str]) -> Table:
+    """A table of words, and of figures that stand at the right."""
+    table = Table()
+    for heading in words:
+        table.add_column(heading)
+    for heading in figures:
+        table.add_column(heading, justify="right")
+    return table
 
 
 def show(comparisons: list[Comparison]) -> None:

@@ -23,7 +23,7 @@ from other_peoples_files import gemma_270m
 from real_rows import TASKS, Row
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
+from side_by_side import columns
 
 import gemma_multi
 from gemma_multi.litert_lm import in_litert_lm
@@ -153,11 +153,7 @@ def _add(path: Path, score: Score) -> None:
 
 
 def _show(found: list[Score]) -> None:
-    table = Table()
-    for heading in ("task", "way"):
-        table.add_column(heading)
-    for heading in ("rows", "right", "95%", "training"):
-        table.add_column(heading, justify="right")
+    table = columns(("task", "way"), ("rows", "right", "95%", "training"))
     for one in found:
         seconds = f"{one.seconds:.0f} s" if one.seconds else ""
         interval = f"{one.low:.0%} to {one.high:.0%}"

@@ -105,9 +105,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
 
 
-def confusion_table(
-    confusion: Mapping[str, Mapping[str, int]], columns: Sequence[str]
-) -> str:  # fmt: skip
+def confusion_table(confusion: Mapping[str, Mapping[str, int]], columns: Sequence[str]) -> str:
     """Expected label -> given label -> rows, the right ones bold."""
     rows = [
         [f"<b>{escape(want)}</b>", *(

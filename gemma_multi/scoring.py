@@ -56,6 +56,11 @@ class Estimate:
     high: float
     count: int
 
+    @classmethod
+    def of_error(cls, value: float, error: float, count: int) -> Estimate:
+        """Of a figure whose standard error is known."""
+        return cls(value, value - _Z * error, value + _Z * error, count)
+
 
 @dataclass(frozen=True)
 class PartScore:

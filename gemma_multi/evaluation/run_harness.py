@@ -19,8 +19,6 @@ from gemma_multi.options import checked, option
 from gemma_multi.progress import Progress
 from gemma_multi.scoring import Estimate, perplexity_score, share
 
-_Z = 1.959964  # of a normal distribution, 95% within
-
 
 @dataclass(frozen=True)
 class HarnessOptions(TaskOptions):
@@ -123,7 +121,7 @@ def _findings(
             losses, words = zip(*((-float(one[0]), int(one[1])) for one in each), strict=True)
             figures[name] = perplexity_score(losses, words).estimate
         elif isinstance(error, int | float):
-            figures[name] = Estimate(value, value - _Z * error, value + _Z * error, count)
+            figures[name] = Estimate.of_error(value, error, count)
         else:
             numbers[name] = float(value)
     return Findings(figures, numbers=numbers, count=count)

@@ -29,6 +29,9 @@ from gemma_multi.tasks.running import width_of
 if TYPE_CHECKING:
     from gemma_multi.model import Model
 
+# one option of several tasks
+MOST_TOKENS_HELP = "The most tokens of an answer.  [32 of labels, 512 of ifeval, else 256]"
+
 
 @dataclass(frozen=True)
 class TaskOptions:

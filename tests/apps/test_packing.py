@@ -129,19 +129,24 @@ def test_the_command_packs_and_serves_with_the_headers(tmp_path: Path) -> None:
         # where the tests run in the background, it would be ignored
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
-    assert process.stderr is not None
-    said = process.stderr.readline() + process.stderr.readline()
-    assert said.startswith(f"{folder}: ")
-    address = next(word for word in said.split() if word.startswith("http://127.0.0.1:"))
-    with urllib.request.urlopen(f"{address}libraries/litert/litert_wasm_internal.wasm") as answer:
-        assert answer.headers["Content-Type"] == "application/wasm"
-        assert {name: answer.headers[name] for name in HEADERS} == HEADERS
-    port = address.rstrip("/").rsplit(":")[-1]
-    taken = run("app", "bedtime", "--serve", "--port", port)
-    assert_refused(taken, f"port {port} cannot be used")
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) in (0, 130)
-    assert "Traceback" not in process.stderr.read()
+    try:
+        assert process.stderr is not None
+        said = process.stderr.readline() + process.stderr.readline()
+        assert said.startswith(f"{folder}: ")
+        address = next(word for word in said.split() if word.startswith("http://127.0.0.1:"))
+        with urllib.request.urlopen(
+            f"{address}libraries/litert/litert_wasm_internal.wasm"
+        ) as answer:
+            assert answer.headers["Content-Type"] == "application/wasm"
+            assert {name: answer.headers[name] for name in HEADERS} == HEADERS
+        port = address.rstrip("/").rsplit(":")[-1]
+        taken = run("app", "bedtime", "--serve", "--port", port)
+        assert_refused(taken, f"port {port} cannot be used")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) in (0, 130)
+        assert "Traceback" not in process.stderr.read()
+    finally:
+        process.kill()  # it has ended by itself where all went well
 
 
 def test_the_command_says_what_it_lacks(tmp_path: Path) -> None:

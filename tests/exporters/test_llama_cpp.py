@@ -7,12 +7,14 @@ part there where two tokens are nearly as likely; where they are not, it must no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
+from itertools import islice, takewhile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from format_table import perplexity
 from other_peoples_files import brown_documents, gemma_270m
 from test_tokenizer_json import CHAT
 from varied_text import samples
@@ -21,7 +23,6 @@ import gemma_multi
 from gemma_multi.chat_template import encode_prompt
 from gemma_multi.checkpoint import Checkpoint
 from gemma_multi.consumers import CONSUMERS
-from gemma_multi.decoder import log_softmax
 from gemma_multi.demo import STORY
 from gemma_multi.formats.gguf.layout import RESERVED
 from gemma_multi.training.calibrated import calibrated
@@ -65,17 +66,9 @@ def loaded(path: Path, context: int, logits: bool = True) -> llama_cpp.Llama:
     return llama_cpp.Llama(str(path), n_ctx=context, logits_all=logits, verbose=False)
 
 
-def greedy(llama: llama_cpp.Llama, ids: list[int], count: int) -> Iterator[int]:
-    for token in llama.generate(ids, temp=0.0, repeat_penalty=1.0):
-        if count == 0 or llama.token_eos() == token:
-            return
-        count -= 1
-        yield token
-
-
-def perplexity(logits: np.ndarray, ids: list[int]) -> float:
-    chosen = log_softmax(np.asarray(logits[:-1]))[np.arange(len(ids) - 1), ids[1:]]
-    return float(np.exp(-chosen.mean()))
+def greedy(llama: llama_cpp.Llama, ids: list[int], count: int) -> list[int]:
+    said = llama.generate(ids, temp=0.0, repeat_penalty=1.0)
+    return list(islice(takewhile(lambda token: token != llama.token_eos(), said), count))
 
 
 def check_perplexity(checkpoint: Checkpoint, path: Path, ids: list[int], within: float) -> None:
@@ -94,7 +87,7 @@ def test_the_storytellers_tokens_and_perplexity(
     checkpoint, path = written(make(), precision, tmp_path)
     model = gemma_multi.load("storyteller", backend="keras")
     ids = model.encode(STORY)
-    text = list(greedy(loaded(path, 512), ids, TOKENS))
+    text = greedy(loaded(path, 512), ids, TOKENS)
     assert len(text) > 40
     logits = expected(LLAMA, checkpoint, [*ids, *text])[len(ids) - 1 : -1]
     best = logits.max(-1)
@@ -140,7 +133,7 @@ def test_the_real_one(precision: str, tmp_path: Path) -> None:
     checkpoint, path = written(source, precision, tmp_path)
     ids = [2, *checkpoint.tokenizer.encode(brown_documents()[0])[:699]]
     check_perplexity(checkpoint, path, ids, 0.02 if precision == "int4" else 0.005)
-    text = list(greedy(loaded(path, 512), ids[:100], 40))
+    text = greedy(loaded(path, 512), ids[:100], 40)
     logits = expected(LLAMA, checkpoint, [*ids[:100], *text])[99:-1]
     np.testing.assert_array_less(
         logits.max(-1) - logits[np.arange(len(text)), text], 0.5 if precision == "int4" else 0.05

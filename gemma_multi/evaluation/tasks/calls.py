@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from gemma_multi.errors import ConstraintError, DataError, OptionError
 from gemma_multi.evaluation.task import (
+    MOST_TOKENS_HELP,
     Answered,
     Findings,
     Question,
@@ -38,9 +39,7 @@ class CallsOptions(TaskOptions):
     """What `calls` can be told."""
 
     tool_choice: str = option("auto", "auto, required, none, or the name of one tool.")
-    max_tokens: int | None = option(
-        None, "The most tokens of an answer.  [32 of labels, 512 of ifeval, else 256]"
-    )
+    max_tokens: int | None = option(None, MOST_TOKENS_HELP)
 
 
 def _run(model: Model, data: Any, options: CallsOptions, progress: Progress) -> Findings:
@@ -81,9 +80,7 @@ def _run(model: Model, data: Any, options: CallsOptions, progress: Progress) -> 
     )  # fmt: skip
 
 
-def score_calls(
-    expected: Sequence[Sequence[Call]], given: Sequence[Sequence[Call]]
-) -> Score:  # fmt: skip
+def score_calls(expected: Sequence[Sequence[Call]], given: Sequence[Sequence[Call]]) -> Score:
     """A row is right where all its calls are, whatever their order, with their arguments. In the
     confusion a row stands under the names that it calls."""
     pairs = list(zip(expected, given, strict=True))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from gemma_multi.constraints.options import check_choices
 from gemma_multi.errors import DataError, OptionError
 from gemma_multi.evaluation.task import (
+    MOST_TOKENS_HELP,
     Findings,
     PromptOptions,
     Question,
@@ -40,9 +41,7 @@ class ClassifyOptions(PromptOptions):
     labels: tuple[str, ...] = option((), "The labels; those of the rows if unset.")
     calibrate: bool = option(False, "Divide by what each label would get without a text.")
     free: bool = option(False, "Let the model write, and count what is no label as none.")
-    max_tokens: int | None = option(
-        None, "The most tokens of an answer.  [32 of labels, 512 of ifeval, else 256]"
-    )
+    max_tokens: int | None = option(None, MOST_TOKENS_HELP)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from gemma_multi.constraints.schema import write_json
 from gemma_multi.errors import ConstraintError, DataError, OptionError
 from gemma_multi.evaluation.task import (
+    MOST_TOKENS_HELP,
     Findings,
     PromptOptions,
     Question,
@@ -37,9 +38,7 @@ class ExtractOptions(PromptOptions):
     """What `extract` can be told."""
 
     schema: object = option(None, "JSON Schema that answers are held to: a file, or its text.")
-    max_tokens: int | None = option(
-        None, "The most tokens of an answer.  [32 of labels, 512 of ifeval, else 256]"
-    )
+    max_tokens: int | None = option(None, MOST_TOKENS_HELP)
 
 
 def _run(model: Model, data: Any, options: ExtractOptions, progress: Progress) -> Findings:

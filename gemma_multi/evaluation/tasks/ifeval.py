@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from gemma_multi.errors import BackendError, DataError
 from gemma_multi.evaluation.task import (
+    MOST_TOKENS_HELP,
     Findings,
     PromptOptions,
     Question,
@@ -48,9 +49,7 @@ _TRIED_ON = "One sentence. And ANOTHER one."
 class IfevalOptions(PromptOptions):
     """What `ifeval` can be told."""
 
-    max_tokens: int | None = option(
-        None, "The most tokens of an answer.  [32 of labels, 512 of ifeval, else 256]"
-    )
+    max_tokens: int | None = option(None, MOST_TOKENS_HELP)
 
 
 def _run(model: Model, data: Any, options: IfevalOptions, progress: Progress) -> Findings:
