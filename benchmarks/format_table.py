@@ -58,6 +58,7 @@ LINES = (
     Line("gguf", "Q4_0", "int4", {}, ".gguf"),
     Line("gguf", "BF16", "bfloat16", {"precision": "bfloat16"}, ".gguf"),
     Line("onnx", "q4", "int4", {}),
+    Line("onnx", "q4, float32 activations", "int4", {"activations": "float32"}),
     Line("onnx", "q4f16", "int4", {"activations": "float16"}),
     Line("onnx", "float32", "bfloat16", {"precision": "float32"}),
     Line("onnx", "float16", "bfloat16", {"precision": "float16"}),
@@ -198,10 +199,10 @@ MB* are of a process that exports and does nothing else, on two CPU cores.
 
 {table}
 
-LiteRT and llama.cpp round what they multiply to eight bits, and the f16 lines compute in float16;
-the others compute in float32. `.sbs` has no line: gemma.cpp has no Python package. For gguf's own
-dequantiser the arithmetic between the weights is NumPy's, so it says that the weights are theirs,
-no more.
+LiteRT, llama.cpp and onnxruntime's q4 round what they multiply to eight bits, and the f16 lines
+compute in float16; the others compute in float32. `.sbs` has no line: gemma.cpp has no Python
+package. For gguf's own dequantiser the arithmetic between the weights is NumPy's, so it says that
+the weights are theirs, no more.
 
 `python benchmarks/format_table.py --json benchmarks/results/formats.json` measures it again,
 `--page` makes this page of the results, and `make real` asserts bounds on each line. What

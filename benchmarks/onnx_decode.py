@@ -126,11 +126,11 @@ def main() -> None:
         folder = Path(work)
         base = original(gemma_multi.open_checkpoint(gemma_270m()))
         source = calibrated(base, progress=True)
-        more: dict[str, dict[str, Any]] = {"ours": {}, "ours-int8": {"activations": "int8"}}
+        more: dict[str, dict[str, Any]] = {"ours": {}, "exact": {"activations": "float32"}}
         for name, given in more.items():
             gemma_multi.export(source, folder / name, format="onnx", verify=False, **given)
         published(options.theirs, folder / "ours", folder / "theirs")
-        names = {"ours": "ours", "ours-int8": "ours, activations int8",
+        names = {"ours": "ours", "exact": "ours, activations float32",
                  "theirs": "onnx-community's layout"}  # fmt: skip
         layouts = {key: Layout(what, folder / key / "onnx" / "model_q4.onnx")
                    for key, what in names.items()}  # fmt: skip

@@ -41,8 +41,8 @@ def export(
         `context_length` (positions the file can hold; all the model has), the first two `prefill`
         (how many tokens are read at a time, one graph each) and `cache` (type of the global layers'
         caches: `"float32"`, `"int8"` or `"auto"`), `onnx` `activations` (what is multiplied:
-        `"float32"`, `"float16"`, `"int8"` or `"auto"`), `.sbs` `wrapping` (`"it"`, or `"pt"` for a
-        base model).
+        `"float32"`, `"float16"`, `"int8"` or `"auto"`, which of int4 is int8), `.sbs` `wrapping`
+        (`"it"`, or `"pt"` for a base model).
 
     Raises OptionError, CheckpointError or BackendError; then nothing is left behind. Raises
     VerificationError where what was written is read differently; then it is left to be looked at.

@@ -12,7 +12,8 @@ Design choices:
   and sine of a sum. They are right to float32's last bits at every position, where an angle
   multiplied out in float32 is 0.001 off at 16,000.
 - `num_logits_to_keep` takes the last rows before the head, 0 for all.
-- Sums of norms are float32 whatever the activations are (`stash_type`).
+- Sums of norms are float32 whatever the activations are (`stash_type`). In float32 the stream is
+  added to and normed by one operator, which has no such choice.
 """
 
 from __future__ import annotations
@@ -53,8 +54,10 @@ class DecoderWriter:
         moved = graph.op("GatherElements", ids, self._turn("Add"), axis=1)
         x = self.linear[EMBEDDING].look_up(graph, moved)
         x = graph.op("Mul", x, graph.constant(config.stream_scale, self.dtype))
+        more = ""
         for i in range(config.num_hidden_layers):
-            x = self._layer(i, x)
+            x, more = self._layer(i, x, more)
+        x = graph.op("Add", x, more)
         rows = graph.op("Reshape", x, graph.constant([-1, config.hidden_size]))
         last = graph.op("Gather", rows, self._rows_to_keep(kept))
         last = self._norm(last, "model.norm.weight")
@@ -138,17 +141,18 @@ class DecoderWriter:
 
     # layers
 
-    def _layer(self, i: int, x: str) -> str:
+    def _layer(self, i: int, x: str, more: str) -> tuple[str, str]:
+        """The stream behind the attention, and what the rest of the layer adds to it; of the stream
+        and what the layer before adds."""
         graph, name = self.graph, f"model.layers.{i}.{{}}.weight".format
-        h = self._norm(x, name("input_layernorm"))
-        h = self._attention(i, h)
-        x = graph.op("Add", x, self._norm(h, name("post_attention_layernorm")))
-        h = self._norm(x, name("pre_feedforward_layernorm"))
+        x, h = self._add_and_norm(x, more, name("input_layernorm"))
+        h = self._norm(self._attention(i, h), name("post_attention_layernorm"))
+        x, h = self._add_and_norm(x, h, name("pre_feedforward_layernorm"))
         gate = self._multiply(h, name("mlp.gate_proj"))
         up = self._multiply(h, name("mlp.up_proj"))
         gate = graph.op("FastGelu", gate, domain=MICROSOFT)  # the tanh form
         h = self._multiply(graph.op("Mul", gate, up), name("mlp.down_proj"))
-        return graph.op("Add", x, self._norm(h, name("post_feedforward_layernorm")))
+        return x, self._norm(h, name("post_feedforward_layernorm"))
 
     def _attention(self, i: int, h: str) -> str:
         graph, config = self.graph, self.config
@@ -184,12 +188,28 @@ class DecoderWriter:
         x = self._norm(x, name, scale)
         return graph.op("Reshape", x, graph.constant([0, 0, heads * width]))
 
+    def _add_and_norm(self, x: str, more: str, name: str) -> tuple[str, str]:
+        """`x + more`, or `x` where there is no more, and its norm."""
+        if not more:
+            return x, self._norm(x, name)
+        if self.dtype != np.float32:
+            x = self.graph.op("Add", x, more)
+            return x, self._norm(x, name)
+        normed, *_, x = self.graph.node(
+            "SkipSimplifiedLayerNormalization", [x, more, self._gain(name)],
+            [f"{name}.normed", "", "", f"{name}.stream"], domain=MICROSOFT,
+            epsilon=float(self.config.norm_eps(name)),
+        )  # fmt: skip
+        return x, normed
+
     def _norm(self, x: str, name: str, scale: float = 1.0) -> str:
         """RMS norm over the last axis, times `scale`: by onnxruntime's own operator, which it keeps
         among ONNX's, and builds have that are older than ONNX's RMSNormalization."""
-        scale *= self.config.norm_gain(name)
-        gain = self.graph.constant(self.gains[name] * np.float32(scale), self.dtype, name)
         return self.graph.op(
-            "SimplifiedLayerNormalization", x, gain, axis=-1,
+            "SimplifiedLayerNormalization", x, self._gain(name, scale), axis=-1,
             epsilon=float(self.config.norm_eps(name)), stash_type=1,
         )  # fmt: skip
+
+    def _gain(self, name: str, scale: float = 1.0) -> str:
+        scale *= self.config.norm_gain(name)
+        return self.graph.constant(self.gains[name] * np.float32(scale), self.dtype, name)

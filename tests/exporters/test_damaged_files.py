@@ -35,15 +35,15 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_mutated_files_are_refused_by_name_and_never_crash(
     exported: dict[str, Path], tmp_path: Path
 ) -> None:
-    """500 mutations in four processes (see fuzz_litert.py)."""
+    """500 mutations of each, in two processes (see fuzz_litert.py)."""
     outcomes: Counter[str] = Counter()
     for i, kind in enumerate(("tflite", "litertlm") * 2):
-        found = fuzz("fuzz_litert.py", exported[kind], tmp_path / str(i), i, 125,
+        found = fuzz("fuzz_litert.py", exported[kind], tmp_path / str(i), i, 250,
                      env={"GEMMA_MULTI_CACHE": str(tmp_path / "cache")})  # fmt: skip
         outcomes += Counter({f"{kind} {outcome}": count for outcome, count in found.items()})
-    assert sum(outcomes.values()) == 500
-    assert outcomes["tflite refused"] == 250, outcomes
-    assert outcomes["litertlm refused"] > 190, outcomes
+    assert sum(outcomes.values()) == 1000
+    assert outcomes["tflite refused"] == 500, outcomes
+    assert outcomes["litertlm refused"] > 380, outcomes
 
 
 def write_signed(path: Path, graph: bytes) -> Path:

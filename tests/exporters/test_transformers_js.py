@@ -16,7 +16,9 @@ from needs import missing
 from other_peoples_files import transformers_js
 
 import gemma_multi
+from gemma_multi import Model
 from gemma_multi.checkpoint import Checkpoint
+from gemma_multi.comparison.text import disagreements
 from gemma_multi.sources import open_checkpoint
 from gemma_multi.transforms import quantize_checkpoint, to_precision
 
@@ -27,6 +29,7 @@ PROMPTS = [
 ]
 COUNT = 24
 _NODE = 18  # the oldest that it runs in
+_TIE = 0.5  # logits; rounding activations to int8 moves the storyteller's by 0.25
 
 
 def int8() -> Checkpoint:
@@ -34,10 +37,27 @@ def int8() -> Checkpoint:
 
 
 @cache
+def keras() -> Model:
+    return gemma_multi.load("storyteller", backend="keras", precision="float32")
+
+
+@cache
 def answers() -> list[str]:
     """What Keras says in float32."""
-    model = gemma_multi.load("storyteller", backend="keras", precision="float32")
-    return [model.chat().send(p, temperature=0, max_tokens=COUNT).text for p in PROMPTS]
+    return [keras().chat().send(p, temperature=0, max_tokens=COUNT).text for p in PROMPTS]
+
+
+def assert_said(told: list[str], exactly: bool = True) -> None:
+    """Keras' answers to the first prompts, or as good ones at every token: rounded activations
+    may decide a near tie otherwise."""
+    assert all(len(text) > 10 for text in told)
+    if exactly:
+        assert told == answers()[: len(told)]
+        return
+    for prompt, text in zip(PROMPTS, told, strict=False):
+        turns = [{"role": "user", "content": prompt}]
+        found = disagreements(keras(), keras().encode(turns), text, _TIE, stopped=False)
+        assert all(one.tie for one in found), found
 
 
 def in_node(folder: Path, model: str) -> dict[str, Any]:
@@ -61,14 +81,17 @@ def in_node(folder: Path, model: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"precision": "float32"}, {"precision": "float16"}, {"activations": "float16"}],
-    ids=["q4", "fp32", "fp16", "q4f16"],
-)
+    [{}, {"activations": "float32"}, {"activations": "float16"}, {"precision": "float32"},
+     {"precision": "float16"}],
+    ids=["q4", "q4 exactly", "q4f16", "fp32", "fp16"],
+)  # fmt: skip
 def test_node_gives_the_same_text(options: dict[str, str], tmp_path: Path) -> None:
     """With no word on the dtype, alone and in a batch of rows of unequal length."""
     gemma_multi.export("storyteller", tmp_path / "model", format="onnx", **options)
     told = in_node(tmp_path, "model")
-    assert told == {"alone": answers(), "together": answers()}
+    for texts in (told["alone"], told["together"]):
+        assert len(texts) == len(PROMPTS)
+        assert_said(texts, exactly=bool(options))
 
 
 @pytest.mark.parametrize(
@@ -79,7 +102,7 @@ def test_node_gives_the_same_text(options: dict[str, str], tmp_path: Path) -> No
 def test_a_browser_gives_the_same_text(make: Any, plain: bool, tmp_path: Path) -> None:
     gemma_multi.export(make(), tmp_path / "model", format="onnx")
     told = ask_in_a_browser(tmp_path, {"plain": plain})
-    assert told == {"text": answers()[0]}
+    assert_said([told["text"]], exactly=not plain)
 
 
 @pytest.mark.slow
@@ -87,9 +110,7 @@ def test_webgpu_gives_the_same_text(tmp_path: Path) -> None:
     """In the default build, whose operators for GPUs have all that int4 asks for."""
     gemma_multi.export("storyteller", tmp_path / "model", format="onnx")
     told = ask_in_a_browser(tmp_path, {"plain": False, "device": "webgpu", "count": 8}, *WEBGPU)
-    assert set(told) == {"text"}
-    assert len(told["text"]) > 10
-    assert answers()[0].startswith(told["text"])
+    assert_said([told["text"]], exactly=False)
 
 
 def ask_in_a_browser(folder: Path, job: dict[str, Any], *flags: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ FLOAT32, FLOAT16, INT8 = 1e-6, 1e-3, 0.05
 
 
 def most(one: dict[str, Any]) -> float:
-    if one["runtime"] in ("LiteRT", "llama.cpp"):
+    if one["runtime"] in ("LiteRT", "llama.cpp") or one["precision"] == "q4":
         return INT8
     return FLOAT16 if one["precision"] in ("q4f16", "float16") else FLOAT32
 

@@ -269,12 +269,13 @@ def test_film_reviews_are_classified_and_answers_fit(directory: Path) -> None:
 def test_onnx_in_200_mb_and_in_float16_without_overflow(
     checkpoint: Checkpoint, text: np.ndarray, tmp_path: Path
 ) -> None:
-    """float16 with the weights as they came, and int4 with both kinds of activations."""
+    """float16 with the weights as they came, and int4 with each kind of activations."""
     int4, ids = quantize_checkpoint(checkpoint)[0], text[:150]
     for source, options, most in (
         (checkpoint, {"precision": "float16"}, 1e-4),
         (int4, {"activations": "float16"}, 1e-4),
-        (int4, {}, 1e-6),
+        (int4, {"activations": "float32"}, 1e-6),
+        (int4, {}, 5e-3),
     ):
         model = exported(source, tmp_path / f"{len(list(tmp_path.iterdir()))}", **options)
         engine = gemma_multi.load(source, backend="keras", precision="float32", context_length=256)
