@@ -35,7 +35,7 @@ from gemma_multi.sources import open_checkpoint
 
 PEERS = ("LiteRT-LM", "llama.cpp", "transformers")
 PROMPT, STEPS, DEEP = 512, 64, 8000  # tokens read, tokens generated, and a depth past most chats
-PASSES = 3  # in one process, of which the best counts
+PASSES = 3  # in one process, of which the best counts; one where it is deep
 
 
 def int4_270m() -> Path:
@@ -45,20 +45,24 @@ def int4_270m() -> Path:
     return path
 
 
-def bundle(context_length: int) -> Path:
-    return cache_directory("benchmarks", f"random-270m-{context_length}.litertlm")
+def bundle(context_length: int, prefill_precision: str = "same") -> Path:
+    more = "" if prefill_precision == "same" else f"-{prefill_precision}"
+    return cache_directory("benchmarks", f"random-270m-{context_length}{more}.litertlm")
 
 
-def ours(context_length: int, depth: int, threads: int) -> dict[str, float]:
+def ours(
+    context_length: int, depth: int, threads: int, prefill_precision: str = "same"
+) -> dict[str, float]:
     """Tokens a second of reading `PROMPT` tokens and of `STEPS` greedy steps at `depth`."""
     from gemma_multi.engines import create_engine
 
     engine = create_engine(
-        open_checkpoint(bundle(context_length)), "litert", options={"threads": threads}
-    )
+        open_checkpoint(bundle(context_length, prefill_precision)), "litert",
+        options={"threads": threads},
+    )  # fmt: skip
     ids = np.random.default_rng(0).integers(1000, 200_000, depth)
     best = {"prefill": 0.0, "decode": 0.0}
-    for _ in range(PASSES):
+    for _ in range(PASSES if depth == PROMPT else 1):
         session = engine.session()
         start = time.perf_counter()
         session.read(ids[:PROMPT])
@@ -159,9 +163,11 @@ def main() -> None:
         print(json.dumps(globals()[name](*json.loads(arguments))))
         return
     threads = options.threads
-    exports = {length: export_cost(length) for length in (1024, 8192, 32768)}
+    exports = {str(length): export_cost(length) for length in (1024, 8192, 32768)}
+    exports["1024, prompts in int8"] = export_cost(1024, "int8")
     runs: dict[str, Callable[[], dict[str, float]]] = {
         "ours": lambda: in_process("ours", 1024, PROMPT, threads),
+        "ours, prompts in int8": lambda: in_process("ours", 1024, PROMPT, threads, "int8"),
         "ours, context 8192, depth 8000": lambda: in_process("ours", 8192, DEEP, threads),
     }
     if "LiteRT-LM" not in options.without:
@@ -197,14 +203,14 @@ def main() -> None:
         options.json.write_text(json.dumps(results, indent=1) + "\n")
 
 
-def export_cost(context_length: int) -> dict[str, float]:
+def export_cost(context_length: int, prefill_precision: str = "same") -> dict[str, float]:
     """Writes a bundle in a cold process."""
-    path = bundle(context_length)
+    path = bundle(context_length, prefill_precision)
     path.unlink(missing_ok=True)
     cost = cold_process(
         "import gemma_multi\n"
         f"gemma_multi.export({str(int4_270m())!r}, {str(path)!r}, "
-        f"context_length={context_length}, verify=False)"
+        f"context_length={context_length}, prefill_precision={prefill_precision!r}, verify=False)"
     )
     return {"seconds": cost.seconds, "peak_mb": cost.peak_mb, "mb": path.stat().st_size / 1e6}
 
@@ -218,16 +224,18 @@ def cold_start(threads: int) -> dict[str, float]:
              for _ in range(6)][1:]  # fmt: skip
     work = ("s = e.session(); s.read(list(range(1000, 1512)))\n"
             "for i in range(64): s.read([1000 + i])")  # fmt: skip
-    engine = (
+    engine, prompts_in_int8 = (
         "from gemma_multi.engines import create_engine\n"
         "from gemma_multi.sources import open_checkpoint\n"
-        f"c = open_checkpoint({str(bundle(1024))!r})\n"
+        f"c = open_checkpoint({str(path)!r})\n"
         f"e = create_engine(c, 'litert', options={{'threads': {threads}}})\n"
+        for path in (bundle(1024), bundle(1024, "int8"))
     )
     return {
         "first_token_seconds": statistics.median(run.seconds for run in first),
         "peak_mb": cold_process(f"{load}e = m.engine\n{work}").peak_mb,
         "engine_peak_mb": cold_process(engine + work).peak_mb,
+        "prompts_in_int8_peak_mb": cold_process(prompts_in_int8 + work).peak_mb,
         "python_and_numpy_mb": cold_process("import numpy").peak_mb,
     }
 
@@ -253,11 +261,12 @@ def show(results: dict[str, Any]) -> None:
         f"floor: weights and cache read once a token, at the {giga:.0f} GB/s measured\n"
         f"first token of a cold process: {cold['first_token_seconds']:.2f} s\n"
         f"peak memory, context 1024: {cold['engine_peak_mb']:.0f} MB the engine, "
+        f"{cold['prompts_in_int8_peak_mb']:.0f} MB with prompts in int8, "
         f"{cold['peak_mb']:.0f} MB with the tokenizer, of which Python and NumPy "
         f"{cold['python_and_numpy_mb']:.0f} MB"
     )
     for length, cost in results["exports"].items():
-        cache = results["cache_bytes"][int(length)] / 1e6
+        cache = results["cache_bytes"][int(length.split(",")[0])] / 1e6
         console.print(
             f"export, context {length}: {cost['seconds']:.1f} s, peak {cost['peak_mb']:.0f} MB, "
             f"{cost['mb']:.1f} MB on disk; cache of a conversation {cache:.0f} MB"

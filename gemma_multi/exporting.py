@@ -39,10 +39,11 @@ def export(
     progress: True for a bar on a terminal, False for none, or a function of (done, total).
     options: the format's own. All take `precision`; `.tflite`, `.litertlm` and `onnx` also
         `context_length` (positions the file can hold; all the model has), the first two `prefill`
-        (how many tokens are read at a time, one graph each) and `cache` (type of the global layers'
-        caches: `"float32"`, `"int8"` or `"auto"`), `onnx` `activations` (what is multiplied:
-        `"float32"`, `"float16"`, `"int8"` or `"auto"`, which of int4 is int8), `.sbs` `wrapping`
-        (`"it"`, or `"pt"` for a base model).
+        (how many tokens are read at a time, one graph each), `cache` (type of the global layers'
+        caches: `"float32"`, `"int8"` or `"auto"`), `target` (`"cpu"` or `"gpu"`) and
+        `prefill_precision` (`"same"`, or `"int8"` to read prompts with), `onnx` `activations` (what
+        is multiplied: `"float32"`, `"float16"`, `"int8"` or `"auto"`, which of int4 is int8),
+        `.sbs` `wrapping` (`"it"`, or `"pt"` for a base model).
 
     Raises OptionError, CheckpointError or BackendError; then nothing is left behind. Raises
     VerificationError where what was written is read differently; then it is left to be looked at.

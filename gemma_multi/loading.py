@@ -42,7 +42,9 @@ def load(
     prefix_cache: memory for what prompts have in common (instructions, examples, earlier turns),
         which is read once; 0, or less than one conversation's caches take, keeps nothing.
     progress: True for a bar on a terminal, False for none, or a function of (done, total).
-    backend_options: the backend's own. LiteRT: `threads`, the processor's cores to use.
+    backend_options: the backend's own. LiteRT: `threads`, the processor's cores to use; `device`,
+        `"cpu"` or `"gpu"`, there with `enforce_f32`; `prefill_precision`, `"int8"` to read prompts
+        with int8 rows beside int4 layers.
 
     Raises GemmaError: HubError, CheckpointError, ConfigError, TokenizerError, BackendError or
     OptionError.

@@ -25,6 +25,7 @@ from gemma_multi.formats.tflite.layout import (
     CACHE_TYPES,
     METADATA,
     NORMS,
+    PREFILL_PRECISIONS,
     TOKENIZER,
     TRAILER_MARK,
 )
@@ -59,6 +60,10 @@ class TfliteOptions:
     target: str = option(
         "cpu", "gpu: what LiteRT's GPU delegate takes, and CPUs too; int4 weights become int8 rows."
     )
+    prefill_precision: str = option(
+        "same", "int8: prompts are read with int8 rows, kept beside int4 layers: quicker on CPUs, "
+        "for 100 MB of a 270M."
+    )  # fmt: skip
 
 
 def _write(
@@ -107,7 +112,7 @@ def build(
         from gemma_multi.exporters.tflite.decoder import add_signatures
         from gemma_multi.exporters.tflite.flatbuffer import ModelWriter
         from gemma_multi.exporters.tflite.positions import Shape
-        from gemma_multi.exporters.tflite.weights import linear_weights, prepare
+        from gemma_multi.exporters.tflite.weights import int8_layers, linear_weights, prepare
     except ImportError as error:
         raise BackendError(
             f"exporting needs ai-edge-litert ({error}): pip install 'gemma-multi[litert]'"
@@ -125,8 +130,13 @@ def build(
              if len(s) == 1}  # fmt: skip
     gains = {name: (1 + norm.astype(np.float32)) * np.float32(config.norm_gain(name))
              for name, norm in norms.items()}  # fmt: skip
-    add_signatures(model, config, shape, weights, gains)
+    prompts = weights
+    if info.prefill_precision == "int8":
+        prompts = weights | int8_layers(checkpoint)
+    add_signatures(model, config, shape, weights, prompts, gains)
     how = f"exported for LiteRT as {info.precision}, context length {info.context_length}"
+    if info.prefill_precision == "int8":
+        how += ", to read prompts with layers rounded to int8 rows"
     provenance = checkpoint.provenance.modified(how)
     model.add_metadata(METADATA, metadata_json(
         config, info, checkpoint.generation, provenance,
@@ -180,14 +190,24 @@ def choose(checkpoint: Checkpoint, options: TfliteOptions) -> ExportInfo:
         cache = "int8" if precision != "float32" and length >= _INT8_CACHES_FROM else "float32"
     if cache not in CACHE_TYPES:
         raise OptionError(f"cache is {cache!r}, expected auto, {' or '.join(CACHE_TYPES)}")
+    if options.prefill_precision not in PREFILL_PRECISIONS:
+        raise OptionError(
+            f"prefill_precision is {options.prefill_precision!r}, expected "
+            f"{' or '.join(PREFILL_PRECISIONS)}"
+        )
+    if options.prefill_precision == "int8" and precision != "int4":
+        raise OptionError(
+            f"prefill_precision 'int8' is for int4 layers, but these are {precision}; leave it out"
+        )
     bits = {"int4": 4.5, "int8": 8, "float32": 32}[precision]
+    bits += 8 * (options.prefill_precision == "int8")
     nbytes = int(checkpoint.config.num_parameters * bits / 8)
     if nbytes >= _LARGEST:
         raise OptionError(
             f"as {precision} the model takes {nbytes / 1e9:.1f} GB, but a .tflite file holds less "
             "than 2; use a smaller precision"
         )
-    return ExportInfo(precision, length, sizes, cache, options.target)
+    return ExportInfo(precision, length, sizes, cache, options.target, options.prefill_precision)
 
 
 EXPORTER = Exporter(format="tflite", options=TfliteOptions, write=_write)

@@ -55,11 +55,12 @@ _LARGEST_RATIO = np.float32(128)  # of eps's root to a row: squared, float16 hol
 
 def add_signatures(
     model: ModelWriter, config: ModelConfig, shape: Shape, weights: Mapping[str, Weight],
-    gains: Mapping[str, np.ndarray],
+    prompts: Mapping[str, Weight], gains: Mapping[str, np.ndarray],
 ) -> None:  # fmt: skip
-    """All signatures of one decoder. `gains` are the norms' factors, 1 + w, by tensor name."""
+    """All signatures of one decoder. `prompts` are the weights that prompts are read with, `gains`
+    the norms' factors, 1 + w, by tensor name."""
     for size in shape.prefill:
-        _Decoder(Subgraph(model, PREFILL.format(size)), config, shape, weights, gains, size).build()
+        _Decoder(Subgraph(model, PREFILL.format(size)), config, shape, prompts, gains, size).build()
     decode = _Decoder(Subgraph(model, DECODE), config, shape, weights, gains, 1)
     decode.build(LOGITS)
     _Decoder(Subgraph(model, HIDDEN), config, shape, weights, gains, 1).build(HIDDEN_STATE)

@@ -8,11 +8,12 @@ again, except groups whose scale LiteRT cannot hold (`refit`).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 
 from gemma_multi.checkpoint import Checkpoint, Tensor, dense
+from gemma_multi.config import EMBEDDING
 from gemma_multi.exporters.tflite.flatbuffer import Weight
 from gemma_multi.formats.tflite.layout import (
     INT4_SIGN_BITS,
@@ -87,6 +88,31 @@ def linear_weights(checkpoint: Checkpoint, precision: str) -> dict[str, Weight]:
         else:
             weights[fused] = Weight(fused, shape, 32, partial(_rows, tensors, _float32), size * 4)
     return weights
+
+
+def int8_layers(checkpoint: Checkpoint) -> dict[str, Weight]:
+    """The int4 layers once more, as int8 rows with one scale each: XNNPACK's kernels for these do
+    1.7 times as many products a second without AVX-512. Rows of one scale hold what blocks of 32
+    hold to about an eighth of int4's own rounding."""
+    shapes, layers = checkpoint.config.tensor_shapes(), {}
+    for fused, names in fused_tensors(checkpoint.config).items():
+        tensors = [partial(checkpoint.tensors.__getitem__, name) for name in names]
+        first = tensors[0]()
+        if fused != EMBEDDING and isinstance(first, QuantizedTensor) and first.bits == 4:
+            shape = (sum(shapes[name][0] for name in names), shapes[names[0]][1])
+            layers[fused] = Weight(
+                f"{fused}.int8", shape, 8, partial(_rows, tensors, _rounded_codes),
+                shape[0] * shape[1], cache(partial(_rows, tensors, _rounded_scales)),
+            )  # fmt: skip
+    return layers
+
+
+def _rounded_codes(tensor: Tensor) -> np.ndarray:
+    return _int8_codes(quantize_tensor(dense(tensor), 8)[0])
+
+
+def _rounded_scales(tensor: Tensor) -> np.ndarray:
+    return _row_scales(quantize_tensor(dense(tensor), 8)[0])
 
 
 def _rows(

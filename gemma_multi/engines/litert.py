@@ -53,6 +53,10 @@ class LitertOptions:
     threads: int | None = option(None, "Processor cores to use; all there are if unset.")
     device: str = option("cpu", "cpu, or gpu: LiteRT's GPU delegate.")
     enforce_f32: bool = option(False, "Compute in float32 on a GPU that has float16.")
+    prefill_precision: str = option(
+        "same", "int8: read prompts with int8 rows beside int4 layers: quicker on CPUs, for 100 MB "
+        "of a 270M."
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         if self.device not in tflite.TARGETS:
@@ -159,8 +163,9 @@ class LitertEngine(Engine):
         """This engine over the same tensors in a file that also gives the hidden states."""
         info = self.file.info
         options = tflite.TfliteOptions(
-            info.context_length, info.prefill, info.precision, info.cache, info.target
-        )
+            info.context_length, info.prefill, info.precision, info.cache, info.target,
+            info.prefill_precision,
+        )  # fmt: skip
         built = tflite.build(self.file.checkpoint("tflite"), options, trace=True)
         file = passing_file(f"{self.file.digest[:32]}.trace", built.write)
         return LitertEngine(file, self.place, passing=True)

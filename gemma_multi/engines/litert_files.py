@@ -55,6 +55,11 @@ def ready_file(checkpoint: Checkpoint, request: Request) -> TfliteFile:
                 f"context_length is {context_length}, but {file.path} was exported with "
                 f"{info.context_length}; export it with more"
             )
+        if request.options.prefill_precision not in ("same", info.prefill_precision):
+            raise OptionError(
+                f"prefill_precision is {request.options.prefill_precision!r}, but {file.path} was "
+                "exported without; export it again"
+            )
         if file.is_whole:
             return file
         return _cached(file.digest, lambda target: write_atomically(target, file.model_bytes))
@@ -63,8 +68,9 @@ def ready_file(checkpoint: Checkpoint, request: Request) -> TfliteFile:
     # a few sizes, so that a cache full of exports that differ by little is not built up
     length = min(1 << (max(length, _SMALLEST) - 1).bit_length(), longest)
     options = tflite.TfliteOptions(
-        context_length=length, precision=request.precision, target=request.options.device
-    )
+        context_length=length, precision=request.precision, target=request.options.device,
+        prefill_precision=request.options.prefill_precision,
+    )  # fmt: skip
 
     def write(target: Path) -> None:
         _log.warning("exporting for LiteRT, once, to %s", target)

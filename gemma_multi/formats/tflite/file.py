@@ -59,6 +59,7 @@ class ExportInfo:
     prefill: tuple[int, ...]
     cache: str  # type of the global layers' caches: "float32" or "int8"
     target: str = "cpu"  # "gpu": laid out for LiteRT's GPU delegate
+    prefill_precision: str = "same"  # "int8": layers as int8 rows beside int4, to read prompts with
 
 
 class TfliteFile:

@@ -39,6 +39,8 @@ TRAILER_SIZE = len(TRAILER_MARK) + 32
 INT4_SIGN_BITS, INT8_SIGN_BIT = 0x88, 0x80
 
 CACHE_TYPES = ("float32", "int8")
+# of the linear layers in what reads prompts: those of the other signatures, or int8 rows beside
+PREFILL_PRECISIONS = ("same", "int8")
 
 
 def cache_names(layer: int) -> tuple[str, str]:
