@@ -31,7 +31,7 @@ def model() -> gemma_multi.Model:
 
 @pytest.mark.slow
 def test_stories_name_hero_setting_and_twist_and_end(model: gemma_multi.Model) -> None:
-    scores = evaluate.story_scores(model, 200)
+    scores = evaluate.story_scores(model, 100)
     assert scores["all"] >= 0.95, scores
 
 

@@ -142,9 +142,8 @@ def test_a_block_without_a_scale_is_zero_on_the_grid(tmp_path: Path) -> None:
 def test_a_file_runs_on_every_engine(tmp_path: Path, backend: str) -> None:
     """The same logits as the dense weights that gguf makes of it."""
     path = write_gguf(speaking(), tmp_path / "x.gguf", published_mixture)
-    dense = speaking(dtype="bfloat16").with_tensors(
-        {name: theirs(path)[stored_name(name)] for name in speaking().tensors}
-    )
+    source, held = speaking(dtype="bfloat16"), theirs(path)
+    dense = source.with_tensors({name: held[stored_name(name)] for name in source.tensors})
     ids = np.arange(5, 45)
     got, expected = (
         gemma_multi.load(model, backend=backend, precision="float32")
@@ -153,8 +152,8 @@ def test_a_file_runs_on_every_engine(tmp_path: Path, backend: str) -> None:
         for model in (path, dense)
     )
     np.testing.assert_allclose(got, expected, atol=1e-4)
-    held = gemma_multi.load(path, backend=backend)  # as stored: packed where the engine can
-    assert held.generate("Once", max_tokens=3).tokens
+    stored = gemma_multi.load(path, backend=backend)  # packed where the engine can
+    assert stored.generate("Once", max_tokens=3).tokens
 
 
 def test_the_verbs_take_it(tmp_path: Path) -> None:
