@@ -13,6 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gemma_multi.benchmarking import BenchReport, SoakReport, bench, soak
     from gemma_multi.chat import Chat
     from gemma_multi.checkpoint import Checkpoint
     from gemma_multi.comparison import ParityReport, parity
@@ -60,6 +61,7 @@ __version__ = "0.1.0"
 _HOME = {
     "BackendError": "errors",
     "BatchRow": "tasks",
+    "BenchReport": "benchmarking",
     "Call": "tools",
     "Chat": "chat",
     "Checkpoint": "checkpoint",
@@ -85,6 +87,7 @@ _HOME = {
     "PushReport": "pushing",
     "QuantizationReport": "transforms",
     "ShipReport": "shipping",
+    "SoakReport": "benchmarking",
     "TextScore": "generation",
     "TextStream": "streaming",
     "Tokenizer": "tokenizer",
@@ -94,6 +97,7 @@ _HOME = {
     "VerificationError": "errors",
     "TrainingStopped": "errors",
     "ValidationLoss": "training.validation",
+    "bench": "benchmarking",
     "convert": "converting",
     "evaluate": "evaluation",
     "export": "exporting",
@@ -104,12 +108,14 @@ _HOME = {
     "push": "pushing",
     "quantize": "quantizing",
     "ship": "shipping",
+    "soak": "benchmarking",
     "trim": "trimming",
     "validation_loss": "training.validation",
 }
 __all__ = [
     "BackendError",
     "BatchRow",
+    "BenchReport",
     "Call",
     "Chat",
     "Checkpoint",
@@ -135,6 +141,7 @@ __all__ = [
     "PushReport",
     "QuantizationReport",
     "ShipReport",
+    "SoakReport",
     "TextScore",
     "TextStream",
     "Tokenizer",
@@ -144,6 +151,7 @@ __all__ = [
     "TrainingStopped",
     "ValidationLoss",
     "VerificationError",
+    "bench",
     "convert",
     "evaluate",
     "export",
@@ -154,6 +162,7 @@ __all__ = [
     "push",
     "quantize",
     "ship",
+    "soak",
     "trim",
     "validation_loss",
 ]

@@ -10,7 +10,6 @@ is seventy times smaller, says more about a backend's overhead.
 
 from __future__ import annotations
 
-import platform
 import subprocess
 import sys
 from collections.abc import Collection
@@ -20,7 +19,6 @@ from importlib import metadata
 from gemma_multi.engines import Backend, backends
 from gemma_multi.errors import BackendError, GemmaError
 from gemma_multi.loading import load
-from gemma_multi.machine import available_cores, memory_speed, physical_memory
 
 _ON_GPU = """
 import sys, gemma_multi
@@ -37,27 +35,6 @@ _STORY = "Tell me a bedtime story.\nHero: Luna the owl\nTheme: courage\nLength: 
 _PATIENCE = 120  # seconds
 _NONE = "none"
 _TIMED = 33  # tokens
-_INT4_BYTES = 268_098_176 * (4 + 16 / 32) / 8  # of Gemma 3 270M: a code each, a scale for 32
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What there is to run on."""
-
-    system: str
-    cores: int
-    memory_bytes: int | None  # None where the system does not say
-    bytes_per_second: float  # that all cores together read from memory
-
-    @property
-    def most_tokens_per_second(self) -> float:
-        """That Gemma 3 270M in int4 can say on the processor."""
-        return self.bytes_per_second / _INT4_BYTES
-
-
-def look_at_the_machine() -> Machine:
-    system = f"{platform.system()} on {platform.machine()}"
-    return Machine(system, available_cores(), physical_memory(), memory_speed())
 
 
 @dataclass(frozen=True)

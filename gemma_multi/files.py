@@ -148,6 +148,12 @@ def file_stamp(file: Path) -> str:
     return f"{file.resolve()}:{status.st_ino}:{status.st_size}:{times}"
 
 
+def size_on_disk(path: Path) -> int:
+    """Bytes of a file, or of all files in a directory."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
 def read_optional_json(path: Path) -> dict[str, Any]:
     """A JSON object, or an empty one when there is no such file."""
     try:

@@ -2,14 +2,39 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import platform
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 _READ_BYTES = 1 << 28  # more than any cache holds
+_INT4_BYTES = 268_098_176 * (4 + 16 / 32) / 8  # of Gemma 3 270M: a code each, a scale for 32
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What there is to run on."""
+
+    system: str
+    cores: int
+    memory_bytes: int | None  # None where the system does not say
+    bytes_per_second: float  # that all cores together read from memory
+
+    @property
+    def most_tokens_per_second(self) -> float:
+        """That Gemma 3 270M in int4 can say on the processor."""
+        return self.bytes_per_second / _INT4_BYTES
+
+
+def look_at_the_machine() -> Machine:
+    system = f"{platform.system()} on {platform.machine()}"
+    return Machine(system, available_cores(), physical_memory(), memory_speed())
 
 
 def available_cores() -> int:
@@ -28,16 +53,31 @@ def physical_memory() -> int | None:
         return None
 
 
+def available_memory() -> int | None:
+    """Bytes that a new process can have without others being swapped out; None where the system
+    does not say, as on macOS and Windows."""
+    return _kilobytes("/proc/meminfo", "MemAvailable") if sys.platform == "linux" else None
+
+
+def memory_in_use() -> int | None:
+    """Bytes that this process holds in memory now; None where the system does not say."""
+    if sys.platform == "linux":
+        return _kilobytes("/proc/self/status", "VmRSS")
+    if sys.platform == "darwin":
+        return _macos_footprint()
+    return _windows_working_set()[0] if sys.platform == "win32" else None
+
+
 def peak_memory() -> int | None:
-    """Bytes that this process held at most; None where the system does not say, as on Windows."""
+    """Bytes that this process held at most; None where the system does not say."""
+    if sys.platform == "win32":
+        return _windows_working_set()[1]
+    if sys.platform == "linux":  # getrusage counts the parent's memory before exec as well
+        return _kilobytes("/proc/self/status", "VmHWM")
     try:
         import resource
     except ImportError:
         return None
-    if sys.platform == "linux":  # getrusage counts the parent's memory before exec as well
-        with open("/proc/self/status") as status:
-            lines = dict(line.split(":", 1) for line in status if ":" in line)
-        return int(lines["VmHWM"].split()[0]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
@@ -46,6 +86,36 @@ def memory_speed() -> float:
     parts = np.array_split(np.ones(_READ_BYTES // 8), available_cores())
     with ThreadPoolExecutor(len(parts)) as threads:
         return _READ_BYTES / min(_seconds_to_read(threads, parts) for _ in range(5))
+
+
+def _kilobytes(file: str, name: str) -> int:
+    """A line of a file of /proc, as bytes."""
+    with open(file) as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) * 1024
+
+
+def _macos_footprint() -> int | None:
+    """What Activity Monitor shows, in which a GPU's buffers count."""
+    usage = (ctypes.c_uint64 * 12)()  # rusage_info_v0: a UUID, and ten numbers
+    if ctypes.CDLL("libproc.dylib").proc_pid_rusage(os.getpid(), 0, usage):
+        return None
+    return usage[9]  # ri_phys_footprint
+
+
+def _windows_working_set() -> tuple[int | None, int | None]:
+    """(now, at most), of PROCESS_MEMORY_COUNTERS."""
+    names = ("peak", "now", "_2", "_3", "_4", "_5", "_6", "_7")
+    fields = [("size", ctypes.c_uint32), ("faults", ctypes.c_uint32)]
+    counters = type("Counters", (ctypes.Structure,), {
+        "_fields_": fields + [(name, ctypes.c_size_t) for name in names],
+    })()  # fmt: skip
+    counters.size = ctypes.sizeof(counters)
+    itself = ctypes.c_void_p(-1)
+    windows: Any = ctypes
+    found = windows.windll.kernel32.K32GetProcessMemoryInfo(
+        itself, ctypes.byref(counters), counters.size
+    )
+    return (counters.now, counters.peak) if found else (None, None)
 
 
 def _seconds_to_read(threads: ThreadPoolExecutor, parts: list[np.ndarray]) -> float:

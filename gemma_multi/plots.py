@@ -38,6 +38,7 @@ class Line:
     limit: float = math.inf  # what is allowed
     joined: bool = True  # with a line from point to point
     marked: bool = True  # each point
+    ranges: Sequence[tuple[float, float]] = ()  # (low, high) of each, drawn as a bar
 
 
 def check_matplotlib() -> Any:
@@ -54,9 +55,10 @@ def check_matplotlib() -> Any:
 def plot(
     lines: Sequence[Line], x_label: str, y_label: str, *,
     upright: Sequence[tuple[float, str]] = (), names: Sequence[str] = (),
-    logarithmic_x: bool = False, logarithmic_y: bool = True,
+    logarithmic_x: bool = False, logarithmic_y: bool = True, from_zero: bool = False,
 ) -> str:  # fmt: skip
-    """An `<svg>`. A logarithmic y axis shows what is above zero.
+    """An `<svg>`. A logarithmic y axis shows what is above zero; any other begins there if
+    `from_zero`.
 
     `upright` marks places on the x axis, `names` label its whole numbers.
     """
@@ -74,12 +76,17 @@ def plot(
                 line.x, y, color=_SERIES[i % len(_SERIES)], marker=_MARKS[i % len(_MARKS)],
                 markersize=line.marked * 3.5, linewidth=1.2 if line.joined else 0, label=line.label,
             )  # fmt: skip
+            if line.ranges:
+                low, high = zip(*line.ranges, strict=True)
+                axes.vlines(line.x, low, high, color=_SERIES[i % len(_SERIES)], linewidth=1)
         values = [value for line in lines for value in line.y if 0 < value < np.inf]
         limits = _limits(lines)
+        if from_zero:
+            axes.set_ylim(0, 1.1 * max(values, default=1))
         if values and logarithmic_y:
             axes.set_yscale("log")
-            low, high = min(values), max([*values, *(limit for limit, _ in limits)])
-            axes.set_ylim(low / 3, high * 4)
+            bottom, top = min(values), max([*values, *(limit for limit, _ in limits)])
+            axes.set_ylim(bottom / 3, top * 4)
         for limit, colour in limits:
             axes.axhline(limit, color=colour, linewidth=1.2, linestyle=(0, (4, 3)))
             axes.annotate("allowed", (0.99, limit), xycoords=("axes fraction", "data"), ha="right",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO
 
@@ -87,6 +87,16 @@ def facts_table(facts: Mapping[str, Any]) -> Table:
     table.add_column(overflow="fold")
     for name, value in facts.items():
         table.add_row(name.replace("_", " "), Text(readable(name, value)))
+    return table
+
+
+def plain_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """Without lines; the first column is of words, the others of figures."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for i, name in enumerate(header):
+        table.add_column(Text(name), justify="left" if i == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
     return table
 
 

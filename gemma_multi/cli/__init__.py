@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from gemma_multi import __version__
-from gemma_multi.cli import apps, ask, chat, check, doctor, evaluate, files, serving, tasks, train
+from gemma_multi.cli import apps, ask, benchmark, chat, check, doctor, evaluate, files, serving, tasks, train
 from gemma_multi.errors import GemmaError, TrainingStopped
 
 
@@ -94,7 +94,7 @@ _COMMANDS: dict[str, tuple[click.Command, ...]] = {
     "Files": (files.quantize, files.export, files.convert, files.push, files.trim, files.info,
               files.cache),
     "Serve": (serving.serve, apps.app),
-    "Check": (check.parity, evaluate.evaluate, doctor.doctor, check.demo),
+    "Check": (check.parity, evaluate.evaluate, benchmark.bench, doctor.doctor, check.demo),
 }  # fmt: skip
 
 

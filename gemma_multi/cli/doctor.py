@@ -14,7 +14,8 @@ import click
 from gemma_multi.cli.common import print_json
 
 if TYPE_CHECKING:
-    from gemma_multi.diagnosis import Diagnosis, Machine
+    from gemma_multi.diagnosis import Diagnosis
+    from gemma_multi.machine import Machine
     from gemma_multi.self_test import SelfTest
 
 _INDENT = " " * 9
@@ -31,7 +32,8 @@ def doctor(names: str | None, verify: bool, as_json: bool) -> None:
 
     The exit status is 2 where no backend works, and 1 where one is not to be trusted.
     """
-    from gemma_multi.diagnosis import diagnose, look_at_the_machine
+    from gemma_multi.diagnosis import diagnose
+    from gemma_multi.machine import look_at_the_machine
     from gemma_multi.self_test import self_test
 
     chosen = names and [name.strip() for name in names.split(",")]

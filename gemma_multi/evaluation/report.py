@@ -64,31 +64,33 @@ class EvaluationReport:
             "seconds": round(self.seconds, 2),
         }  # fmt: skip
 
-    def to_table(self) -> RenderableType:
+    def toplain_table(self) -> RenderableType:
         """For a terminal of 80 columns."""
         from rich.console import Group
         from rich.text import Text
+
+        from gemma_multi.terminal import plain_table
 
         found = self.findings
         figures = [[name, shown(name, one.value), interval(name, one)]
                    for name, one in found.figures.items()]  # fmt: skip
         figures += [[name, f"{value:.4g}", ""] for name, value in found.numbers.items()]
         blocks: list[RenderableType] = [
-            Text(self.scope, style="dim"), Text(), _table(["", "", "95% interval"], figures)
+            Text(self.scope, style="dim"), Text(), plain_table(["", "", "95% interval"], figures)
         ]  # fmt: skip
         for kind, parts in found.parts.items():
             if parts:
-                blocks += [Text(), _table([kind, *PART_COLUMNS], part_rows(parts))]
+                blocks += [Text(), plain_table([kind, *PART_COLUMNS], part_rows(parts))]
         if found.shares:
             shares = [[name, shown(name, one.value), interval(name, one), str(one.count)]
                       for name, one in found.shares.items()]  # fmt: skip
-            blocks += [Text(), _table(["instruction", "kept", "95% interval", "rows"], shares)]
+            blocks += [Text(), plain_table(["instruction", "kept", "95% interval", "rows"], shares)]
         if found.confusion:
             given = given_labels(found.confusion)
             if len(given) <= _MOST_COLUMNS:
                 rows = [[label, *(str(row[one] or "·") for one in given)]
                         for label, row in found.confusion.items()]  # fmt: skip
-                blocks += [Text(), _table(["expected \\ given", *given], rows)]
+                blocks += [Text(), plain_table(["expected \\ given", *given], rows)]
         return Group(*blocks)
 
     def save(self, path: str | Path) -> Path:
@@ -132,15 +134,3 @@ def interval(name: str, one: Estimate) -> str:
 
 def _is_share(name: str) -> bool:
     return not any(word in name for word in _NO_SHARES)
-
-
-def _table(header: list[str], rows: list[list[str]]) -> RenderableType:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for i, name in enumerate(header):
-        table.add_column(Text(name), justify="left" if i == 0 else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*map(Text, row))
-    return table

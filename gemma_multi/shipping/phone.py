@@ -2,28 +2,19 @@
 
     python -m gemma_multi.shipping.phone < job.json
 
-It is alone so that what it holds in memory is what the file takes, and so that an engine that ends
-the process ends no other. LiteRT-LM runs the file where it is installed, else the LiteRT engine
-of this package. What it says on standard output is a JSON object a line: `done` and `of` as rows
-are asked, in the end `facts`, `error`, or what the `disk` says. It ends with the process that asked
-for it.
+See `own_process`; it tells `done` and `of` as rows are asked. LiteRT-LM runs the file where it is
+installed, else the LiteRT engine of this package.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
+from gemma_multi import own_process
 from gemma_multi.chat_template import Message
-from gemma_multi.errors import BackendError, GemmaError
 from gemma_multi.litert_lm import in_litert_lm, litert_lm_speed, litert_lm_version
 from gemma_multi.loading import load
 from gemma_multi.machine import available_cores, peak_memory
@@ -47,57 +38,20 @@ def run_as_on_a_phone(
         "file": str(file), "context": context_length, "questions": questions.to_dict(),
         "answers": str(answers), "kind": scoring.kind,
     }  # fmt: skip
-    command = [sys.executable, "-m", "gemma_multi.shipping.phone"]
-    with (
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                         stderr=subprocess.PIPE, encoding="utf-8") as process,
-        reporting(progress, "asking the file") as report,
-    ):  # fmt: skip
-        assert process.stdin is not None
-        assert process.stdout is not None
-        assert process.stderr is not None
-        complaints: list[str] = []
-        listener = threading.Thread(target=lambda: complaints.extend(process.stderr or ()))
-        listener.start()
-        try:
-            with suppress(BrokenPipeError):  # its own words tell more
-                process.stdin.write(json.dumps(job) + "\n")
-                process.stdin.flush()  # and left open: its end is ours
-            for line in process.stdout:
-                told = json.loads(line)
-                if "facts" in told:
-                    return dict(told["facts"])
-                if "error" in told:
-                    raise BackendError(told["error"])
-                if "disk" in told:
-                    raise OSError(*told["disk"])
-                report(told["done"], told["of"])
-            process.wait()
-        finally:
-            process.kill()
-            listener.join()
-    said = " ".join("".join(complaints[-3:]).split()) or "nothing was said"
-    raise BackendError(
-        f"{file.name}: the engine ended with exit status {process.returncode} while it ran the "
-        f"file: {said[-300:]}"
-    )
+    with reporting(progress, "asking the file") as report:
+        return own_process.ask(
+            "gemma_multi.shipping.phone", job, lambda told: report(told["done"], told["of"]),
+            f"ran {file.name}",
+        )  # fmt: skip
 
 
-def _serve(job: dict[str, Any], out: TextIO) -> None:
-    def tell(**said: Any) -> None:
-        print(json.dumps(said), file=out, flush=True)
-
+def _work(job: dict[str, Any], tell: Callable[..., None]) -> dict[str, Any]:
     file, questions = Path(job["file"]), Questions.from_dict(job["questions"])
     answers, scoring = Answers(Path(job["answers"])), Scoring(job["kind"], "")
-    try:
-        facts = run_file(file, questions, answers, scoring, lambda i, n: tell(done=i, of=n))
-        prefill, decode = _speed(file, job["context"])
-        tell(facts={**facts, "prefill_tokens_per_second": round(prefill, 1),
-                    "decode_tokens_per_second": round(decode, 1)})  # fmt: skip
-    except GemmaError as error:
-        tell(error=str(error))
-    except OSError as error:
-        tell(disk=[error.errno, error.strerror or str(error)])
+    facts = run_file(file, questions, answers, scoring, lambda i, n: tell(done=i, of=n))
+    prefill, decode = _speed(file, job["context"])
+    return {**facts, "prefill_tokens_per_second": round(prefill, 1),
+            "decode_tokens_per_second": round(decode, 1)}  # fmt: skip
 
 
 def run_file(
@@ -150,13 +104,5 @@ def _speed(file: Path, context_length: int) -> tuple[float, float]:
     return prefill / (middle - start), decode / (time.monotonic() - middle)
 
 
-def _end_with_parent() -> None:
-    sys.stdin.read()
-    os._exit(1)
-
-
 if __name__ == "__main__":
-    given = json.loads(sys.stdin.readline())
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    words, sys.stdout = sys.stdout, sys.stderr  # whatever an engine prints
-    _serve(given, words)
+    own_process.answer(_work)

@@ -1,0 +1,139 @@
+"""SoakReport: memory over a long run, and whether it stayed flat."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gemma_multi import __version__
+from gemma_multi.benchmarking.trend import FLAT, GROWS, LEAST, SHORT, UNCLEAR, Trend, trend
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+_MOST_SAMPLES = 2000  # in JSON
+_SENTENCES = {
+    FLAT: "memory is flat",
+    GROWS: "memory grows: something leaks",
+    UNCLEAR: "memory rose, but not steadily: run it longer",
+    SHORT: f"too short to say: {LEAST} turns are the least, run it longer",
+}
+
+
+@dataclass
+class SoakReport:
+    """(seconds, conversation, turn, bytes) after each turn, and what follows from them."""
+
+    minutes: float  # as asked for
+    place: dict[str, Any] = field(default_factory=dict)
+    samples: list[tuple[float, int, int, int]] = field(default_factory=list)
+    ended: str = ""  # why before its time, if it did
+
+    def hear(self, told: Mapping[str, Any]) -> None:
+        """What the process that converses tells."""
+        if "place" in told:
+            self.place = told["place"]
+        if "sample" in told:
+            self.samples.append(tuple(told["sample"]))
+
+    @property
+    def seconds(self) -> float:
+        return self.samples[-1][0] if self.samples else 0.0
+
+    @property
+    def turns(self) -> int:
+        return self.samples[-1][2] if self.samples else 0
+
+    @property
+    def conversations(self) -> int:
+        """Begun."""
+        return self.samples[-1][1] + 1 if self.samples else 0
+
+    @cached_property
+    def trend(self) -> Trend:
+        """By turn. Of a report that hears nothing more."""
+        return trend([one[2] for one in self.samples], [one[3] for one in self.samples])
+
+    @property
+    def leaks(self) -> bool:
+        return self.trend.verdict == GROWS
+
+    @property
+    def headline(self) -> str:
+        return f"{_SENTENCES[self.trend.verdict]}{self._slopes}"
+
+    @property
+    def _slopes(self) -> str:
+        found = self.trend
+        if found.verdict == SHORT:
+            return ""
+        each = self.turns / self.conversations  # turns of a conversation
+        return (
+            f", {_mb(found.slope)} MB a turn ({_mb(found.low)} to {_mb(found.high)}), "
+            f"{_mb(found.slope * each)} a conversation"
+        )
+
+    @property
+    def scope(self) -> str:
+        place = self.place
+        ended = f"; ended early: {self.ended}" if self.ended else ""
+        return (
+            f"{place['source']} on {place['backend']} {place['weights']} {place['device']}: "
+            f"{self.conversations:,} conversations, {self.turns:,} turns in "
+            f"{self.seconds / 60:.1f} minutes{ended}"
+        )
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Figures by name; a leak that was not seen is smaller than `largest_unseen`."""
+        found, held = self.trend, [one[3] for one in self.samples]
+        each = self.turns / self.conversations
+        return {
+            "verdict": found.verdict, "mb_per_turn": found.slope / 1e6,
+            "mb_per_turn_interval": [found.low / 1e6, found.high / 1e6],
+            "mb_per_conversation": found.slope * each / 1e6, "first_bytes": held[0],
+            "median_bytes": round(found.held), "peak_bytes": max(held), "last_bytes": held[-1],
+        }  # fmt: skip
+
+    def __str__(self) -> str:
+        return f"{self.headline}\n{self.scope}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, in plain values for JSON; samples thinned out."""
+        step = -(-len(self.samples) // _MOST_SAMPLES)
+        facts = self.facts
+        if self.trend.verdict == SHORT:  # JSON has no infinity
+            facts["mb_per_turn_interval"] = None
+        return {
+            "version": __version__, "place": self.place, "minutes": self.minutes,
+            "seconds": self.seconds, "conversations": self.conversations, "turns": self.turns,
+            "ended": self.ended, **facts, "trend": asdict(self.trend)["verdict"],
+            "samples": self.samples[::step],
+        }  # fmt: skip
+
+    def to_table(self) -> RenderableType:
+        """For a terminal of 80 columns."""
+        from rich.console import Group
+        from rich.text import Text
+
+        from gemma_multi.terminal import facts_table
+
+        held = {name.removesuffix("_bytes"): f"{value / 1e6:,.1f} MB"
+                for name, value in self.facts.items() if name.endswith("_bytes")}  # fmt: skip
+        colour = {FLAT: "green", GROWS: "red"}.get(self.trend.verdict, "yellow")
+        return Group(
+            Text(self.scope, style="dim"), facts_table(held), Text(self.headline, style=colour)
+        )
+
+    def save(self, directory: str | Path) -> Path:
+        """Writes `soak.json` and `soak.html` to a new directory."""
+        from gemma_multi.benchmarking.page import soak_page, write
+
+        return write(Path(directory), "soak", soak_page(self), self.to_dict())
+
+
+def _mb(value: float) -> str:
+    return f"{value / 1e6:+.3f}"
