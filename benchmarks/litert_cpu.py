@@ -29,13 +29,14 @@ from rich.table import Table
 from side_by_side import measure as cold_process
 
 from gemma_multi import quantize
+from gemma_multi.benchmarking.measuring import PASSES, speeds
+from gemma_multi.benchmarking.workload import PROMPT, STEPS
 from gemma_multi.cache import cache_directory
 from gemma_multi.formats.tflite.layout import cache_positions
 from gemma_multi.sources import open_checkpoint
 
 PEERS = ("LiteRT-LM", "llama.cpp", "transformers")
-PROMPT, STEPS, DEEP = 512, 64, 8000  # tokens read, tokens generated, and a depth past most chats
-PASSES = 3  # in one process, of which the best counts; one where it is deep
+DEEP = 8000  # tokens, past most chats
 
 
 def int4_270m() -> Path:
@@ -61,18 +62,7 @@ def ours(
         options={"threads": threads},
     )  # fmt: skip
     ids = np.random.default_rng(0).integers(1000, 200_000, depth)
-    best = {"prefill": 0.0, "decode": 0.0}
-    for _ in range(PASSES if depth == PROMPT else 1):
-        session = engine.session()
-        start = time.perf_counter()
-        session.read(ids[:PROMPT])
-        best["prefill"] = max(best["prefill"], PROMPT / (time.perf_counter() - start))
-        session.truncate(0)
-        logits, start = session.read(ids), time.perf_counter()
-        for _ in range(STEPS):
-            logits = session.read([int(logits.argmax())])
-        best["decode"] = max(best["decode"], STEPS / (time.perf_counter() - start))
-    return best
+    return speeds(engine, ids, PROMPT, STEPS)
 
 
 def litert_lm(context_length: int, threads: int) -> dict[str, float]:

@@ -1,9 +1,9 @@
 """Work in a process of its own: what it holds in memory is the work's alone, and an engine that
 ends its process ends no other.
 
-Such a module is run by `python -m`, gets its job as a line of JSON on standard input, and tells what
-it has to as a JSON object a line: whatever it likes on its way, in the end `facts`, `error`, or what
-the `disk` says. It ends with the process that asked for it.
+Such a module is run by `python -m`, gets its job as a line of JSON on standard input, and tells
+what it has to as a JSON object a line: whatever it likes on its way, in the end `facts`, `error`,
+or what the `disk` says. It ends with the process that asked for it.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
 Linux: RAPL's counters under /sys/class/powercap, of Intel's processors and AMD's: each package and
 the memory beside it. They are the whole machine's, whatever else runs. Since 2020 only root may
 read them unless somebody allows it. They wrap around after some 262 kJ, so a meter is to be read at
-least every half hour. macOS: powermetrics, which only root may start, so it is asked of sudo, without a
-password, and only where `powermetrics=True` permits it. Elsewhere, and on virtual machines,
-nothing is counted, and the meter says why.
+least every half hour. macOS: powermetrics, which only root may start, so it is asked of sudo,
+without a password, and only where `powermetrics=True` permits it. Elsewhere, and on virtual
+machines, nothing is counted, and the reason is said instead.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ class Meter(ABC):
     def joules(self) -> float:
         """So far."""
 
+    @abstractmethod
     def close(self) -> None:
-        """Nothing is counted any more."""
+        """Ends counting."""
 
 
 def meter(powermetrics: bool = False, powercap: Path = POWERCAP) -> Meter | str:
@@ -69,6 +70,9 @@ class Rapl(Meter):
             self._last[i] = now
         return self._total / 1e6
 
+    def close(self) -> None:
+        """A file is opened for each reading."""
+
 
 def _rapl(powercap: Path) -> Meter | str:
     domains = list(_domains(powercap))
@@ -83,8 +87,8 @@ def _rapl(powercap: Path) -> Meter | str:
 
 
 def _domains(powercap: Path) -> Iterator[Path]:
-    """The packages, and the memory beside each (AMD has the same name); cores and graphics are in a package's count, and
-    `psys` has the packages in its own."""
+    """The packages, and the memory beside each, by the same names on AMD. Cores and graphics are in
+    a package's count, and the packages in that of `psys`."""
     for domain in sorted(powercap.glob("intel-rapl:*")):
         name = domain / "name"
         if name.is_file() and name.read_text().startswith(("package", "dram")):
@@ -134,7 +138,7 @@ class Powermetrics(Meter):
         return self._joules
 
     def close(self) -> None:
-        """It belongs to root, and ends by itself once nobody reads it; sudo passes the signal on."""
+        """It is root's; sudo passes the signal on to it."""
         self._process.terminate()
         self._process.wait()
         self._listener.join()

@@ -34,15 +34,16 @@ from gemma_multi.machine import peak_memory
 from gemma_multi.model import Model
 from gemma_multi.sampling import GenerationOptions
 
-_PASSES = 3
+PASSES = 3  # of which the best counts
 _PROMPT_TOKENS_OF_A_TURN = 6  # that `generate` puts around a question, and <bos>
+Ids = Any  # anything NumPy reads as i32[T]
 Tell = Callable[..., None]
 
 
-def speeds(engine: Engine, ids: Sequence[int], prompt: int, steps: int) -> dict[str, float]:
+def speeds(engine: Engine, ids: Ids, prompt: int, steps: int) -> dict[str, float]:
     """Tokens a second of reading the first `prompt` of `ids`, and of greedy steps after all."""
     best = {"prefill": 0.0, "decode": 0.0}
-    for _ in range(_PASSES):
+    for _ in range(PASSES):
         session = engine.session()
         start = time.perf_counter()
         session.read(ids[:prompt])

@@ -88,4 +88,4 @@ def _line(label: str, ran: list[Measured], name: str, scale: float = 1) -> Line:
 
 
 def _escaped(rows: Any) -> list[list[str]]:
-    return [[escape(cell) for cell in row] for row in rows]
+    return [[escape(cell).replace("\n", " ") for cell in row] for row in rows]

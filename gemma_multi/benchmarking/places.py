@@ -47,8 +47,8 @@ class Place:
 
 
 def loaded(job: Mapping[str, Any]) -> Model:
-    """The model of a job's `load`, on its `device`, in a process that has loaded none before. Raises
-    BackendError where the backend is on another device."""
+    """The model of a job's `load`, on its `device`, in a process that has loaded none before.
+    Raises BackendError where the backend is on another device."""
     device = job["device"]
     if device == "cpu":
         os.environ |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "-1"}  # of JAX; TensorFlow
@@ -78,8 +78,8 @@ def places(
 
 
 def check_places(asked: Sequence[Place], own: Mapping[str, Any]) -> None:
-    """Raises BackendError or OptionError for a name that is none, and for an option of which none of
-    the backends knows. What is known and cannot run here is found out by running it."""
+    """Raises BackendError or OptionError for a name that is none, and for an option that none of
+    the backends has. What is known and cannot run here is found out by running it."""
     known = all_backends()
     precisions = dict.fromkeys(p for one in known.values() for p in one.precisions)
     options: set[str] = set()

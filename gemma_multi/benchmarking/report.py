@@ -1,4 +1,4 @@
-"""BenchReport: medians of what was measured, and what could not be, for a terminal, as JSON and as a
+"""BenchReport: medians of what was measured, and what could not be; for a terminal, as JSON, as a
 page."""
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 from gemma_multi import __version__
 from gemma_multi.benchmarking.places import Place
 from gemma_multi.checkpoint import Checkpoint
-from gemma_multi.machine import Machine, look_at_the_machine
 from gemma_multi.files import size_on_disk
+from gemma_multi.machine import Machine, look_at_the_machine
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-SPEEDS = ["", "prefill/s", "decode/s", "of bound", "first token", "load", "peak"]
-USE = ["", "time", "written/s", "wait, p95", "CPU", "moved", "weights", "energy"]
+SPEEDS = ["", "prefill/s", "decode/s", "bound", "first, ms", "load, s", "peak, MB"]
+USE = ["", "time, s", "written/s", "p95, ms", "CPU, s", "moved, GB", "joules"]
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,11 @@ class Figure:
     def of(cls, values: Sequence[float]) -> Figure:
         return cls(statistics.median(values), min(values), max(values))
 
-    def shown(self, form: str = ",.0f", unit: str = "", scale: float = 1) -> str:
-        """With half of its range where it has one."""
+    def shown(self, form: str = ",.0f", scale: float = 1) -> str:
+        """With half of its range in a line below, where it has one."""
         away = (self.high - self.low) / 2 / self.median if self.median else 0.0
-        spread = f" ±{away:.0%}" if away >= 0.005 else ""
-        return f"{format(self.median * scale, form)}{unit}{spread}"
+        spread = f"\n±{away:.0%}" if away >= 0.005 else ""
+        return f"{format(self.median * scale, form)}{spread}"
 
 
 @dataclass
@@ -90,9 +90,7 @@ class BenchReport:
     ) -> BenchReport:
         source, path = checkpoint.provenance.source, checkpoint.path
         size = size_on_disk(path) if path is not None else None
-        return cls(
-            source, size, look_at_the_machine(), tuple(measured), conversations, rounds
-        )
+        return cls(source, size, look_at_the_machine(), tuple(measured), conversations, rounds)
 
     @property
     def ran(self) -> list[Measured]:
@@ -125,9 +123,9 @@ class BenchReport:
             rows.append([
                 one.name, _shown(one, "prefill_tokens_per_second"),
                 _shown(one, "decode_tokens_per_second"), "-" if bound is None else f"{bound:.0%}",
-                _shown(one, "first_token_seconds", ",.1f", " ms", 1e3),
-                _shown(one, "load_seconds", ",.2f", " s"),
-                _shown(one, "peak_memory_bytes", ",.0f", " MB", 1e-6),
+                _shown(one, "first_token_seconds", ",.1f", 1e3),
+                _shown(one, "load_seconds", ",.2f"),
+                _shown(one, "peak_memory_bytes", ",.0f", 1e-6),
             ])  # fmt: skip
         return rows
 
@@ -135,13 +133,12 @@ class BenchReport:
     def use_rows(self) -> list[list[str]]:
         """Of `USE`: what the conversations took."""
         return [[
-            one.name, _shown(one, "conversations_seconds", ",.1f", " s"),
+            one.name, _shown(one, "conversations_seconds", ",.1f"),
             _shown(one, "written_tokens_per_second"),
-            _shown(one, "wait_p95_seconds", ",.0f", " ms", 1e3),
-            _shown(one, "cpu_seconds", ",.1f", " s"),
-            _shown(one, "bytes_moved", ",.1f", " GB", 1e-9),
-            _shown(one, "weight_bytes", ",.1f", " MB", 1e-6),
-            _shown(one, "joules", ",.0f", " J"),
+            _shown(one, "wait_p95_seconds", ",.0f", 1e3),
+            _shown(one, "cpu_seconds", ",.1f"),
+            _shown(one, "bytes_moved", ",.2f", 1e-9),
+            _shown(one, "joules"),
         ] for one in self.ran]  # fmt: skip
 
     @property
@@ -152,11 +149,11 @@ class BenchReport:
         counted = "Energy" if first["joules"] is not None else "No energy was measured"
         turns = "conversation" if self.conversations == 1 else "conversations"
         return [
-            f"prefill: {first['prompt']} tokens read at once; decode: {first['steps']} greedy steps "
-            "behind them. of bound: of what memory's speed allows if a step reads every weight and "
-            "its cache once.",
-            f"{self.conversations} {turns} of fixed lengths (gemma_multi.benchmarking.workload). "
-            "moved: at least, by shapes and types; CPU: seconds of all cores together.",
+            f"prefill: {first['prompt']} tokens read at once; decode: {first['steps']} greedy "
+            "steps behind them. bound: decode as a share of what memory's speed allows, if a step reads "
+            "every weight and its cache once. first: to the first token of `generate`.",
+            f"{self.conversations} {turns} of fixed lengths. p95: the wait for the first token of "
+            "a turn; CPU: of all cores together; moved: at least, by shapes and types.",
             f"{counted}: {'; '.join(energies)}.",
         ]
 
@@ -190,7 +187,9 @@ class BenchReport:
 
         from gemma_multi.terminal import plain_table
 
-        absent = [Text(f"{name} did not run: {reason}", style="red") for name, reason in self.absent]
+        absent = [
+            Text(f"{name} did not run: {reason}", style="red") for name, reason in self.absent
+        ]
         notes = [Text(note, style="dim") for note in self.notes]
         return Group(
             Text(self.scope, style="dim"), Text(), plain_table(SPEEDS, self.speed_rows), Text(),
@@ -204,6 +203,6 @@ class BenchReport:
         return write(Path(directory), "bench", bench_page(self), self.to_dict())
 
 
-def _shown(one: Measured, name: str, form: str = ",.0f", unit: str = "", scale: float = 1) -> str:
+def _shown(one: Measured, name: str, form: str = ",.0f", scale: float = 1) -> str:
     figure = one.figure(name)
-    return "-" if figure is None else figure.shown(form, unit, scale)
+    return "-" if figure is None else figure.shown(form, scale)

@@ -1,9 +1,9 @@
-"""Bytes that a model's arithmetic has to move: an estimate from below, of shapes and types alone.
+"""Bytes that a model's arithmetic has to move: an estimate from below, by shapes and types.
 
-A step of decoding reads every weight once (the head is the embedding, so that is read whole) and, of
-the cache, keys and values of each position that a layer attends to: all of them on a global
-layer, at most the sliding window on another. It writes those of the positions that it reads. A
-prompt's tokens are read together and share one reading of the weights. Activations stay in the
+A step of decoding reads every weight once (the head is the embedding, so that is read whole) and,
+of the cache, keys and values of each position that a layer attends to: all of them on a global
+layer, at most the sliding window on another. It writes those of its own position. A prompt's
+tokens are read together and share one reading of the weights. Activations stay in the
 processor's caches and are not counted; an engine that reads its whole cache, full or not, moves
 more.
 """

@@ -1,9 +1,9 @@
-"""What is run: one prompt and a stretch of decoding for speeds, and 25 conversations for what use costs.
+"""What is run: a prompt and a stretch of decoding for speed, 25 conversations for what use costs.
 
 Google says of Gemma 3 270M in int4 that 25 conversations took 0.75% of a Pixel 9 Pro's battery, and
 not how long they were. So that figures of two machines, backends or years mean the same, here they
-are fixed, and as long as people's are: LMSYS-Chat-1M, a million of them (arXiv 2309.11998, table 1),
-has 2.0 turns in a conversation, 69.5 tokens in a prompt and 214.5 in an answer on average.
+are fixed, and as long as people's are: LMSYS-Chat-1M, a million of them (arXiv 2309.11998, table
+1), has 2.0 turns in a conversation, 69.5 tokens in a prompt and 214.5 in an answer on average.
 
 - 25 conversations, as published.
 - 1, 1, 2, 2 or 4 turns, again and again: 2 on average, 50 in all; half of them go on in a context
@@ -15,8 +15,8 @@ has 2.0 turns in a conversation, 69.5 tokens in a prompt and 214.5 in an answer 
 - Of those lengths each pair comes twice, and each at every place of a conversation.
 - The longest conversation has LONGEST tokens, which a context of 2,048 holds.
 
-What is read are ids drawn with a seed, and answers are drawn with one and do not stop early: the work
-is the same for each model, precision and engine, whatever they would say. Tokens are chosen
+What is read are ids drawn with a seed, and answers are drawn with one and do not stop early: the
+work is the same for each model, precision and engine, whatever they would say. Tokens are chosen
 as `generate` does by default; a session is kept from turn to turn, as a chat keeps it.
 """
 
@@ -28,8 +28,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-PROMPT, STEPS = 512, 64  # tokens read at once, then written one by one; llama-bench's pp512 is alike
-QUESTION, QUESTIONS = 32, 9  # tokens to the first of an answer, a question in a line; how often
+# tokens read at once, as in llama-bench's pp512, and written one by one behind them
+PROMPT, STEPS = 512, 64
+QUESTION, QUESTIONS = 32, 9  # tokens of a question in a line, and how often its answer is begun
 COUNT = 25
 _TURNS = (1, 1, 2, 2, 4)
 _READ = (15, 35, 60, 90, 150)

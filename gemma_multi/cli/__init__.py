@@ -16,7 +16,19 @@ from typing import Any
 import click
 
 from gemma_multi import __version__
-from gemma_multi.cli import apps, ask, benchmark, chat, check, doctor, evaluate, files, serving, tasks, train
+from gemma_multi.cli import (
+    apps,
+    ask,
+    benchmark,
+    chat,
+    check,
+    doctor,
+    evaluate,
+    files,
+    serving,
+    tasks,
+    train,
+)
 from gemma_multi.errors import GemmaError, TrainingStopped
 
 

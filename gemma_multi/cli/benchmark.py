@@ -1,4 +1,4 @@
-"""`bench`: how fast, how large and how thirsty, here; with `--minutes`, whether memory stays flat."""
+"""`bench`: how fast, how large and how thirsty here; with `--minutes`, whether memory is flat."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _ONLY_BENCH = ("rounds", "conversations", "powermetrics")
 @click.command()
 @click.argument("model")
 @click.option("-b", "--backends", metavar="NAMES",
-              help="Separated by commas; all if unset, with --minutes the one that suits.")  # fmt: skip
+              help="With commas; all if unset, with --minutes the one that suits.")  # fmt: skip
 @click.option("--precisions", metavar="NAMES",
-              help="float32, bfloat16, float16, sfp8, int4, int8 or auto, separated by commas.")  # fmt: skip
+              help="float32, bfloat16, float16, sfp8, int4, int8, auto.")  # fmt: skip
 @click.option("--device", "devices", metavar="NAMES", help="cpu, gpu or both, with a comma.")
 @click.option("--rounds", type=int, help="How often each is measured, in turn.  [3]")
 @click.option("--conversations", type=int, help="How many of the 25.  [25]")
