@@ -150,8 +150,8 @@ class BenchReport:
         turns = "conversation" if self.conversations == 1 else "conversations"
         return [
             f"prefill: {first['prompt']} tokens read at once; decode: {first['steps']} greedy "
-            "steps behind them. bound: decode as a share of what memory's speed allows, if a step reads "
-            "every weight and its cache once. first: to the first token of `generate`.",
+            "steps behind them. bound: decode as a share of what memory's speed allows, if a step "
+            "reads every weight and its cache once. first: to the first token of `generate`.",
             f"{self.conversations} {turns} of fixed lengths. p95: the wait for the first token of "
             "a turn; CPU: of all cores together; moved: at least, by shapes and types.",
             f"{counted}: {'; '.join(energies)}.",

@@ -2,9 +2,9 @@
 
 Memory that does not grow still moves: caches fill, allocators keep what they got, garbage is
 collected now and then. So the first quarter is left out, in which things settle; what is left is
-cut into ten blocks, whose medians no passing peak moves; and a line is fitted to those. It is said to
-grow where the whole 95% interval of the slope is above zero, it rose by more in all than `NOISE` of
-what is held, and the second half of the blocks rises as well: what levels off is no leak.
+cut into ten blocks, whose medians no passing peak moves; and a line is fitted to those. It is said
+to grow where the whole 95% interval of the slope is above zero, it rose by more in all than `NOISE`
+of what is held, and the second half of the blocks rises as well: what levels off is no leak.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ are fixed, and as long as people's are: LMSYS-Chat-1M, a million of them (arXiv 
 - It writes 45, 120, 200, 290 or 420: 215 on average. 10,750 in all. Answers are three times as long
   as prompts, as people's are, so that decoding is what counts.
 - Of those lengths each pair comes twice, and each at every place of a conversation.
-- The longest conversation has LONGEST tokens, which a context of 2,048 holds.
+- The longest conversation has 1,365 tokens, which a context of 2,048 holds.
 
 What is read are ids drawn with a seed, and answers are drawn with one and do not stop early: the
 work is the same for each model, precision and engine, whatever they would say. Tokens are chosen

@@ -64,7 +64,7 @@ class EvaluationReport:
             "seconds": round(self.seconds, 2),
         }  # fmt: skip
 
-    def toplain_table(self) -> RenderableType:
+    def to_table(self) -> RenderableType:
         """For a terminal of 80 columns."""
         from rich.console import Group
         from rich.text import Text
