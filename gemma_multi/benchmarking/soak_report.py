@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,7 +73,8 @@ class SoakReport:
         each = self.turns / self.conversations  # turns of a conversation
         return (
             f", {_mb(found.slope)} MB a turn ({_mb(found.low)} to {_mb(found.high)}), "
-            f"{_mb(found.slope * each)} a conversation"
+            f"{_mb(found.slope * each)} a conversation; from {_mb(found.visible)} a turn on a leak "
+            "would be seen"
         )
 
     @property
@@ -88,13 +89,14 @@ class SoakReport:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Figures by name; a leak that was not seen is smaller than `largest_unseen`."""
+        """Figures by name."""
         found, held = self.trend, [one[3] for one in self.samples]
         each = self.turns / self.conversations
         return {
             "verdict": found.verdict, "mb_per_turn": found.slope / 1e6,
             "mb_per_turn_interval": [found.low / 1e6, found.high / 1e6],
-            "mb_per_conversation": found.slope * each / 1e6, "first_bytes": held[0],
+            "mb_per_conversation": found.slope * each / 1e6,
+            "mb_per_turn_visible": found.visible / 1e6, "first_bytes": held[0],
             "median_bytes": round(found.held), "peak_bytes": max(held), "last_bytes": held[-1],
         }  # fmt: skip
 
@@ -106,12 +108,11 @@ class SoakReport:
         step = -(-len(self.samples) // _MOST_SAMPLES)
         facts = self.facts
         if self.trend.verdict == SHORT:  # JSON has no infinity
-            facts["mb_per_turn_interval"] = None
+            facts["mb_per_turn_interval"] = facts["mb_per_turn_visible"] = None
         return {
             "version": __version__, "place": self.place, "minutes": self.minutes,
             "seconds": self.seconds, "conversations": self.conversations, "turns": self.turns,
-            "ended": self.ended, **facts, "trend": asdict(self.trend)["verdict"],
-            "samples": self.samples[::step],
+            "ended": self.ended, **facts, "samples": self.samples[::step],
         }  # fmt: skip
 
     def to_table(self) -> RenderableType:
@@ -136,4 +137,4 @@ class SoakReport:
 
 
 def _mb(value: float) -> str:
-    return f"{value / 1e6:+.3f}"
+    return f"{round(value / 1e6, 3) + 0.0:.3f}"  # no -0.000

@@ -32,12 +32,13 @@ class Trend:
     high: float  # the 95% interval
     grew: float  # bytes in all
     held: float  # bytes in the middle
+    visible: float  # bytes a step, from which on a steady rise is more than `NOISE`
 
 
 def trend(steps: Sequence[float], held: Sequence[float]) -> Trend:
     """Of bytes `held` after so many `steps`."""
     if len(steps) < LEAST:
-        return Trend(SHORT, 0.0, -np.inf, np.inf, 0.0, float(np.median(held)) if held else 0.0)
+        return Trend(SHORT, 0.0, -np.inf, np.inf, 0.0, float(np.median(held)), np.inf)
     settled = int(len(steps) * _SETTLING)
     x, y = (
         np.array([np.median(part) for part in np.array_split(np.asarray(all_[settled:]), BLOCKS)])
@@ -45,14 +46,15 @@ def trend(steps: Sequence[float], held: Sequence[float]) -> Trend:
     )
     slope, error = _fit(x, y)
     low, high, middle = slope - _T * error, slope + _T * error, float(np.median(y))
-    grew = slope * (x[-1] - x[0])
-    if abs(grew) <= NOISE * middle or slope <= 0:
+    visible = NOISE * middle / float(x[-1] - x[0])
+    if slope <= visible:
         verdict = FLAT
     elif low > 0 and _fit(x[BLOCKS // 2 :], y[BLOCKS // 2 :])[0] > slope / 4:
         verdict = GROWS
     else:
         verdict = UNCLEAR
-    return Trend(verdict, slope, low, high, float(grew), middle)
+    grew = slope * float(x[-1] - x[0])
+    return Trend(verdict, slope, low, high, grew, middle, visible)
 
 
 def _fit(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
