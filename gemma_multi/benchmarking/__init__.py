@@ -57,6 +57,7 @@ def bench(
     What cannot run here is in the report with its reason. Raises BackendError where nothing can,
     OptionError for a name or number that is none, and what `open_checkpoint` raises.
     """
+    _check_name(model)
     _check_count("rounds", rounds, _MOST_ROUNDS)
     _check_count("conversations", conversations, _MOST_CONVERSATIONS)
     asked = places(backends, precisions, devices)
@@ -86,7 +87,9 @@ def bench(
     if not any(found.rounds for found in measured.values()):
         told = "; ".join(f"{place}: {found.reason}" for place, found in measured.items())
         raise BackendError(f"nothing of what was asked for can run here: {told}")
-    return BenchReport.of(checkpoint, list(measured.values()), conversations, rounds)
+    return BenchReport.of(
+        str(model), checkpoint.path, list(measured.values()), conversations, rounds
+    )
 
 
 def soak(
@@ -109,6 +112,7 @@ def soak(
     and `load`. Raises OptionError, BackendError where the process ends by itself before there is
     anything to report, and what `open_checkpoint` raises.
     """
+    _check_name(model)
     if isinstance(minutes, bool) or not isinstance(minutes, int | float) or (
         not 0 < minutes <= _MOST_MINUTES
     ):  # fmt: skip
@@ -123,7 +127,7 @@ def soak(
     source = {"model": str(model), "revision": revision, "local_files_only": local_files_only,
               "context_length": min(context_length, checkpoint.context_length)}  # fmt: skip
     job = {"load": place.job(backend_options, source), "device": place.device, "minutes": minutes}
-    found = SoakReport(minutes=minutes)
+    found = SoakReport(str(model), minutes)
     with reporting(progress, "conversing") as report:
 
         def hear(told: Mapping[str, Any]) -> None:
@@ -151,6 +155,14 @@ def _in_all(report: Report, before: int, count: int) -> Callable[[Mapping[str, A
     return lambda told: report(
         round(1000 * (before + told["done"] / told["of"])), 1000 * count
     )  # fmt: skip
+
+
+def _check_name(model: object) -> None:
+    if not isinstance(model, str | Path):
+        raise OptionError(
+            f"model is a {type(model).__name__}, expected a name or a path: it is loaded anew, in "
+            "processes of its own"
+        )
 
 
 def _check_count(name: str, value: int, most: int) -> None:

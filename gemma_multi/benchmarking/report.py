@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from gemma_multi import __version__
 from gemma_multi.benchmarking.places import Place
-from gemma_multi.checkpoint import Checkpoint
 from gemma_multi.files import size_on_disk
 from gemma_multi.machine import Machine, look_at_the_machine
 
@@ -77,7 +76,7 @@ class Measured:
 class BenchReport:
     """One model in several places on one machine."""
 
-    source: str
+    model: str  # as it was asked for
     disk_bytes: int | None  # of its directory or file
     machine: Machine
     measured: tuple[Measured, ...]
@@ -86,11 +85,12 @@ class BenchReport:
 
     @classmethod
     def of(
-        cls, checkpoint: Checkpoint, measured: Sequence[Measured], conversations: int, rounds: int
-    ) -> BenchReport:
-        source, path = checkpoint.provenance.source, checkpoint.path
+        cls, model: str, path: Path | None, measured: Sequence[Measured], conversations: int,
+        rounds: int,
+    ) -> BenchReport:  # fmt: skip
+        """`path` is where its files are."""
         size = size_on_disk(path) if path is not None else None
-        return cls(source, size, look_at_the_machine(), tuple(measured), conversations, rounds)
+        return cls(model, size, look_at_the_machine(), tuple(measured), conversations, rounds)
 
     @property
     def ran(self) -> list[Measured]:
@@ -99,17 +99,19 @@ class BenchReport:
     @property
     def headline(self) -> str:
         """The fastest at writing."""
-        best = max(self.ran, key=lambda one: one.rounds[0]["decode_tokens_per_second"])
-        decode = best.figure("decode_tokens_per_second")
-        assert decode is not None
-        return f"{self.source}: {decode.median:,.0f} tokens/s on {best.name}"
+        speeds = [
+            (statistics.median(each["decode_tokens_per_second"] for each in one.rounds), one.name)
+            for one in self.ran
+        ]
+        best, name = max(speeds)
+        return f"{Path(self.model).name}: {best:,.0f} tokens/s on {name}"
 
     @property
     def scope(self) -> str:
         machine, size = self.machine, self.disk_bytes
         disk = f", {size / 1e6:,.1f} MB on disk" if size else ""
         return (
-            f"{self.source}{disk}; {machine.system}, {machine.cores} cores, memory read at "
+            f"{self.model}{disk}; {machine.system}, {machine.cores} cores, memory read at "
             f"{machine.bytes_per_second / 1e9:.0f} GB/s; medians of {self.rounds} "
             f"round{'s'[: self.rounds > 1]}, ± half of their range"
         )
@@ -159,8 +161,12 @@ class BenchReport:
 
     @property
     def absent(self) -> list[tuple[str, str]]:
-        """(name, reason) of what did not run, or not to its end."""
-        return [(one.name, one.reason) for one in self.measured if one.reason]
+        """(name, reason) of what did not run, or not in all rounds."""
+        return [
+            (one.name, f"only {len(one.rounds)} of {self.rounds} rounds: " * bool(one.rounds)
+             + one.reason)
+            for one in self.measured if one.reason
+        ]  # fmt: skip
 
     def share_of_bound(self, one: Measured) -> float | None:
         """Of the tokens a second that memory's speed allows; None on a GPU, which has its own."""
@@ -175,7 +181,7 @@ class BenchReport:
     def to_dict(self) -> dict[str, Any]:
         """Everything, in plain values for JSON."""
         return {
-            "version": __version__, "source": self.source, "disk_bytes": self.disk_bytes,
+            "version": __version__, "model": self.model, "disk_bytes": self.disk_bytes,
             "machine": asdict(self.machine), "conversations": self.conversations,
             "measured": [one.to_dict() for one in self.measured],
         }  # fmt: skip
@@ -188,7 +194,7 @@ class BenchReport:
         from gemma_multi.terminal import plain_table
 
         absent = [
-            Text(f"{name} did not run: {reason}", style="red") for name, reason in self.absent
+            Text(f"did not run: {name}: {reason}", style="red") for name, reason in self.absent
         ]
         notes = [Text(note, style="dim") for note in self.notes]
         return Group(

@@ -27,6 +27,7 @@ _SENTENCES = {
 class SoakReport:
     """(seconds, conversation, turn, bytes) after each turn, and what follows from them."""
 
+    model: str
     minutes: float  # as asked for
     place: dict[str, Any] = field(default_factory=dict)
     samples: list[tuple[float, int, int, int]] = field(default_factory=list)
@@ -82,7 +83,7 @@ class SoakReport:
         place = self.place
         ended = f"; ended early: {self.ended}" if self.ended else ""
         return (
-            f"{place['source']} on {place['backend']} {place['weights']} {place['device']}: "
+            f"{self.model} on {place['backend']} {place['weights']} {place['device']}: "
             f"{self.conversations:,} conversations, {self.turns:,} turns in "
             f"{self.seconds / 60:.1f} minutes{ended}"
         )
@@ -110,7 +111,7 @@ class SoakReport:
         if self.trend.verdict == SHORT:  # JSON has no infinity
             facts["mb_per_turn_interval"] = facts["mb_per_turn_visible"] = None
         return {
-            "version": __version__, "place": self.place, "minutes": self.minutes,
+            "version": __version__, "model": self.model, "place": self.place, "minutes": self.minutes,
             "seconds": self.seconds, "conversations": self.conversations, "turns": self.turns,
             "ended": self.ended, **facts, "samples": self.samples[::step],
         }  # fmt: skip

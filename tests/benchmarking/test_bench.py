@@ -16,7 +16,7 @@ from rich.console import Console
 from test_cli import assert_refused, run
 
 import gemma_multi
-from gemma_multi import BackendError, BenchReport, CheckpointError, OptionError, own_process
+from gemma_multi import BackendError, BenchReport, OptionError, own_process
 from gemma_multi.benchmarking import SoakReport, bench, places, soak
 from gemma_multi.benchmarking.places import Place
 from gemma_multi.benchmarking.report import Measured
@@ -79,15 +79,19 @@ def test_the_command_measures_what_runs_and_says_why_the_rest_does_not(tmp_path:
 def test_a_page_of_a_report_fits_a_phone_and_a_terminal_80_columns(tmp_path: Path) -> None:
     report = made_up()
     page = report.save(tmp_path / "out") / "bench.html"
-    looks(page)
+    for (width, _), found in looks(page).items():
+        assert found["heading"] == report.headline
+        assert found["scroll"] <= width
+        assert len(found["plots"]) == 3
+        assert found["smallest"] >= 7
+        assert found["plot_ink"] == found["ink"]
     text = shown(report)
     assert max(map(len, text.splitlines())) <= 80
     assert "…" not in text
     for said in ("litert int4 cpu", "123,457", "±10%", "12.34", "9,999", "1,234.56", "98,765",
-                 "mlx gpu did not run", "RAPL: package-0"):  # fmt: skip
+                 "did not run: mlx gpu", "RAPL: package-0"):  # fmt: skip
         assert said in " ".join(text.split())
     assert "12%" in text  # 740 steps of 4 MB, of 25 GB a second
-    assert page.read_text().count("<svg") == 3
     with pytest.raises(OptionError, match="exists already"):
         report.save(tmp_path / "out")
 
@@ -130,6 +134,26 @@ def test_memory_that_stays_flat_is_called_flat(leaking: Callable[[int], None]) -
     assert max(map(len, shown(found).splitlines())) <= 80
 
 
+def test_a_run_that_is_stopped_reports_what_it_saw(leaking: Callable[[int], None]) -> None:
+    leaking(0)
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):  # at the first word, when there is nothing to report
+        soak("storyteller", backend="litert", progress=stop)
+
+    def stop_later(done: int, total: int) -> None:
+        if done >= 1:
+            raise KeyboardInterrupt
+
+    found = soak("storyteller", backend="litert", progress=stop_later)
+    assert found.ended == "stopped"
+    assert 0.5 <= found.seconds < 60
+    assert "ended early: stopped" in found.scope
+    assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["turns"] == found.turns
+
+
 def test_a_leak_is_seen_by_the_command(leaking: Callable[[int], None], tmp_path: Path) -> None:
     leaking(300_000)
     output = tmp_path / "soak"
@@ -142,7 +166,9 @@ def test_a_leak_is_seen_by_the_command(leaking: Callable[[int], None], tmp_path:
     assert told["mb_per_conversation"] == pytest.approx(
         told["mb_per_turn"] * told["turns"] / told["conversations"]
     )
-    looks(output / "soak.html")
+    page = (output / "soak.html").read_text()
+    assert page.count("<svg") == 1
+    assert '<h1 class="fail">memory grows' in page
 
 
 @pytest.mark.parametrize(
@@ -171,11 +197,12 @@ def test_bad_input_is_a_sentence(arguments: list[str], words: str) -> None:
         ({"backends": ["keras"], "threads": 2}, OptionError, "takes an option 'threads'"),
         ({"backends": ["litert"], "devices": ["gpu"]}, BackendError, "nothing of what was asked"),
         ({"context_length": 0}, OptionError, "context_length"),
+        ({"model": 5}, OptionError, "model is a int, expected a name"),
     ],
 )
 def test_bad_options_are_named(options: dict[str, Any], error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
-        bench("storyteller", progress=False, **options)
+        bench(**{"model": "storyteller", "progress": False, **options})
 
 
 def test_too_little_memory_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
