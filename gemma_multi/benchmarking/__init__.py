@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from gemma_multi import own_process
-from gemma_multi.benchmarking.places import Place, check_memory, check_places, places
+from gemma_multi.benchmarking.places import Place, all_places, check_memory, check_places
 from gemma_multi.benchmarking.report import BenchReport, Measured
 from gemma_multi.benchmarking.soak_report import SoakReport
 from gemma_multi.benchmarking.workload import COUNT
+from gemma_multi.checkpoint import Checkpoint
+from gemma_multi.config import check_context_length
 from gemma_multi.errors import BackendError, GemmaError, OptionError
 from gemma_multi.progress import Progress, Report, reporting
 from gemma_multi.sources import open_checkpoint
@@ -34,7 +36,7 @@ def bench(
     devices: Sequence[str] = ("auto",),
     rounds: int = 3,
     conversations: int = COUNT,
-    context_length: int = CONTEXT,
+    context_length: int | None = None,
     powermetrics: bool = False,
     revision: str | None = None,
     local_files_only: bool = False,
@@ -49,7 +51,7 @@ def bench(
     devices: "cpu", "gpu", or "auto": what a backend takes by itself.
     rounds: how often each is measured, in turn, in a new process every time; medians count.
     conversations: how many of the 25 of `benchmarking.workload`.
-    context_length: tokens that a session holds.
+    context_length: tokens that a session holds; 2,048 if None, or all the model has.
     powermetrics: permits `sudo -n powermetrics`, which counts joules on macOS.
     progress: True for a bar on a terminal, False for none, or a function of (done, total).
     backend_options: the backends' own, such as LiteRT's `threads`, for those that have them.
@@ -60,13 +62,13 @@ def bench(
     _check_name(model)
     _check_count("rounds", rounds, _MOST_ROUNDS)
     _check_count("conversations", conversations, _MOST_CONVERSATIONS)
-    asked = places(backends, precisions, devices)
+    asked = all_places(backends, precisions, devices)
     check_places(asked, backend_options)
     checkpoint = open_checkpoint(
         model, revision=revision, local_files_only=local_files_only, progress=progress is True
     )
     source = {"model": str(model), "revision": revision, "local_files_only": local_files_only,
-              "context_length": min(context_length, checkpoint.context_length)}  # fmt: skip
+              "context_length": _context(context_length, checkpoint)}  # fmt: skip
     measured = {place: Measured(place) for place in dict.fromkeys(p.of(checkpoint) for p in asked)}
     with reporting(progress, "measuring") as report:
         for i in range(rounds):
@@ -99,7 +101,7 @@ def soak(
     backend: str = "auto",
     precision: str = "auto",
     device: str = "auto",
-    context_length: int = CONTEXT,
+    context_length: int | None = None,
     revision: str | None = None,
     local_files_only: bool = False,
     progress: Progress = True,
@@ -125,7 +127,7 @@ def soak(
     place = place.of(checkpoint)
     check_memory(place, checkpoint)
     source = {"model": str(model), "revision": revision, "local_files_only": local_files_only,
-              "context_length": min(context_length, checkpoint.context_length)}  # fmt: skip
+              "context_length": _context(context_length, checkpoint)}  # fmt: skip
     job = {"load": place.job(backend_options, source), "device": place.device, "minutes": minutes}
     found = SoakReport(str(model), minutes)
     with reporting(progress, "conversing") as report:
@@ -155,6 +157,11 @@ def _in_all(report: Report, before: int, count: int) -> Callable[[Mapping[str, A
     return lambda told: report(
         round(1000 * (before + told["done"] / told["of"])), 1000 * count
     )  # fmt: skip
+
+
+def _context(asked: int | None, checkpoint: Checkpoint) -> int:
+    most = checkpoint.context_length
+    return min(CONTEXT, most) if asked is None else check_context_length(asked, most)
 
 
 def _check_name(model: object) -> None:

@@ -62,7 +62,7 @@ def loaded(job: Mapping[str, Any]) -> Model:
     return model
 
 
-def places(
+def all_places(
     backends: Sequence[str] | None, precisions: Sequence[str], devices: Sequence[str]
 ) -> list[Place]:
     """Each of one with each of the others, none twice."""
@@ -107,5 +107,5 @@ def check_memory(place: Place, checkpoint: Checkpoint) -> None:
     needed = checkpoint.nbytes if precision == AUTO else weight_bytes(checkpoint.config, precision)
     if free is not None and needed > free:
         raise BackendError(
-            f"the weights alone take {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} are free"
+            f"the weights alone take {needed / 1e6:,.0f} MB of memory, and {free / 1e6:,.0f} MB are free"
         )

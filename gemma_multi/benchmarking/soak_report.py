@@ -111,9 +111,10 @@ class SoakReport:
         if self.trend.verdict == SHORT:  # JSON has no infinity
             facts["mb_per_turn_interval"] = facts["mb_per_turn_visible"] = None
         return {
-            "version": __version__, "model": self.model, "place": self.place, "minutes": self.minutes,
-            "seconds": self.seconds, "conversations": self.conversations, "turns": self.turns,
-            "ended": self.ended, **facts, "samples": self.samples[::step],
+            "version": __version__, "model": self.model, "place": self.place,
+            "minutes": self.minutes, "seconds": self.seconds, "turns": self.turns,
+            "conversations": self.conversations, "ended": self.ended, **facts,
+            "samples": self.samples[::step],
         }  # fmt: skip
 
     def to_table(self) -> RenderableType:

@@ -17,7 +17,7 @@ from test_cli import assert_refused, run
 
 import gemma_multi
 from gemma_multi import BackendError, BenchReport, OptionError, own_process
-from gemma_multi.benchmarking import SoakReport, bench, places, soak
+from gemma_multi.benchmarking import SoakReport, bench, soak
 from gemma_multi.benchmarking.places import Place
 from gemma_multi.benchmarking.report import Measured
 
@@ -52,7 +52,7 @@ def shown(report: BenchReport | SoakReport) -> str:
 def test_the_command_measures_what_runs_and_says_why_the_rest_does_not(tmp_path: Path) -> None:
     output = tmp_path / "out"
     done = run("bench", "storyteller", "--backends", "litert", "--precisions", "int4,bfloat16",
-               "--device", "cpu", "--rounds", "2", "--conversations", "2", "--threads", "1",
+               "--device", "cpu", "--rounds", "2", "--conversations", "1", "--threads", "1",
                "-o", str(output), "--json")  # fmt: skip
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
@@ -69,7 +69,7 @@ def test_the_command_measures_what_runs_and_says_why_the_rest_does_not(tmp_path:
     }  # fmt: skip
     # one thread computes: the clock's time is the processor's
     assert 0 < first["cpu_seconds"] < 1.5 * first["conversations_seconds"]
-    assert first["bytes_moved"] > (45 + 290) * first["weight_bytes"]
+    assert first["bytes_moved"] > 45 * first["weight_bytes"]
     assert 50e6 < first["peak_memory_bytes"] < 1e9
     assert told["disk_bytes"] > first["weight_bytes"]
     assert (first["prompt"], first["steps"]) == (512, 64)
@@ -124,12 +124,12 @@ def made_up() -> BenchReport:
 def test_memory_that_stays_flat_is_called_flat(leaking: Callable[[int], None]) -> None:
     leaking(0)
     told: list[tuple[int, int]] = []
-    found = soak("storyteller", 0.1, backend="litert", progress=lambda *one: told.append(one))
+    found = soak("storyteller", 0.06, backend="litert", progress=lambda *one: told.append(one))
     assert found.trend.verdict == "flat", found
     assert not found.leaks
     assert found.conversations * 1.5 < found.turns
-    assert found.seconds >= 6
-    assert told[-1][0] == told[-1][1] == 6
+    assert found.seconds >= 3.6
+    assert told[-1][0] == told[-1][1] == 4
     assert "memory is flat" in shown(found)
     assert max(map(len, shown(found).splitlines())) <= 80
 
@@ -157,7 +157,7 @@ def test_a_run_that_is_stopped_reports_what_it_saw(leaking: Callable[[int], None
 def test_a_leak_is_seen_by_the_command(leaking: Callable[[int], None], tmp_path: Path) -> None:
     leaking(300_000)
     output = tmp_path / "soak"
-    done = run("bench", "storyteller", "-b", "litert", "--minutes", "0.1", "-o", str(output))
+    done = run("bench", "storyteller", "-b", "litert", "--minutes", "0.06", "-o", str(output))
     assert done.returncode == 1, done.stderr
     assert "memory grows: something leaks" in done.stdout
     told = json.loads((output / "soak.json").read_text())
@@ -178,7 +178,6 @@ def test_a_leak_is_seen_by_the_command(leaking: Callable[[int], None], tmp_path:
         (["storyteller", "--conversations", "0"], "conversations is 0, expected a whole number"),
         (["absent/model/here"], "absent/model/here: no such directory"),
         (["storyteller", "-o", "."], "exists already"),
-        (["storyteller", "--minutes", "0"], "minutes is 0.0, expected more than 0"),
         (["storyteller", "--minutes", "1", "-b", "keras,litert"], "watches one process"),
         (["storyteller", "--minutes", "1", "--rounds", "2"], "--rounds is for a run without"),
     ],
@@ -205,8 +204,15 @@ def test_bad_options_are_named(options: dict[str, Any], error: type[Exception], 
         bench(**{"model": "storyteller", "progress": False, **options})
 
 
+@pytest.mark.parametrize("minutes", [0, -1, True, float("nan"), "60"])
+def test_minutes_are_a_number(minutes: Any) -> None:
+    with pytest.raises(OptionError, match=r"minutes is .*, expected more than 0"):
+        soak("storyteller", minutes)
+
+
 def test_too_little_memory_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(places, "available_memory", lambda: 3_000_000)
+    free = "gemma_multi.benchmarking.places.available_memory"
+    monkeypatch.setattr(free, lambda: 3_000_000)
     words = r"litert float32: the weights alone take 14 MB of memory, and 3 MB are free"
     with pytest.raises(BackendError, match=words):
         bench("storyteller", backends=["litert"], precisions=["float32"], progress=False)

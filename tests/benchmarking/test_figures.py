@@ -71,7 +71,9 @@ def test_weights_are_as_large_as_the_file_that_holds_them(tmp_path: Path) -> Non
     story = gemma_multi.open_checkpoint("storyteller")
     file = gemma_multi.export(story, tmp_path / "story.gguf", verify=False).path
     held = sum(int(tensor.n_bytes) for tensor in gguf.GGUFReader(file).tensors)
-    assert weight_bytes(story.config, "int4") == pytest.approx(held, rel=0.01)
+    assert weight_bytes(story.config, "int4") == pytest.approx(
+        held, rel=0.02
+    )  # its norms are float32
     assert weight_bytes(story.config, "float32") == 4 * story.config.num_parameters
 
 
