@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gemma_multi import pages
+from gemma_multi.benchmarking.report import SPEEDS, USE, BenchReport, Measured
+from gemma_multi.benchmarking.soak_report import SoakReport
 from gemma_multi.files import check_output, new_directory, write_json
 from gemma_multi.pages import figures, table
 from gemma_multi.plots import Line, check_matplotlib, plot
-
-if TYPE_CHECKING:
-    from gemma_multi.benchmarking.report import BenchReport, Measured
-    from gemma_multi.benchmarking.soak_report import SoakReport
+from gemma_multi.terminal import readable
 
 _PLOTTED = 500  # samples
 
@@ -36,8 +35,6 @@ def write(path: Path, name: str, page: str, facts: dict[str, Any]) -> Path:
 
 def bench_page(report: BenchReport) -> str:
     """The whole HTML."""
-    from gemma_multi.benchmarking.report import SPEEDS, USE
-
     ran = report.ran
     names = [one.name for one in ran]
     drawn = [
@@ -50,11 +47,11 @@ def bench_page(report: BenchReport) -> str:
          "The process's peak memory, and what of it the weights alone take."),
         (plot([_line("time", ran, "conversations_seconds"), _line("CPU", ran, "cpu_seconds")], "",
               "seconds", names=names),
-         f"{report.conversations} conversations: by the clock, and of all cores together."),
+         "The conversations: by the clock, and of all cores together."),
     ]  # fmt: skip
     parts = [
         table(SPEEDS, _escaped(report.speed_rows)),
-        f"<h2>{report.conversations} conversations</h2>", table(USE, _escaped(report.use_rows)),
+        f"<h2>Conversations: {report.conversations}</h2>", table(USE, _escaped(report.use_rows)),
         figures(drawn), *(f'<p class="soft">{escape(note)}</p>' for note in report.notes),
     ]  # fmt: skip
     if report.absent:
@@ -69,11 +66,11 @@ def soak_page(report: SoakReport) -> str:
     line = Line("memory", [one[0] / 60 for one in samples], [one[3] / 1e6 for one in samples],
                 marked=False)  # fmt: skip
     drawn = plot([line], "minutes", "MB", logarithmic_y=False, from_zero=True)
-    rows = [[escape(name.replace("_", " ")), escape(str(value))]
-            for name, value in report.facts.items()]  # fmt: skip
+    rows = [[name.replace("_", " "), readable(name, value)] for name, value in report.held.items()]
     parts = [
         figures([(drawn, "Memory of the process after each turn; the first quarter is left out of "
-                  "the slope.")]), table(["", ""], rows),
+                  "the slope.")]),
+        f"<p>{escape(report.details)}</p>", table(["", ""], rows),
     ]  # fmt: skip
     mark = {True: "fail", False: ""}[report.leaks]
     return pages.document(report.headline, report.scope, parts, mark)

@@ -107,5 +107,6 @@ def check_memory(place: Place, checkpoint: Checkpoint) -> None:
     needed = checkpoint.nbytes if precision == AUTO else weight_bytes(checkpoint.config, precision)
     if free is not None and needed > free:
         raise BackendError(
-            f"the weights alone take {needed / 1e6:,.0f} MB of memory, and {free / 1e6:,.0f} MB are free"
+            f"the weights alone take {needed / 1e6:,.0f} MB of memory, and {free / 1e6:,.0f} MB "
+            "are free"
         )

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 _MOST_SAMPLES = 2000  # in JSON
 _SENTENCES = {
-    FLAT: "memory is flat",
-    GROWS: "memory grows: something leaks",
-    UNCLEAR: "memory rose, but not steadily: run it longer",
-    SHORT: f"too short to say: {LEAST} turns are the least, run it longer",
+    FLAT: "Memory is flat",
+    GROWS: "Memory grows, something leaks",
+    UNCLEAR: "Memory rose, but not steadily; run it longer",
+    SHORT: f"Too short to say; {LEAST} turns are the least",
 }
 
 
@@ -64,18 +64,21 @@ class SoakReport:
 
     @property
     def headline(self) -> str:
-        return f"{_SENTENCES[self.trend.verdict]}{self._slopes}"
+        """The verdict, and the slope."""
+        found = self.trend
+        slope = "" if found.verdict == SHORT else f": {_mb(found.slope)} MB a turn"
+        return f"{_SENTENCES[found.verdict]}{slope}"
 
     @property
-    def _slopes(self) -> str:
+    def details(self) -> str:
+        """What the verdict is made of; nothing where there is none."""
         found = self.trend
         if found.verdict == SHORT:
             return ""
-        each = self.turns / self.conversations  # turns of a conversation
+        each = self.turns / self.conversations
         return (
-            f", {_mb(found.slope)} MB a turn ({_mb(found.low)} to {_mb(found.high)}), "
-            f"{_mb(found.slope * each)} a conversation; from {_mb(found.visible)} a turn on a leak "
-            "would be seen"
+            f"MB a turn: {_mb(found.low)} to {_mb(found.high)} with 95%, seen from "
+            f"{_mb(found.visible)} on; MB a conversation: {_mb(found.slope * each)}"
         )
 
     @property
@@ -89,17 +92,11 @@ class SoakReport:
         )
 
     @property
-    def facts(self) -> dict[str, Any]:
-        """Figures by name."""
-        found, held = self.trend, [one[3] for one in self.samples]
-        each = self.turns / self.conversations
-        return {
-            "verdict": found.verdict, "mb_per_turn": found.slope / 1e6,
-            "mb_per_turn_interval": [found.low / 1e6, found.high / 1e6],
-            "mb_per_conversation": found.slope * each / 1e6,
-            "mb_per_turn_visible": found.visible / 1e6, "first_bytes": held[0],
-            "median_bytes": round(found.held), "peak_bytes": max(held), "last_bytes": held[-1],
-        }  # fmt: skip
+    def held(self) -> dict[str, int]:
+        """Bytes in memory."""
+        held = [one[3] for one in self.samples]
+        return {"first_bytes": held[0], "median_bytes": round(self.trend.held),
+                "peak_bytes": max(held), "last_bytes": held[-1]}  # fmt: skip
 
     def __str__(self) -> str:
         return f"{self.headline}\n{self.scope}"
@@ -107,14 +104,17 @@ class SoakReport:
     def to_dict(self) -> dict[str, Any]:
         """Everything, in plain values for JSON; samples thinned out."""
         step = -(-len(self.samples) // _MOST_SAMPLES)
-        facts = self.facts
-        if self.trend.verdict == SHORT:  # JSON has no infinity
-            facts["mb_per_turn_interval"] = facts["mb_per_turn_visible"] = None
+        found, interval, visible = self.trend, None, None
+        if found.verdict != SHORT:  # else they have no end, and JSON no infinity
+            interval, visible = [found.low / 1e6, found.high / 1e6], found.visible / 1e6
         return {
             "version": __version__, "model": self.model, "place": self.place,
             "minutes": self.minutes, "seconds": self.seconds, "turns": self.turns,
-            "conversations": self.conversations, "ended": self.ended, **facts,
-            "samples": self.samples[::step],
+            "conversations": self.conversations, "ended": self.ended,
+            "verdict": found.verdict, "mb_per_turn": found.slope / 1e6,
+            "mb_per_turn_interval": interval, "mb_per_turn_visible": visible,
+            "mb_per_conversation": found.slope * self.turns / self.conversations / 1e6,
+            **self.held, "samples": self.samples[::step],
         }  # fmt: skip
 
     def to_table(self) -> RenderableType:
@@ -124,12 +124,11 @@ class SoakReport:
 
         from gemma_multi.terminal import facts_table
 
-        held = {name.removesuffix("_bytes"): f"{value / 1e6:,.1f} MB"
-                for name, value in self.facts.items() if name.endswith("_bytes")}  # fmt: skip
         colour = {FLAT: "green", GROWS: "red"}.get(self.trend.verdict, "yellow")
         return Group(
-            Text(self.scope, style="dim"), facts_table(held), Text(self.headline, style=colour)
-        )
+            Text(self.scope, style="dim"), Text(self.headline, style=colour),
+            *([Text(self.details)] if self.details else []), facts_table(self.held),
+        )  # fmt: skip
 
     def save(self, directory: str | Path) -> Path:
         """Writes `soak.json` and `soak.html` to a new directory."""

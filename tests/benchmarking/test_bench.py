@@ -130,7 +130,7 @@ def test_memory_that_stays_flat_is_called_flat(leaking: Callable[[int], None]) -
     assert found.conversations * 1.5 < found.turns
     assert found.seconds >= 3.6
     assert told[-1][0] == told[-1][1] == 4
-    assert "memory is flat" in shown(found)
+    assert "Memory is flat" in shown(found)
     assert max(map(len, shown(found).splitlines())) <= 80
 
 
@@ -159,7 +159,7 @@ def test_a_leak_is_seen_by_the_command(leaking: Callable[[int], None], tmp_path:
     output = tmp_path / "soak"
     done = run("bench", "storyteller", "-b", "litert", "--minutes", "0.06", "-o", str(output))
     assert done.returncode == 1, done.stderr
-    assert "memory grows: something leaks" in done.stdout
+    assert "Memory grows, something leaks: 0." in done.stdout
     told = json.loads((output / "soak.json").read_text())
     assert told["verdict"] == "grows"
     assert told["mb_per_turn"] == pytest.approx(0.3, rel=0.1)
@@ -168,7 +168,7 @@ def test_a_leak_is_seen_by_the_command(leaking: Callable[[int], None], tmp_path:
     )
     page = (output / "soak.html").read_text()
     assert page.count("<svg") == 1
-    assert '<h1 class="fail">memory grows' in page
+    assert '<h1 class="fail">Memory grows' in page
 
 
 @pytest.mark.parametrize(
