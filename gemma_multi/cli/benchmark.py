@@ -25,7 +25,7 @@ _ONLY_BENCH = ("rounds", "conversations", "powermetrics")
               help="float32, bfloat16, float16, sfp8, int4, int8, auto.")  # fmt: skip
 @click.option("--device", "devices", metavar="NAMES", help="cpu, gpu or both, with a comma.")
 @click.option("--rounds", type=int, help="How often each is measured, in turn.  [3]")
-@click.option("--conversations", type=int, help="How many of the 25.  [25]")
+@click.option("--conversations", type=int, help="How many of the fixed ones.  [25]")
 @click.option("--minutes", type=float, help="Converse so long instead, and watch the memory.")
 @click.option("--context-length", type=int, help="Tokens of a session.  [2048]")
 @click.option("--powermetrics", is_flag=True, default=None,
