@@ -24,6 +24,7 @@ from gemma_multi.benchmarking.workload import (
     QUESTION,
     QUESTIONS,
     STEPS,
+    WARM_UP,
     Turn,
     conversations,
     drawn_ids,
@@ -77,6 +78,11 @@ class Conversing:
         self.waits: list[float] = []  # seconds to the first token of each turn
 
     @property
+    def written(self) -> int:
+        """Tokens; a short context may have ended an answer."""
+        return sum(write for _, _, write in self._turns)
+
+    @property
     def bytes(self) -> int:
         return sum(self._traffic.turn(*turn) for turn in self._turns)
 
@@ -91,17 +97,18 @@ class Conversing:
             said += self._answer(session, said[session.length :], turn.write)
 
     def _answer(self, session: Session, prompt: list[int], write: int) -> list[int]:
-        options = GenerationOptions(max_tokens=write, seed=len(self._turns))
-        self._turns.append((session.length, len(prompt), write))
+        options, before = GenerationOptions(max_tokens=write, seed=len(self._turns)), session.length
         decoding = Decoding(
             options, [*session.ids.tolist(), *prompt], (), vocabulary=self._model.config.vocab_size,
             context_length=session.context_length, ahead=self._model.engine.steps_ahead,
         )  # fmt: skip
         start = time.perf_counter()
         tokens = generate_tokens(session, prompt, decoding)
-        first = next(tokens)
+        said = [next(tokens)]
         self.waits.append(time.perf_counter() - start)
-        return [first, *tokens]
+        said += tokens
+        self._turns.append((before, len(prompt), len(said)))
+        return said
 
 
 def measure(job: dict[str, Any], tell: Tell) -> dict[str, Any]:
@@ -109,14 +116,14 @@ def measure(job: dict[str, Any], tell: Tell) -> dict[str, Any]:
     start = time.perf_counter()
     model = loaded(job)
     ready = time.perf_counter()
-    # half of a short context, a quarter of what is left of it
+    # of a short context a half, and a quarter
     prompt = min(PROMPT, model.context_length // 2)
     steps = min(STEPS, model.context_length // 4)
     ids = drawn_ids(0, prompt, model.config.vocab_size)
     session = model.engine.session()
     session.read(ids)
     session.read(ids[:1])
-    Conversing(model).run([Turn(QUESTION, 4), Turn(QUESTION, 4)])
+    Conversing(model).run(WARM_UP)
     warm = time.perf_counter()
     found = speeds(model.engine, ids, prompt, steps)
     return {
@@ -142,7 +149,6 @@ def _conversations(model: Model, job: dict[str, Any], tell: Tell) -> dict[str, A
         if not isinstance(energy, str):
             energy.joules()  # before its counter comes round
     seconds, cpu = time.perf_counter() - start, time.process_time() - worked
-    written = sum(turn.write for conversation in work for turn in conversation)
     counted: dict[str, Any] = {"joules": None, "energy": energy}
     if not isinstance(energy, str):
         counted = {"joules": energy.joules(), "energy": energy.of}
@@ -150,7 +156,7 @@ def _conversations(model: Model, job: dict[str, Any], tell: Tell) -> dict[str, A
     waits = statistics.quantiles(conversing.waits, n=20) if len(conversing.waits) > 1 else None
     return {
         "conversations_seconds": seconds, "cpu_seconds": cpu, "bytes_moved": conversing.bytes,
-        "written_tokens_per_second": written / seconds,
+        "written_tokens_per_second": conversing.written / seconds,
         "wait_median_seconds": statistics.median(conversing.waits),
         "wait_p95_seconds": waits[-1] if waits else conversing.waits[0], **counted,
     }  # fmt: skip

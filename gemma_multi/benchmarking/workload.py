@@ -45,6 +45,9 @@ class Turn:
     write: int
 
 
+WARM_UP = tuple(Turn(read, 2) for read in _READ)  # what may be compiled for each length
+
+
 def conversations(count: int = COUNT) -> list[tuple[Turn, ...]]:
     """The first of them; after the 25th they come again."""
     turns, found = _endless_turns(), []
