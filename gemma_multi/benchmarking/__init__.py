@@ -14,7 +14,7 @@ from typing import Any
 from gemma_multi import own_process
 from gemma_multi.benchmarking.places import Place, all_places, check_memory, check_places
 from gemma_multi.benchmarking.report import BenchReport, Measured
-from gemma_multi.benchmarking.soak_report import SoakReport
+from gemma_multi.benchmarking.soak_report import STOPPED, SoakReport
 from gemma_multi.benchmarking.workload import COUNT
 from gemma_multi.checkpoint import Checkpoint
 from gemma_multi.config import check_context_length
@@ -141,7 +141,7 @@ def soak(
         except KeyboardInterrupt:
             if not found.samples:
                 raise
-            found.ended = "stopped"
+            found.ended = STOPPED
         except GemmaError as error:
             if not found.samples:
                 raise

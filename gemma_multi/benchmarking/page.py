@@ -72,8 +72,7 @@ def soak_page(report: SoakReport) -> str:
                   "the slope.")]),
         f"<p>{escape(report.details)}</p>", table(["", ""], rows),
     ]  # fmt: skip
-    mark = {True: "fail", False: ""}[report.leaks]
-    return pages.document(report.headline, report.scope, parts, mark)
+    return pages.document(report.headline, report.scope, parts, "fail" if report.failed else "ok")
 
 
 def _line(label: str, ran: list[Measured], name: str, scale: float = 1) -> Line:

@@ -14,6 +14,7 @@ from gemma_multi.benchmarking.trend import FLAT, GROWS, LEAST, SHORT, UNCLEAR, T
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+STOPPED = "stopped"  # by Ctrl-C
 _MOST_SAMPLES = 2000  # in JSON
 _SENTENCES = {
     FLAT: "Memory is flat",
@@ -61,6 +62,11 @@ class SoakReport:
     @property
     def leaks(self) -> bool:
         return self.trend.verdict == GROWS
+
+    @property
+    def failed(self) -> bool:
+        """Whether memory grows, or the process ended by itself."""
+        return self.leaks or self.ended not in ("", STOPPED)
 
     @property
     def headline(self) -> str:

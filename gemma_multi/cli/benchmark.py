@@ -41,7 +41,7 @@ def bench(
     """Measure MODEL here: speed, memory, 25 conversations and what they cost.
 
     Each backend in each precision on each device runs in processes of its own, in turn. With
-    --minutes, the exit status is 1 where memory grows.
+    --minutes, the exit status is 1 where memory grows or the process ends by itself.
     """
     from rich.console import Console
 
@@ -55,16 +55,19 @@ def bench(
         from gemma_multi.benchmarking.page import check_directory
 
         check_directory(output)
-    report: BenchReport | SoakReport = (
-        measure(model, **told) if minutes is None else _soak(model, minutes, told)
-    )
+    report: BenchReport | SoakReport
+    if minutes is None:
+        report, failed = measure(model, **told), False
+    else:
+        report = _soak(model, minutes, told)
+        failed = report.failed
     if output is not None:
         report.save(output)
     if as_json:
         print_json(report.to_dict())
     else:
         Console(highlight=False).print(report.to_table())
-    if minutes is not None and report.leaks:  # type: ignore[union-attr]
+    if failed:
         raise click.exceptions.Exit(1)
 
 

@@ -29,14 +29,16 @@ if "gemma_multi.benchmarking.soaking" in sys.orig_argv:
     from gemma_multi.chat import Chat
     workload._WRITE, send, kept = (3,), Chat.send, []
     def leaking(self, text, **options):
-        kept.append(b"x" * int(os.environ["LEAK"]))
+        if os.environ["LEAK"] == "die" and len(self.messages) == 4:
+            os.kill(os.getpid(), 9)
+        kept.append(b"x" * int(os.environ["LEAK"].replace("die", "0")))
         return send(self, text, **options)
     Chat.send = leaking
 """
 
 
 @pytest.fixture
-def leaking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+def leaking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int | str], None]:
     """Makes processes started later leak so many bytes a turn."""
     (tmp_path / "sitecustomize.py").write_text(LEAKING)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
@@ -121,7 +123,7 @@ def made_up() -> BenchReport:
     return BenchReport("storyteller", 2_300_000, machine, tuple(measured), 25, 3)
 
 
-def test_memory_that_stays_flat_is_called_flat(leaking: Callable[[int], None]) -> None:
+def test_memory_that_stays_flat_is_called_flat(leaking: Callable[[int | str], None]) -> None:
     leaking(0)
     told: list[tuple[int, int]] = []
     found = soak("storyteller", 0.06, backend="litert", progress=lambda *one: told.append(one))
@@ -134,7 +136,7 @@ def test_memory_that_stays_flat_is_called_flat(leaking: Callable[[int], None]) -
     assert max(map(len, shown(found).splitlines())) <= 80
 
 
-def test_a_run_that_is_stopped_reports_what_it_saw(leaking: Callable[[int], None]) -> None:
+def test_a_run_that_is_stopped_reports_what_it_saw(leaking: Callable[[int | str], None]) -> None:
     leaking(0)
 
     def stop(done: int, total: int) -> None:
@@ -154,7 +156,21 @@ def test_a_run_that_is_stopped_reports_what_it_saw(leaking: Callable[[int], None
     assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["turns"] == found.turns
 
 
-def test_a_leak_is_seen_by_the_command(leaking: Callable[[int], None], tmp_path: Path) -> None:
+def test_a_process_that_is_killed_has_shown_what_it_could(
+    leaking: Callable[[int | str], None],
+) -> None:
+    leaking("die")  # in the third turn of a conversation: the fifth is the first that has one
+    found = soak("storyteller", backend="litert", progress=False)
+    assert found.ended.startswith("the process was killed, as systems do where memory runs out")
+    assert (found.conversations, found.turns) == (5, 8)
+    assert found.failed
+    assert not found.leaks
+    assert "Too short to say" in shown(found)
+
+
+def test_a_leak_is_seen_by_the_command(
+    leaking: Callable[[int | str], None], tmp_path: Path
+) -> None:
     leaking(300_000)
     output = tmp_path / "soak"
     done = run("bench", "storyteller", "-b", "litert", "--minutes", "0.06", "-o", str(output))
