@@ -174,7 +174,9 @@ def test_joules_of_powermetrics_are_power_by_time_where_sudo_lets_it_run(
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     meter = energy.Powermetrics.start()
     assert isinstance(meter, energy.Meter), meter
-    while meter.joules() < 5:
+    for _ in range(1000):  # until what was said is read
+        if meter.joules() >= 5:
+            break
         time.sleep(0.01)
     meter.close()
     assert meter.joules() == pytest.approx(0.5 * 4 + 1.5 * 2)
@@ -196,13 +198,13 @@ def moving(count: int, seed: int) -> np.ndarray:
     return held + 30 * MB * (rng.random(count) < 0.02)
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("count", [60, 400, 5000])
 def test_what_moves_and_fills_up_is_flat(count: int, seed: int) -> None:
     assert trend(range(count), moving(count, seed).tolist()).verdict == FLAT
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize(("count", "leak"), [(60, 110), (60, 0.5), (400, 0.05), (5000, 0.005)])
 def test_a_leak_is_seen_and_its_size(count: int, leak: float, seed: int) -> None:
     held = moving(count, seed) + leak * MB * np.arange(count)
