@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gemma_multi import own_process
-from gemma_multi.benchmarking.places import Place, all_places, check_memory, check_places
+from gemma_multi.benchmarking.places import BenchPlace, all_places, check_memory, check_places
 from gemma_multi.benchmarking.report import BenchReport, Measured
 from gemma_multi.benchmarking.soak_report import STOPPED, SoakReport
 from gemma_multi.benchmarking.workload import COUNT
@@ -119,7 +119,7 @@ def soak(
         not 0 < minutes <= _MOST_MINUTES
     ):  # fmt: skip
         raise OptionError(f"minutes is {minutes!r}, expected more than 0, at most {_MOST_MINUTES}")
-    place = Place(backend, precision, device)
+    place = BenchPlace(backend, precision, device)
     check_places([place], backend_options)
     checkpoint = open_checkpoint(
         model, revision=revision, local_files_only=local_files_only, progress=progress is True

@@ -21,7 +21,7 @@ DEVICES = (AUTO, "cpu", "gpu")
 
 
 @dataclass(frozen=True)
-class Place:
+class BenchPlace:
     """Where a model runs, as `load` is told."""
 
     backend: str
@@ -32,7 +32,7 @@ class Place:
         told = (self.backend, self.precision, self.device)
         return " ".join(one for one in told if one != AUTO) or AUTO
 
-    def of(self, checkpoint: Checkpoint) -> Place:
+    def of(self, checkpoint: Checkpoint) -> BenchPlace:
         """With the backend that `load` would choose. Raises BackendError."""
         return replace(self, backend=choose_backend(self.backend, checkpoint, self.precision).name)
 
@@ -64,7 +64,7 @@ def loaded(job: Mapping[str, Any]) -> Model:
 
 def all_places(
     backends: Sequence[str] | None, precisions: Sequence[str], devices: Sequence[str]
-) -> list[Place]:
+) -> list[BenchPlace]:
     """Each of one with each of the others, none twice."""
     names = backends
     if names is None:
@@ -73,11 +73,11 @@ def all_places(
     for what, given in lists.items():
         if isinstance(given, str) or not given:
             raise OptionError(f"{what} is {given!r}, expected a list of at least one name")
-    found = (Place(b, p, d) for b in names for p in precisions for d in devices)
+    found = (BenchPlace(b, p, d) for b in names for p in precisions for d in devices)
     return list(dict.fromkeys(found))
 
 
-def check_places(asked: Sequence[Place], own: Mapping[str, Any]) -> None:
+def check_places(asked: Sequence[BenchPlace], own: Mapping[str, Any]) -> None:
     """Raises BackendError or OptionError for a name that is none, and for an option that none of
     the backends has. What is known and cannot run here is found out by running it."""
     known = all_backends()
@@ -101,7 +101,7 @@ def check_places(asked: Sequence[Place], own: Mapping[str, Any]) -> None:
             raise OptionError(f"none of the backends takes an option {name!r}")
 
 
-def check_memory(place: Place, checkpoint: Checkpoint) -> None:
+def check_memory(place: BenchPlace, checkpoint: Checkpoint) -> None:
     """Raises BackendError where less is free than the weights alone take."""
     precision, free = place.precision, available_memory()
     needed = checkpoint.nbytes if precision == AUTO else weight_bytes(checkpoint.config, precision)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gemma_multi import __version__
-from gemma_multi.benchmarking.places import Place
+from gemma_multi.benchmarking.places import BenchPlace
 from gemma_multi.files import size_on_disk
 from gemma_multi.machine import Machine, look_at_the_machine
 
@@ -44,7 +44,7 @@ class Figure:
 class Measured:
     """What one place gave; `reason` says why it gave nothing, or nothing more."""
 
-    place: Place
+    place: BenchPlace
     rounds: list[dict[str, Any]] = field(default_factory=list)
     reason: str = ""
 

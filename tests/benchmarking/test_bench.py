@@ -18,7 +18,7 @@ from test_cli import assert_refused, run
 import gemma_multi
 from gemma_multi import BackendError, BenchReport, OptionError, own_process
 from gemma_multi.benchmarking import SoakReport, bench, soak
-from gemma_multi.benchmarking.places import Place
+from gemma_multi.benchmarking.places import BenchPlace
 from gemma_multi.benchmarking.report import Measured
 
 # short answers, and at will a leak in each turn of a conversation
@@ -115,9 +115,9 @@ def made_up() -> BenchReport:
         for by in (0.9, 1, 1.1)
     ]  # fmt: skip
     measured = [
-        Measured(Place("litert", "int4", "cpu"), rounds[:3]),
-        Measured(Place("keras"), rounds[3:]),
-        Measured(Place("mlx", device="gpu"), [], "mlx runs on the cpu here"),
+        Measured(BenchPlace("litert", "int4", "cpu"), rounds[:3]),
+        Measured(BenchPlace("keras"), rounds[3:]),
+        Measured(BenchPlace("mlx", device="gpu"), [], "mlx runs on the cpu here"),
     ]
     machine = gemma_multi.machine.Machine("Linux on x86_64", 2, 10**10, 25e9)
     return BenchReport("storyteller", 2_300_000, machine, tuple(measured), 25, 3)
