@@ -21,14 +21,16 @@ from gemma_multi.benchmarking import SoakReport, bench, soak
 from gemma_multi.benchmarking.places import BenchPlace
 from gemma_multi.benchmarking.report import Measured
 
-# short answers, and at will a leak in each turn of a conversation
+# short answers, a clock that goes by turns however busy the machine is, and at will a leak in each
 LEAKING = """
-import os, sys
+import os, sys, time
 if "gemma_multi.benchmarking.soaking" in sys.orig_argv:
     from gemma_multi.benchmarking import workload
     from gemma_multi.chat import Chat
-    workload._WRITE, send, kept = (3,), Chat.send, []
+    workload._WRITE, send, kept, now = (3,), Chat.send, [], [0.0]
+    time.perf_counter = lambda: now[0]
     def leaking(self, text, **options):
+        now[0] += 0.03
         if os.environ["LEAK"] == "die" and len(self.messages) == 4:
             os.kill(os.getpid(), 9)
         kept.append(b"x" * int(os.environ["LEAK"].replace("die", "0")))
