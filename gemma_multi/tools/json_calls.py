@@ -23,28 +23,36 @@ To call one or more of them, answer with nothing but a JSON list such as
 [{{"name": "a_function", "arguments": {{"an_argument": 1}}}}]"""
 
 
+def declaration(tools: Sequence[Tool]) -> str:
+    """The system text that declares functions."""
+    declared = (
+        {"name": tool.name, "description": tool.description, "parameters": tool.parameters}
+        for tool in tools
+    )
+    return _TOLD.format("\n".join(write_json(one, fallback=str) for one in declared))
+
+
+def calls_schema(tools: Sequence[Tool], most: int) -> dict[str, Any]:
+    """The JSON Schema of an answer of one to `most` calls."""
+    return {"type": "array", "minItems": 1, "maxItems": most, "items": {"anyOf": [
+        {"type": "object", "properties": {
+            "name": {"const": tool.name}, "arguments": tool.parameters,
+        }, "required": ["name", "arguments"], "additionalProperties": False} for tool in tools
+    ]}}  # fmt: skip
+
+
 class JsonFormat(ToolFormat):
     in_one_turn = False
 
     def opening(
         self, tokenizer: Tokenizer, tools: Sequence[Tool], system: str
     ) -> tuple[list[int], str]:
-        declared = "\n".join(
-            write_json(
-                {"name": t.name, "description": t.description, "parameters": t.parameters}, str
-            )
-            for t in tools
-        )
-        told = _TOLD.format(declared)
+        told = declaration(tools)
         return [], f"{system}\n\n{told}" if system else told
 
     def constraint(self, tools: Sequence[Tool], choice: str) -> Constraint:
         may, how, most = chosen(tools, choice)
-        calls = {"type": "array", "minItems": 1, "maxItems": most, "items": {"anyOf": [
-            {"type": "object", "properties": {
-                "name": {"const": tool.name}, "arguments": tool.parameters,
-            }, "required": ["name", "arguments"], "additionalProperties": False} for tool in may
-        ]}, "x-guidance": JSON_SPACES}  # fmt: skip
+        calls = {**calls_schema(may, most), "x-guidance": JSON_SPACES}
         rules = [r"text: /[^\[](?s:.*)/", f"calls: %json {json.dumps(calls)}"]
         start = {"auto": "calls | text", "required": "calls", "none": "text"}[how]
         if how == "none":
