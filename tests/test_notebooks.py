@@ -1,5 +1,5 @@
-"""The notebooks of the examples, run from top to bottom in a kernel of their own; and what they were
-kept with."""
+"""The notebooks of the examples, run from top to bottom in a kernel of their own; and what they
+keep of an earlier run."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ from typing import Any
 import pytest
 from needs import package
 
-
 FOLDER = Path(__file__).parents[1] / "examples" / "notebooks"
 # what a notebook shows, wherever it runs
 SHOWN = {
     "five_minute_finetune": [
         r"parameters: 3,519,392", r"right answers: \d+% before, (9\d|100)% after",
-        r"repair +[01]\.\d+  My umbrella", r"order +[01]\.\d+  Four umbrellas",
+        r"repair +[01]\.\d+  My new umbrella", r"order +[01]\.\d+  Four umbrellas",
         r"as it is: nan +at 1/16: 0\.00\d", r"log-probabilities of \d+ tokens: within 0\.05",
     ],
     "mac_to_android": [
@@ -70,9 +69,9 @@ def test_what_was_kept_is_small_and_of_no_machine(name: str) -> None:
         assert len(picture) < LARGEST_PICTURE
         width, _ = struct.unpack(">II", picture[16:24])
         assert width < 600
-    whole = (FOLDER / f"{name}.ipynb").read_text()
-    assert not re.search(r'"[^"\n]*(/home/|/root|/tmp|/Users/|[A-Z]:\\\\)', whole)
-    assert not re.search(r"\b\d+(\.\d+)? ?(s|seconds|ms)\b", text(read(name)))
+    shown = text(read(name))
+    assert not re.search(r"(^|\s)(/\w+/|[A-Z]:\\)", shown)  # nor a path
+    assert not re.search(r"\b\d+(\.\d+)? ?(s|seconds|ms)\b", shown)  # nor a time
 
 
 @pytest.mark.parametrize("name", SHOWN)
