@@ -256,9 +256,14 @@ def test_gradle_files_and_the_manifest_name_what_is_there() -> None:
     used = {one["version"]["ref"] for kind in ("libraries", "plugins")
             for one in catalog[kind].values() if "version" in one}  # fmt: skip
     assert used == set(catalog["versions"])
-    android = "{http://schemas.android.com/apk/res/android}"
+    android, tools = (
+        f"{{http://schemas.android.com/{end}}}" for end in ("apk/res/android", "tools")
+    )
     manifest = ET.parse(APP / "app/src/main/AndroidManifest.xml").getroot()
     for activity in manifest.iter("activity"):
         assert (SOURCES / f"{activity.attrib[f'{android}name'].removeprefix('.')}.kt").is_file()
-    asked = [one.attrib[f"{android}name"] for one in manifest.iter("uses-permission")]
-    assert asked == ["com.android.alarm.permission.SET_ALARM"]  # and no INTERNET
+    permissions = {one.attrib[f"{android}name"]: one.attrib.get(f"{tools}node")
+                   for one in manifest.iter("uses-permission")}  # fmt: skip
+    assert permissions == {
+        "com.android.alarm.permission.SET_ALARM": None, "android.permission.INTERNET": "remove"
+    }  # fmt: skip
