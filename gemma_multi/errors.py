@@ -55,7 +55,7 @@ class ConstraintError(GemmaError):
 
 
 class DataError(GemmaError):
-    """Training data that cannot be used as it is; the file and the line are named."""
+    """Rows that cannot be used as they are; the file and the line are named."""
 
 
 class TrainingError(GemmaError):
@@ -64,6 +64,14 @@ class TrainingError(GemmaError):
 
 class TrainingStopped(TrainingError):
     """A run that was interrupted on purpose; its state is saved."""
+
+
+class BatchError(GemmaError):
+    """A batch that cannot begin or go on; what is done of it is kept."""
+
+
+class BatchStopped(BatchError):
+    """A batch that was interrupted on purpose; what is done of it is kept."""
 
 
 class PlainRoundingWarning(UserWarning):

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gemma_multi.errors import CheckpointError, OptionError, TrainingError
+from gemma_multi.errors import CheckpointError, GemmaError, OptionError, TrainingError
 
 _TRIES = 100
 
@@ -73,16 +73,18 @@ def new_directory(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def locked(path: Path, busy: str) -> Iterator[None]:
+def locked(
+    path: Path, busy: str, error: type[GemmaError] = TrainingError
+) -> Iterator[None]:  # fmt: skip
     """Holds a lock file, which goes again in the end; a killed process holds nothing. Raises
-    TrainingError, saying `busy`, where another process holds it."""
+    `error`, saying `busy`, where another process holds it."""
     from filelock import FileLock, Timeout  # few need it
 
     lock = FileLock(path, timeout=0)
     try:
         lock.acquire()
     except Timeout:
-        raise TrainingError(busy) from None
+        raise error(busy) from None
     try:
         yield
     finally:

@@ -29,8 +29,9 @@ def check_progress(progress: Progress) -> None:
 
 
 @contextmanager
-def reporting(progress: Progress, label: str) -> Iterator[Report]:
-    """A function to report to, for the time of the block. `label` stands beside the bar."""
+def reporting(progress: Progress, label: str, unit: str = "") -> Iterator[Report]:
+    """A function to report to, for the time of the block. `label` stands beside the bar; with a
+    `unit`, how many are done and how many a second."""
     check_progress(progress)
     if progress is False:
         yield silent
@@ -42,7 +43,7 @@ def reporting(progress: Progress, label: str) -> Iterator[Report]:
                 if not shown:  # what has nothing to report imports nothing to report with
                     from gemma_multi.terminal import progress_bar
 
-                    shown.append(bar.enter_context(progress_bar(label)))
+                    shown.append(bar.enter_context(progress_bar(label, unit)))
                 shown[0](done, total)
 
             yield report

@@ -1,6 +1,6 @@
-"""Rows of training data, from files or from Python, one at a time.
+"""Rows of data, from files or from Python, one at a time.
 
-A row is a conversation (`messages`, or `prompt` and `completion`) or a plain `text`. One with
+To learn from, a row is a conversation (`messages`, or `prompt` and `completion`) or a plain `text`. One with
 `tools` beside its messages may have `calls` for the content of a model's turn, and then a turn of
 the role `tool` whose content is what they gave. Files are JSONL, CSV and Parquet; they are read as
 a stream, so a million rows take no more memory than ten. Every row is checked here, and a bad one
@@ -135,7 +135,7 @@ def open_data(data: Data) -> tuple[str, Iterator[tuple[int, Any]]]:
         reader = _READERS.get(path.suffix.lower())
         if reader is None:
             raise DataError(
-                f"{path}: training data is a {', '.join(_READERS)} file, received "
+                f"{path}: rows come in a {', '.join(SUFFIXES)} file, received "
                 f"{path.suffix or 'no suffix'!r}"
             )
         if not path.is_file():
@@ -248,7 +248,7 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, Any]]:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise DataError(f"{path}: Parquet needs: pip install 'gemma-multi[train]'") from None
+        raise DataError(f"{path}: Parquet needs: pip install pyarrow") from None
     line = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
@@ -272,3 +272,4 @@ def _readable(path: Path, rows: Iterator[tuple[int, Any]]) -> Iterator[tuple[int
 _READERS: dict[str, Callable[[Path], Iterator[tuple[int, Any]]]] = {
     ".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet,
 }  # fmt: skip
+SUFFIXES = tuple(_READERS)

@@ -110,13 +110,34 @@ def readable(name: str, value: Any) -> str:
 
 
 @contextmanager
-def progress_bar(label: str) -> Iterator[Any]:
-    """Yields a function (done, total) that moves a bar on standard error."""
+def progress_bar(label: str, unit: str = "") -> Iterator[Any]:
+    """Yields a function (done, total) that moves a bar on standard error; with a `unit` it also says
+    how many are done, and how many a second. What was done before the first call is no speed."""
     text = rich_progress.TextColumn
-    columns = (text(label), rich_progress.BarColumn(), text("{task.percentage:3.0f}%"))
+    columns = [text(label), rich_progress.BarColumn(), text("{task.percentage:3.0f}%")]
+    if unit:
+        columns += [text("{task.completed:,} " + unit), _Speed(unit)]
     quiet = not notes.is_terminal
     with rich_progress.Progress(
         *columns, rich_progress.TimeRemainingColumn(), console=notes, transient=True, disable=quiet
     ) as progress:
         task = progress.add_task(label, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total or None)
+        begun = False
+
+        def show(done: int, total: int) -> None:
+            nonlocal begun
+            (progress.update if begun else progress.reset)(
+                task, completed=done, total=total or None
+            )  # fmt: skip
+            begun = True
+
+        yield show
+
+
+class _Speed(rich_progress.ProgressColumn):
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = unit
+
+    def render(self, task: rich_progress.Task) -> Text:
+        return Text("" if task.speed is None else f"{task.speed:,.1f} {self._unit}/s")

@@ -133,9 +133,9 @@ class _Run:
         adapter, own = self._at_start, {}
         if isinstance(item, Mapping):
             own = dict(item)
-            name = next((name for name in _TEXTS if name in own), None)
+            name = next((name for name in TEXTS if name in own), None)
             if name is None:
-                raise OptionError(f"the row has {list(own)}, expected {' or '.join(_TEXTS)}")
+                raise OptionError(f"the row has {list(own)}, expected {' or '.join(TEXTS)}")
             item = own.pop(name)
             adapter = own.pop("adapter", adapter)
             if adapter is not None and (
@@ -163,7 +163,7 @@ class _Waiting:
     job: Job
 
 
-_TEXTS = ("prompt", "messages", "text", "query")  # what a row may call what it is about
+TEXTS = ("prompt", "messages", "text", "query")  # what a row may call what it is about
 
 
 def _prepared(task: str, model: Model, options: Mapping[str, Any]) -> Callable[[Any], Reads[Any]]:

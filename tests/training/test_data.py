@@ -127,7 +127,7 @@ def test_a_bad_row_is_named_and_nothing_is_begun(tmp_path: Path, row: Any, messa
         ("a.csv", b"question,answer\na,b\n", "a.csv:2: unknown key 'answer'"),
         ("a.csv", b"prompt,completion\na,\xff\n", "a.csv: not UTF-8"),
         ("a.parquet", b"not parquet", "a.parquet:1: not valid Parquet"),
-        ("a.txt", b"hello", "training data is a .jsonl, .csv, .parquet file"),
+        ("a.txt", b"hello", "rows come in a .jsonl, .csv, .parquet file"),
     ],
 )
 def test_a_file_that_is_no_data(tmp_path: Path, name: str, content: bytes, message: str) -> None:
