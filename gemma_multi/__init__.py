@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from gemma_multi.converting import Conversion, convert
     from gemma_multi.errors import (
         BackendError,
+        BatchError,
+        BatchStopped,
         CheckpointError,
         ConfigError,
         ConstraintError,
@@ -60,6 +62,8 @@ __version__ = "0.1.0"
 
 _HOME = {
     "BackendError": "errors",
+    "BatchError": "errors",
+    "BatchStopped": "errors",
     "BatchRow": "tasks",
     "BenchReport": "benchmarking",
     "Call": "tools",
@@ -114,8 +118,10 @@ _HOME = {
 }
 __all__ = [
     "BackendError",
+    "BatchError",
     "BatchRow",
     "BenchReport",
+    "BatchStopped",
     "Call",
     "Chat",
     "Checkpoint",

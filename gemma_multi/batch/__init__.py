@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
+from gemma_multi.batch.on_ray import ray_processor
 from gemma_multi.batch.options import BatchOptions, BatchReport, RayOptions
 from gemma_multi.batch.run import run
 
-__all__ = ["BatchOptions", "BatchReport", "RayOptions", "run"]
+__all__ = ["BatchOptions", "BatchReport", "RayOptions", "ray_processor", "run"]

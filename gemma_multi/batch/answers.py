@@ -66,8 +66,9 @@ class Answering:
 def _draws(model: Model, work: Work) -> bool:
     """Whether tokens are drawn, and not the best taken."""
     if work.task == "generate":
-        plain = {n: v for n, v in work.options.items() if n not in ("raw", "tools", "tool_choice")}
-        return model.answer_options(plain)[0].temperature > 0
+        other = ("raw", "tools", "tool_choice", "width")
+        asked = {n: v for n, v in work.options.items() if n not in other}
+        return model.answer_options(asked)[0].temperature > 0
     return work.task == "extract" and (work.options.get("temperature") or 0) > 0
 
 

@@ -40,13 +40,11 @@ def on_ray(
     """(number, answers) of each part, as they are done. Raises BackendError where there is no Ray
     or no cluster, and what the actors' models raise."""
     with _cluster(options) as ray:
-        here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
-            ray.get_runtime_context().get_node_id(), soft=False
+        here = {f"node:{ray.util.get_node_ip_address()}": 0.001}
+        # of a dataset with one row, which nobody reads, one task makes all the parts
+        parts = ray.data.from_items([0]).map_batches(
+            _parts, fn_kwargs={"missing": missing}, batch_size=1, num_cpus=0, resources=here
         )
-        parts = ray.data.from_items([0]).map_batches(  # a row to begin with, which is read by none
-            _parts, fn_kwargs={"missing": missing}, batch_size=1, num_cpus=0,
-            scheduling_strategy=here,
-        )  # fmt: skip
         answered = parts.map_batches(
             _Actor, fn_constructor_kwargs={"work": _anywhere(work), "cpus": options.cpus},
             batch_size=1, compute=ray.data.ActorPoolStrategy(size=options.actors),
@@ -177,7 +175,6 @@ def _import_ray() -> Any:
     try:
         import ray
         import ray.data
-        import ray.util.scheduling_strategies
     except ImportError as error:
         raise BackendError(f"{_NO_RAY} ({error})") from None
     return ray
@@ -201,6 +198,7 @@ def _cluster(options: RayOptions) -> Iterator[Any]:
         except (ConnectionError, ValueError, RuntimeError) as error:
             place = options.address or "this machine"
             raise BackendError(f"there is no Ray cluster at {place}: {error}") from None
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     before = context.enable_progress_bars, context.target_max_block_size
     context.enable_progress_bars = False

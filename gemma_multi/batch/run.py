@@ -185,7 +185,9 @@ def _weights(work: Work) -> dict[str, Any]:
     facts: dict[str, Any] = {"weights_sha256": checkpoint.digest()}
     if (adapter := place.get("adapter")) is not None:
         changes = read_adapter(adapter, checkpoint.config).tensors
-        named = {f"{n}.{which}": pair[i] for n, pair in changes.items() for i, which in enumerate("AB")}
+        named = {
+            f"{n}.{which}": pair[i] for n, pair in changes.items() for i, which in enumerate("AB")
+        }
         facts["adapter_sha256"] = Tensors.of(named).digest
     for name in ("backend", "precision", "context_length"):
         facts[name] = place.get(name)

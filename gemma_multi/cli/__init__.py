@@ -30,6 +30,8 @@ from gemma_multi.cli import (
     train,
 )
 from gemma_multi.errors import GemmaError, TrainingStopped
+from gemma_multi.cli import apps, ask, batch, chat, check, doctor, evaluate, files, serving, tasks, train
+from gemma_multi.errors import BatchStopped, GemmaError, TrainingStopped
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -39,7 +41,7 @@ def main(arguments: list[str] | None = None) -> None:
         with warnings.catch_warnings():
             warnings.showwarning = _showing_ours(warnings.showwarning)
             code = cli.main(arguments, prog_name="gemma-multi", standalone_mode=False)
-    except TrainingStopped as stopped:
+    except (TrainingStopped, BatchStopped) as stopped:
         _fail(str(stopped))
         code = 130
     except GemmaError as error:
@@ -101,7 +103,8 @@ class _Sections(click.Group):
 
 
 _COMMANDS: dict[str, tuple[click.Command, ...]] = {
-    "Ask": (ask.generate, chat.chat, tasks.classify, tasks.extract, tasks.route),
+    "Ask": (ask.generate, chat.chat, tasks.classify, tasks.extract, tasks.route,
+            batch.batch),
     "Train": (train.ship, train.finetune, train.data, train.merge),
     "Files": (files.quantize, files.export, files.convert, files.push, files.trim, files.info,
               files.cache),

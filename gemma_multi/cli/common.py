@@ -194,5 +194,16 @@ def read_file_or_text(value: str) -> str:
     raise OptionError(f"there is no file {value!r}")
 
 
+def described_routes(routes: Iterable[str]) -> dict[str, str]:
+    """`--route NAME=DESCRIPTION`, by name."""
+    described: dict[str, str] = {}
+    for one in routes:
+        name, _, description = one.partition("=")
+        if name in described:
+            raise OptionError(f"--route {name!r} is there twice")
+        described[name] = description
+    return described
+
+
 def print_json(data: Any) -> None:
     click.echo(json.dumps(data, ensure_ascii=False))

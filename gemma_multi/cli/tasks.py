@@ -13,6 +13,7 @@ import click
 from gemma_multi.cli.common import (
     argument_or_piped,
     check_piped,
+    described_routes,
     field_options,
     given,
     load_model,
@@ -70,13 +71,7 @@ def route(
     raw: bool, lines: bool, as_json: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Which route QUERY should take, or what is piped in, and how surely."""
-    described: dict[str, str] = {}
-    for one in routes:
-        name, _, description = one.partition("=")
-        if name in described:
-            raise OptionError(f"--route {name!r} is there twice")
-        described[name] = description
-    asked = {"routes": described, "calibrate": calibrate}
+    asked = {"routes": described_routes(routes), "calibrate": calibrate}
     for found in _answers("route", query, lines, options, asked, instruction, raw):
         _show(found, as_json)
 
