@@ -1,10 +1,10 @@
 """Rows of data, from files or from Python, one at a time.
 
-To learn from, a row is a conversation (`messages`, or `prompt` and `completion`) or a plain `text`. One with
-`tools` beside its messages may have `calls` for the content of a model's turn, and then a turn of
-the role `tool` whose content is what they gave. Files are JSONL, CSV and Parquet; they are read as
-a stream, so a million rows take no more memory than ten. Every row is checked here, and a bad one
-is named by file and line. Nothing is dropped.
+Files are JSONL, CSV and Parquet; they are read as a stream, so a million rows take no more memory
+than ten. To learn from, a row is a conversation (`messages`, or `prompt` and `completion`) or a
+plain `text`. One with `tools` beside its messages may have `calls` for the content of a model's
+turn, and then a turn of the role `tool` whose content is what they gave. Every such row is checked
+here, and a bad one is named by file and line. Nothing is dropped.
 """
 
 from __future__ import annotations

@@ -111,8 +111,9 @@ def readable(name: str, value: Any) -> str:
 
 @contextmanager
 def progress_bar(label: str, unit: str = "") -> Iterator[Any]:
-    """Yields a function (done, total) that moves a bar on standard error; with a `unit` it also says
-    how many are done, and how many a second. What was done before the first call is no speed."""
+    """Yields a function (done, total) that moves a bar on standard error; with a `unit` it also
+    says how many are done, and how many a second. What was done before the first call is no speed.
+    """
     text = rich_progress.TextColumn
     columns = [text(label), rich_progress.BarColumn(), text("{task.percentage:3.0f}%")]
     if unit:

@@ -96,7 +96,9 @@ def _generated(result: Any, options: Mapping[str, Any]) -> Columns:
 
 
 def _generated_kinds(options: Mapping[str, Any]) -> dict[str, Kind]:
-    found = dict(text=TEXT, finish_reason=TEXT, prompt_tokens=COUNT, generated_tokens=COUNT)
+    found: dict[str, Kind] = {
+        "text": TEXT, "finish_reason": TEXT, "prompt_tokens": COUNT, "generated_tokens": COUNT
+    }  # fmt: skip
     if options.get("schema") is not None:
         found["parsed"] = JSON
     if options.get("tools") is not None:
@@ -112,7 +114,7 @@ def _choice(name: str) -> Callable[[Classification, Mapping[str, Any]], Columns]
 
 def _choice_kinds(name: str, names: str) -> Callable[[Mapping[str, Any]], dict[str, Kind]]:
     return lambda options: {
-        name: TEXT, "probability": NUMBER, "probabilities": tuple(options[names])
+        name: TEXT, "probability": NUMBER, "probabilities": tuple(options.get(names) or ())
     }  # fmt: skip
 
 

@@ -16,7 +16,7 @@ import logging
 import math
 import os
 import pickle
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
@@ -34,9 +34,9 @@ from gemma_multi.sources import open_checkpoint
 _NO_RAY = "ray is not installed: pip install 'gemma-multi[ray]'"
 
 
-def on_ray(
+def answered(
     work: Work, options: RayOptions, missing: Missing, advance: Callable[[int], None]
-) -> Iterator[tuple[int, bytes]]:
+) -> Generator[tuple[int, bytes], None, None]:
     """(number, answers) of each part, as they are done. Raises BackendError where there is no Ray
     or no cluster, and what the actors' models raise."""
     with _cluster(options) as ray:
@@ -45,16 +45,22 @@ def on_ray(
         parts = ray.data.from_items([0]).map_batches(
             _parts, fn_kwargs={"missing": missing}, batch_size=1, num_cpus=0, resources=here
         )
-        answered = parts.map_batches(
+        answers = parts.map_batches(
             _Actor, fn_constructor_kwargs={"work": _anywhere(work), "cpus": options.cpus},
             batch_size=1, compute=ray.data.ActorPoolStrategy(size=options.actors),
             num_cpus=options.cpus, num_gpus=options.gpus or None,
         )  # fmt: skip
-        for part in answered.iter_rows():
-            if part["failure"]:
-                raise pickle.loads(part["failure"])
-            advance(part["rows"])
-            yield int(part["number"]), part["lines"]
+        try:
+            for part in answers.iter_rows():
+                if part["failure"]:
+                    raise pickle.loads(part["failure"])
+                advance(part["rows"])
+                yield int(part["number"]), part["lines"]
+        except ray.exceptions.RayError as error:
+            last = str(error).strip().splitlines()[-1]
+            raise BatchError(
+                f"Ray could not go on: {last}; what is done is kept, and --resume goes on"
+            ) from error
 
 
 def ray_processor(
@@ -79,7 +85,7 @@ def ray_processor(
     check_task(task)
     pool = RayOptions(None, actors, cpus, gpus)
     work = Work(model, task, options, dict(load or {}))
-    ray = _import_ray()
+    ray = import_ray()
 
     def process(dataset: Any) -> Any:
         return dataset.map_batches(
@@ -170,7 +176,8 @@ def _anywhere(work: Work) -> Work:
     return replace(work, model=model, place=place)
 
 
-def _import_ray() -> Any:
+def import_ray() -> Any:
+    """Raises BackendError where it is not installed."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # which would be sent elsewhere
     try:
         import ray
@@ -184,7 +191,7 @@ def _import_ray() -> Any:
 def _cluster(options: RayOptions) -> Iterator[Any]:
     """Ray, connected: to what this process is connected to already, to the cluster at an address,
     or to one of this machine, which ends with the block."""
-    ray = _import_ray()
+    ray = import_ray()
     ours = not ray.is_initialized()
     if ours:
         where: dict[str, Any] = {"address": options.address}

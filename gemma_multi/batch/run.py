@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from gemma_multi import __version__
+from gemma_multi.batch import on_ray
 from gemma_multi.batch.answers import Answering, Work, check_task, columns_of
 from gemma_multi.batch.kinds import as_line, plain
 from gemma_multi.batch.options import BatchOptions, BatchReport, RayOptions
@@ -33,7 +36,8 @@ from gemma_multi.sources import Source, open_checkpoint
 from gemma_multi.tools import read_tools
 
 Advance = Callable[[int], None]  # so many more rows are done
-Answered = Iterator[tuple[int, bytes]]  # parts, as they are done
+Answered = Generator[tuple[int, bytes], None, None]  # parts, as they are done
+Engine = Callable[[Missing, Advance], Answered]
 
 
 def run(
@@ -70,9 +74,8 @@ def run(
     files.path.parent.mkdir(parents=True, exist_ok=True)
     lock = files.path.with_name(f".{files.path.name}.lock")
     with locked(lock, f"{files.path}: another process is writing it", BatchError):
-        seed = settings.seed
-        if seed is None:
-            seed = parts.manifest().get("seed") if goes_on else secrets.randbits(32)
+        drawn = parts.manifest().get("seed", 0) if goes_on else secrets.randbits(32)
+        seed = drawn if settings.seed is None else settings.seed
         work = Work(model, task, own, dict(load or {}), seed)
         with reporting(progress, "reading") as report:
             source = read_through(Path(input), settings.column, settings.carried, report)
@@ -80,7 +83,7 @@ def run(
         facts = {**_facts(work, source, settings), **_weights(work)}
         if goes_on:
             parts.check(facts)
-        answering = None if ray else Answering(work)
+        engine = _engine(work, ray)
         if not goes_on:
             parts.begin(facts)
         missing = Missing(source, settings.rows_per_part, frozenset(parts.done()))
@@ -88,14 +91,14 @@ def run(
             files.check_free()
         try:
             with reporting(progress, task, unit="rows") as report:
-                _ask(work, answering, ray, missing, parts, report)
+                _ask(engine, missing, parts, report)
+            failed = files.write(parts, source, kinds)
         except KeyboardInterrupt:
             left = Missing(source, settings.rows_per_part, frozenset(parts.done())).left
             raise BatchStopped(
                 f"{files.path}: stopped; {source.rows - left:,} of {source.rows:,} rows are done "
                 "and kept, and --resume goes on"
             ) from None
-        failed = files.write(parts, source, kinds)
         parts.remove()
     return BatchReport(
         files.path, files.errors if failed else None, source.rows, failed,
@@ -103,29 +106,32 @@ def run(
     )  # fmt: skip
 
 
+def _engine(work: Work, ray: RayOptions | None) -> Engine:
+    """What answers the parts that are missing. Raises what is wrong with model and options as far
+    as it can be known in this process."""
+    if ray is None:
+        return partial(_in_this_process, Answering(work))
+    on_ray.import_ray()
+    return partial(on_ray.answered, work, ray)
+
+
 def _ask(
-    work: Work, answering: Answering | None, ray: RayOptions | None, missing: Missing,
-    parts: Parts, report: Callable[[int, int], None],
-) -> None:  # fmt: skip
-    """Answers the parts that are missing, each kept as soon as it is there."""
+    engine: Engine, missing: Missing, parts: Parts, report: Callable[[int, int], None]
+) -> None:
+    """Has the missing parts answered, each kept as soon as it is there."""
     total = missing.source.rows
-    answered = total - missing.left
+    done = total - missing.left
 
     def advance(rows: int) -> None:
-        nonlocal answered
-        answered += rows
-        report(answered, total)
+        nonlocal done
+        done += rows
+        report(done, total)
 
     advance(0)
-    if ray is None:
-        assert answering is not None
-        engine = _in_this_process(answering, missing, advance)
-    else:
-        from gemma_multi.batch.on_ray import on_ray
-
-        engine = on_ray(work, ray, missing, advance)
-    for number, lines in engine:
-        parts.write(number, lines)
+    if missing.left:
+        with closing(engine(missing, advance)) as answered:
+            for number, lines in answered:
+                parts.write(number, lines)
 
 
 def _in_this_process(answering: Answering, missing: Missing, advance: Advance) -> Answered:
@@ -189,6 +195,6 @@ def _weights(work: Work) -> dict[str, Any]:
             f"{n}.{which}": pair[i] for n, pair in changes.items() for i, which in enumerate("AB")
         }
         facts["adapter_sha256"] = Tensors.of(named).digest
-    for name in ("backend", "precision", "context_length"):
-        facts[name] = place.get(name)
+    for name, default in (("backend", "auto"), ("precision", "auto"), ("context_length", None)):
+        facts[name] = place.get(name, default)
     return facts

@@ -20,6 +20,7 @@ from gemma_multi.cli import (
     apps,
     ask,
     benchmark,
+    batch,
     chat,
     check,
     doctor,
