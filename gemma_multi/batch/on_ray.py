@@ -46,7 +46,7 @@ def answered(
             _parts, fn_kwargs={"missing": missing}, batch_size=1, num_cpus=0, resources=here
         )
         answers = parts.map_batches(
-            _Actor, fn_constructor_kwargs={"work": _anywhere(work), "cpus": options.cpus},
+            _Actor, fn_constructor_kwargs={"work": work, "cpus": options.cpus},
             batch_size=1, compute=ray.data.ActorPoolStrategy(size=options.actors),
             num_cpus=options.cpus, num_gpus=options.gpus or None,
         )  # fmt: skip
@@ -80,17 +80,17 @@ def ray_processor(
     rows_at_a_time: that an actor takes.
     options: the task's own, as `Model.batch` takes them.
 
-    Raises OptionError for a bad number, BackendError where Ray is not installed.
+    Raises OptionError for an unknown task or a bad number, BackendError where Ray is not installed.
     """
     check_task(task)
     pool = RayOptions(None, actors, cpus, gpus)
-    work = Work(model, task, options, dict(load or {}))
+    work = anywhere(Work(model, task, options, dict(load or {})))
     ray = import_ray()
 
     def process(dataset: Any) -> Any:
         return dataset.map_batches(
             _Processor, batch_format="pyarrow", batch_size=rows_at_a_time,
-            fn_constructor_kwargs={"work": _anywhere(work), "cpus": cpus, "column": column},
+            fn_constructor_kwargs={"work": work, "cpus": cpus, "column": column},
             compute=ray.data.ActorPoolStrategy(size=pool.actors), num_cpus=cpus,
             num_gpus=gpus or None,
         )  # fmt: skip
@@ -161,8 +161,9 @@ def _within(work: Work, cpus: float) -> Work:
     return replace(work, place={"progress": False, **share, **place})
 
 
-def _anywhere(work: Work) -> Work:
-    """The same for a process that stands in another directory."""
+def anywhere(work: Work) -> Work:
+    """The same for a process that stands in another directory. Raises BatchError for a model that
+    is loaded here already."""
     model, place = work.model, dict(work.place)
     if not isinstance(model, str | Path):
         raise BatchError(

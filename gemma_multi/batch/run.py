@@ -26,7 +26,7 @@ from gemma_multi.batch.parts import Parts
 from gemma_multi.batch.source import Input, Missing, read_through
 from gemma_multi.checkpoint.tensors import Tensors
 from gemma_multi.constraints.schema import read_schema
-from gemma_multi.errors import BatchError, BatchStopped, OptionError
+from gemma_multi.errors import BatchError, BatchStopped, GemmaError, OptionError
 from gemma_multi.files import locked
 from gemma_multi.formats.peft import read_adapter
 from gemma_multi.model import Model
@@ -99,6 +99,10 @@ def run(
                 f"{files.path}: stopped; {source.rows - left:,} of {source.rows:,} rows are done "
                 "and kept, and --resume goes on"
             ) from None
+        except GemmaError:
+            if not parts.done():
+                parts.remove()
+            raise
         parts.remove()
     return BatchReport(
         files.path, files.errors if failed else None, source.rows, failed,
@@ -112,7 +116,7 @@ def _engine(work: Work, ray: RayOptions | None) -> Engine:
     if ray is None:
         return partial(_in_this_process, Answering(work))
     on_ray.import_ray()
-    return partial(on_ray.answered, work, ray)
+    return partial(on_ray.answered, on_ray.anywhere(work), ray)
 
 
 def _ask(

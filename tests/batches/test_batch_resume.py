@@ -118,7 +118,7 @@ def test_other_rows_do_not_go_on_with_it_but_may_begin_again(unfinished: Path) -
 
 
 def test_a_seed_that_was_drawn_is_drawn_once(tmp_path: Path) -> None:
-    write(tmp_path / "rows.jsonl", [{"prompt": "Once"}] * 6)
+    write(tmp_path / "rows.jsonl", [{"prompt": "Once upon"}] * 6)
     given: dict[str, Any] = {"raw": True, "temperature": 1.0, "max_tokens": 8, "rows_per_part": 2,
                              "load": {"backend": "litert"}}  # fmt: skip
     place = ("storyteller", tmp_path / "rows.jsonl", tmp_path / "a.jsonl")
