@@ -16,6 +16,7 @@ import logging
 import math
 import os
 import pickle
+import socket
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -201,6 +202,7 @@ def _cluster(options: RayOptions) -> Iterator[Any]:
             # own, also where a cluster of somebody else runs on this machine
             cores = max(available_cores(), math.ceil(options.actors * options.cpus))
             where = {"address": "local", "num_cpus": cores, "include_dashboard": False}
+        _check_reachable(options.address)
         try:
             ray.init(**where, logging_level=logging.ERROR, log_to_driver=False)
         except (ConnectionError, ValueError, RuntimeError) as error:
@@ -217,3 +219,13 @@ def _cluster(options: RayOptions) -> Iterator[Any]:
         context.enable_progress_bars, context.target_max_block_size = before
         if ours:
             ray.shutdown()
+
+
+def _check_reachable(address: str | None) -> None:
+    """Raises BackendError where nothing listens; Ray itself would try for most of a minute."""
+    host, colon, port = (address or "").rpartition(":")
+    if colon and port.isdigit():
+        try:
+            socket.create_connection((host, int(port)), 10).close()
+        except (OSError, OverflowError) as error:
+            raise BackendError(f"there is no Ray cluster at {address}: {error}") from None

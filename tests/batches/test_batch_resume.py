@@ -50,9 +50,9 @@ def interrupted(output: Path, by: signal.Signals) -> subprocess.CompletedProcess
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a run gives that nobody stops."""
     output = tmp_path_factory.mktemp("unbroken") / "found.jsonl"
-    write(output.with_name("rows.jsonl"), reviews(120))
+    write(output.with_name("rows.jsonl"), reviews(60))
     report = done(output)
-    assert (report.rows, report.resumed, report.failed) == (120, 0, 0)
+    assert (report.rows, report.resumed, report.failed) == (60, 0, 0)
     return output
 
 
@@ -60,22 +60,22 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_is_resumed_has_the_bytes_of_an_unbroken_run(
     unbroken: Path, tmp_path: Path, by: signal.Signals
 ) -> None:
-    write(tmp_path / "rows.jsonl", reviews(120))
+    write(tmp_path / "rows.jsonl", reviews(60))
     output = tmp_path / "found.jsonl"
     ended = interrupted(output, by)
     assert not output.exists()
     if by == signal.SIGINT:
         assert ended.returncode == 130
-        assert "of 120 rows are done and kept, and --resume goes on" in ended.stderr
+        assert "of 60 rows are done and kept, and --resume goes on" in ended.stderr
         assert "Traceback" not in ended.stderr
     with pytest.raises(BatchError, match=r"an unfinished run is there; go on with it \(--resume"):
         done(output)
     seen: list[tuple[int, int]] = []
     report = done(output, resume=True, progress=lambda *said: seen.append(said))
-    assert 8 <= report.resumed < 120
+    assert 8 <= report.resumed < 60
     assert report.resumed % 4 == 0
-    assert (report.resumed, 120) in seen
-    assert seen[-1] == (120, 120)
+    assert (report.resumed, 60) in seen
+    assert seen[-1] == (60, 60)
     assert output.read_bytes() == unbroken.read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["found.jsonl", "rows.jsonl"]
 
