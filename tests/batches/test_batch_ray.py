@@ -1,4 +1,4 @@
-"""Ray Data as the engine: two real actors, the same bytes as one process, also when one is killed."""
+"""Ray Data as the engine: two actors give the bytes of one process, also when one is killed."""
 
 from __future__ import annotations
 

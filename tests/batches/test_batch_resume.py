@@ -18,6 +18,14 @@ from gemma_multi.batch import run
 
 OPTIONS: dict[str, Any] = {"labels": LABELS, "key": "id", "rows_per_part": 4, "progress": False}
 
+# a process whose parent ignores SIGINT, as in a shell's background, would ignore it too
+HEARD = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from gemma_multi.cli import main
+main(sys.argv[1:])
+"""
+
 
 def done(output: Path, **changes: Any) -> Any:
     given = {**OPTIONS, "load": {"backend": "litert"}, **changes}
@@ -32,10 +40,8 @@ def interrupted(output: Path, by: signal.Signals) -> subprocess.CompletedProcess
         "litert",
     ]  # fmt: skip
     process = subprocess.Popen(
-        [sys.executable, "-m", "gemma_multi", *line], stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True,
-        # in a shell's background, SIGINT is ignored, and by its children too
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        [sys.executable, "-c", HEARD, *line], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
     )  # fmt: skip
     parts = output.with_name(f"{output.name}.parts")
     while len(list(parts.glob("[0-9]*.jsonl"))) < 2:
