@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from batches.row_files import LABELS, reviews, write
 import gemma_multi
 from gemma_multi import BatchError, BatchStopped, OptionError
 from gemma_multi.batch import ray_processor, run
+from gemma_multi.batch.on_ray import import_ray
 
 OPTIONS: dict[str, Any] = {"labels": LABELS, "key": "id", "rows_per_part": 8, "progress": False}
 PLACE = {"backend": "litert"}
@@ -28,8 +30,8 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """One for all tests here, which `run` finds and leaves running."""
-    ray = needs.package("ray", "ray")
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    needs.package("ray", "ray")
+    ray = import_ray()
     ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield ray
     ray.shutdown()
@@ -74,7 +76,8 @@ def test_two_actors_give_the_bytes_of_one_process_though_one_is_killed(
         assert (tmp_path / name).read_bytes() == other.read_bytes()
 
 
-def test_what_one_engine_left_the_other_goes_on_with(cluster: Any, tmp_path: Path) -> None:
+def test_a_cluster_goes_on_with_what_one_process_left(cluster: Any, tmp_path: Path) -> None:
+    """The command, at the address of a cluster that runs."""
     source = write(tmp_path / "rows.jsonl", reviews(40))
     run("storyteller", source, tmp_path / "one.jsonl", "classify", load=PLACE, **OPTIONS)
 
@@ -82,12 +85,26 @@ def test_what_one_engine_left_the_other_goes_on_with(cluster: Any, tmp_path: Pat
         if total and done > 16:
             raise KeyboardInterrupt
 
-    place = ("storyteller", source, tmp_path / "two.jsonl", "classify")
+    output = tmp_path / "two.jsonl"
     with pytest.raises(BatchStopped, match="16 of 40 rows"):
-        run(*place, load=PLACE, **{**OPTIONS, "progress": stop})
-    report = run(*place, load=PLACE, engine="ray", actors=1, resume=True, **OPTIONS)
-    assert report.resumed == 16
-    assert (tmp_path / "two.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()
+        run("storyteller", source, output, "classify", load=PLACE, **{**OPTIONS, "progress": stop})
+    done = command(
+        source, output, cluster.get_runtime_context().gcs_address, "--task", "classify", "-l",
+        LABELS[0], "-l", LABELS[1], "--key", "id", "--rows-per-part", "8", "--resume", "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["resumed"] == 16
+    assert done.stderr == ""
+    assert output.read_bytes() == (tmp_path / "one.jsonl").read_bytes()
+
+
+def command(source: Path, output: Path, address: str, *more: str) -> Any:
+    """`gemma-multi batch` on Ray, in a process of its own."""
+    line = ["batch", "storyteller", str(source), str(output), "-b", "litert", "--engine", "ray",
+            "--actors", "1", "--address", address, *more]  # fmt: skip
+    return subprocess.run(
+        [sys.executable, "-m", "gemma_multi", *line], capture_output=True, text=True
+    )
 
 
 def test_a_step_of_somebodys_pipeline(cluster: Any) -> None:
@@ -117,17 +134,10 @@ def test_what_is_wrong_is_said_in_a_sentence(cluster: Any, tmp_path: Path) -> No
     assert sorted(path.name for path in tmp_path.iterdir()) == ["rows.jsonl"]
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:1", "auto"])
-def test_a_cluster_that_is_not_there(tmp_path: Path, address: str) -> None:
-    """In a process of its own: this one may be connected to another."""
+def test_a_cluster_that_is_not_there(tmp_path: Path) -> None:
     source = write(tmp_path / "rows.jsonl", reviews(2))
-    line = ["batch", "storyteller", str(source), str(tmp_path / "o.jsonl"), "--task", "embed",
-            "--engine", "ray", "--address", address]  # fmt: skip
-    alone = {**os.environ, "RAY_TMPDIR": str(tmp_path / "ray")}
-    done = subprocess.run(
-        [sys.executable, "-m", "gemma_multi", *line], capture_output=True, text=True, env=alone
-    )
+    done = command(source, tmp_path / "o.jsonl", "127.0.0.1:1", "--task", "embed")
     assert done.returncode == 2
-    assert f"there is no Ray cluster at {address}" in done.stderr
+    assert done.stderr.startswith("gemma-multi: there is no Ray cluster at 127.0.0.1:1: ")
     assert len(done.stderr.splitlines()) == 1
-    assert not (tmp_path / "o.jsonl.parts").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
