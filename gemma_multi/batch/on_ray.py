@@ -181,8 +181,6 @@ def anywhere(work: Work) -> Work:
 def import_ray() -> Any:
     """Raises BackendError where it is not installed."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # which would be sent elsewhere
-    # Ray warns on standard error of how its own pools of actors are made
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
         import ray
         import ray.data

@@ -83,7 +83,7 @@ class Output:
                 fail({**whole, "line": row.line})
                 failed += 1
             source.check_unchanged()
-        if not failed:
+        if not failed and replace:
             self.errors.unlink(missing_ok=True)  # of an output that was replaced
         return failed
 

@@ -38,8 +38,10 @@ class Parts:
         return self.folder.exists()
 
     def begin(self, facts: Mapping[str, Any]) -> None:
-        """Makes the folder, in place of any other."""
-        self.remove()
+        """Makes the folder, in place of another run's. Raises BatchError for one that is no run's."""
+        if self.begun:
+            self.manifest()
+            self.remove()
         with new_directory(self.folder) as folder:
             write_json(folder / _MANIFEST, facts)
 
@@ -80,8 +82,7 @@ class Parts:
                     yield json.loads(line)
 
     def remove(self) -> None:
-        if self.begun:
-            shutil.rmtree(self.folder)
+        shutil.rmtree(self.folder)
 
     def _path(self, number: int) -> Path:
         return self.folder / f"{number:06}.jsonl"

@@ -16,7 +16,6 @@ import hashlib
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -71,10 +70,6 @@ class Input:
 
     def __iter__(self) -> Iterator[Row]:
         return _rows(self.path)
-
-    @cached_property
-    def name(self) -> str:
-        return self.path.name
 
     def asked(self, row: Row) -> Asked:
         if row.unreadable:
@@ -151,7 +146,7 @@ def read_through(
     for one in (column, *carried):
         if one not in columns:
             raise DataError(f"{name}: has no column {one!r}, only {there}")
-    found = Input(path, column, rows, _sha256(path), columns, stamp)
+    found = Input(path.absolute(), column, rows, _sha256(path), columns, stamp)
     found.check_unchanged()
     return found
 

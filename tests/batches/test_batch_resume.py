@@ -170,6 +170,17 @@ def test_two_at_once_do_not_write_one_output(unfinished: Path) -> None:
     assert len(refused) == 1
 
 
+def test_a_folder_of_that_name_that_is_no_runs_is_left_alone(tmp_path: Path) -> None:
+    write(tmp_path / "rows.jsonl", reviews(2))
+    mine = tmp_path / "found.jsonl.parts" / "mine.txt"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    for changes in ({"overwrite": True}, {"resume": True}):
+        with pytest.raises(BatchError, match="is no unfinished run; move it away"):
+            done(tmp_path / "found.jsonl", **changes)
+    assert mine.read_text() == "mine"
+
+
 def test_nothing_is_replaced_unless_asked(unbroken: Path) -> None:
     before = unbroken.read_bytes()
     for changes in ({}, {"resume": True}):
