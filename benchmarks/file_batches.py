@@ -1,10 +1,9 @@
 """Rows through files, against `model.batch` in memory; and memory over a million rows.
 
-    python benchmarks/file_batches.py [--model storyteller] [--rows 512] [--rounds 5]
+    python benchmarks/file_batches.py [--model storyteller] [--backend litert] [--rows 512] [--rounds 5]
         [--memory-rows 1000000] [--json results.json]
 
-Rows per second: texts of 40 tokens (beginnings of the Brown corpus) into two labels, on one process
-of LiteRT. `gemma_multi.batch.run` reads them from JSONL and writes JSONL, with everything that this
+Rows per second: texts of 40 tokens (beginnings of the Brown corpus) into two labels, on one process. `gemma_multi.batch.run` reads them from JSONL and writes JSONL, with everything that this
 takes (hash of the input, parts forced to the disk, joining); beside it `model.batch` has them in a
 list. Both have the model loaded, and take turns. The bundled model is the hard case: the quicker
 the model, the more the files weigh.
@@ -44,6 +43,7 @@ SHOWN = 10  # readings of memory
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="storyteller", help="or gemma, the real 270M")
+    parser.add_argument("--backend", default="litert")
     parser.add_argument("--rows", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--memory-rows", type=int, default=1_000_000)
@@ -52,7 +52,7 @@ def main() -> None:
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         if options.rows:
-            found["speed"] = speed(options.model, options.rows, options.rounds, Path(folder))
+            found["speed"] = speed(options, Path(folder))
         if options.memory_rows:
             found["memory"] = memory(options.memory_rows, Path(folder))
     show(found)
@@ -60,9 +60,10 @@ def main() -> None:
         options.json.write_text(json.dumps(found, indent=1) + "\n")
 
 
-def speed(name: str, rows: int, rounds: int, folder: Path) -> dict[str, Any]:
+def speed(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    name, rows, rounds = options.model, options.rows, options.rounds
     model = gemma_multi.load(
-        gemma_270m() if name == "gemma" else name, backend="litert", context_length=256,
+        gemma_270m() if name == "gemma" else name, backend=options.backend, context_length=256,
         progress=False,
     )  # fmt: skip
     texts = beginnings(model, rows)
@@ -80,7 +81,7 @@ def speed(name: str, rows: int, rounds: int, folder: Path) -> dict[str, Any]:
     files, plain = seconds(through_files, in_memory, runs=rounds)
     files_cpu, plain_cpu = (processor_seconds(way, rounds) for way in (through_files, in_memory))
     return {
-        "model": name, "rows": rows, "tokens": TOKENS, "files_rows_per_second": rows / files,
+        "model": name, "backend": options.backend, "rows": rows, "tokens": TOKENS, "files_rows_per_second": rows / files,
         "rows_per_second": rows / plain, "ratio": plain / files, "cpu_ratio": plain_cpu / files_cpu,
     }  # fmt: skip
 

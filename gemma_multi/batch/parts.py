@@ -38,7 +38,7 @@ class Parts:
         return self.folder.exists()
 
     def begin(self, facts: Mapping[str, Any]) -> None:
-        """Makes the folder, in place of another run's. Raises BatchError for one that is no run's."""
+        """Makes the folder, in place of another run's. Raises BatchError where it is no run's."""
         if self.begun:
             self.manifest()
             self.remove()

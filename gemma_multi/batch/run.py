@@ -11,7 +11,7 @@ import secrets
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -94,11 +94,7 @@ def run(
                 _ask(engine, missing, parts, report)
             failed = files.write(parts, source, kinds)
         except KeyboardInterrupt:
-            left = Missing(source, settings.rows_per_part, frozenset(parts.done())).left
-            raise BatchStopped(
-                f"{files.path}: stopped; {source.rows - left:,} of {source.rows:,} rows are done "
-                "and kept, and --resume goes on"
-            ) from None
+            raise _stopped(files.path, parts, missing) from None
         except GemmaError:
             if not parts.done():
                 parts.remove()
@@ -108,6 +104,21 @@ def run(
         files.path, files.errors if failed else None, source.rows, failed,
         source.rows - missing.left, time.perf_counter() - started, seed,
     )  # fmt: skip
+
+
+def _stopped(output: Path, parts: Parts, missing: Missing) -> BatchStopped:
+    """What is said on Ctrl-C."""
+    rows = missing.source.rows
+    if not parts.done():
+        parts.remove()
+        return BatchStopped(
+            f"{output}: stopped before the first {min(missing.rows_per_part, rows):,} rows were "
+            "done; nothing is kept"
+        )
+    done = rows - replace(missing, done=parts.done()).left
+    return BatchStopped(
+        f"{output}: stopped; {done:,} of {rows:,} rows are done and kept, and --resume goes on"
+    )
 
 
 def _engine(work: Work, ray: RayOptions | None) -> Engine:

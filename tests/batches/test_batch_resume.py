@@ -86,6 +86,18 @@ def test_what_is_resumed_has_the_bytes_of_an_unbroken_run(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["found.jsonl", "rows.jsonl"]
 
 
+def test_one_that_is_stopped_at_once_leaves_nothing(tmp_path: Path) -> None:
+    write(tmp_path / "rows.jsonl", reviews(12))
+
+    def stop(done: int, total: int) -> None:
+        if total:
+            raise KeyboardInterrupt
+
+    with pytest.raises(BatchError, match=r"stopped before the first 4 rows were done; nothing"):
+        done(tmp_path / "found.jsonl", progress=stop)
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
 @pytest.fixture
 def unfinished(unbroken: Path, tmp_path: Path) -> Path:
     """Where a run was stopped, in this process."""
