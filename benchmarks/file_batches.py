@@ -1,9 +1,10 @@
 """Rows through files, against `model.batch` in memory; and memory over a million rows.
 
-    python benchmarks/file_batches.py [--model storyteller] [--backend litert] [--rows 512] [--rounds 5]
-        [--memory-rows 1000000] [--json results.json]
+    python benchmarks/file_batches.py [--model storyteller] [--backend litert] [--rows 512]
+        [--rounds 5] [--memory-rows 1000000] [--json results.json]
 
-Rows per second: texts of 40 tokens (beginnings of the Brown corpus) into two labels, on one process. `gemma_multi.batch.run` reads them from JSONL and writes JSONL, with everything that this
+Rows per second: texts of 40 tokens (beginnings of the Brown corpus) into two labels, on one
+process. `gemma_multi.batch.run` reads them from JSONL and writes JSONL, with everything that this
 takes (hash of the input, parts forced to the disk, joining); beside it `model.batch` has them in a
 list. Both have the model loaded, and take turns. The bundled model is the hard case: the quicker
 the model, the more the files weigh.
@@ -81,8 +82,9 @@ def speed(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     files, plain = seconds(through_files, in_memory, runs=rounds)
     files_cpu, plain_cpu = (processor_seconds(way, rounds) for way in (through_files, in_memory))
     return {
-        "model": name, "backend": options.backend, "rows": rows, "tokens": TOKENS, "files_rows_per_second": rows / files,
-        "rows_per_second": rows / plain, "ratio": plain / files, "cpu_ratio": plain_cpu / files_cpu,
+        "model": name, "backend": options.backend, "rows": rows, "tokens": TOKENS,
+        "files_rows_per_second": rows / files, "rows_per_second": rows / plain,
+        "ratio": plain / files, "cpu_ratio": plain_cpu / files_cpu,
     }  # fmt: skip
 
 
@@ -157,7 +159,7 @@ def show(found: dict[str, Any]) -> None:
     if one := found.get("speed"):
         table = columns(("model",), ("through files", "model.batch", "ratio", "of processor time"))
         table.add_row(
-            one["model"], f"{one['files_rows_per_second']:.1f} rows/s",
+            f"{one['model']}, {one['backend']}", f"{one['files_rows_per_second']:.1f} rows/s",
             f"{one['rows_per_second']:.1f} rows/s", f"{one['ratio']:.3f}",
             f"{one['cpu_ratio']:.3f}",
         )  # fmt: skip
