@@ -77,6 +77,11 @@ def columns_of(work: Work) -> dict[str, Kind]:
     return _TASKS[work.task].kinds(work.options)
 
 
+def rows_per_part(task: str) -> int:
+    """As many as take a minute or so to answer. At the end of a part a batch is not full."""
+    return 256 if _TASKS[task].writes else 1024
+
+
 def check_task(task: Any) -> None:
     """Raises OptionError for one that there is not."""
     if task not in _TASKS:
@@ -129,12 +134,15 @@ class _Task:
 
     values: Callable[[Any, Mapping[str, Any]], Columns]
     kinds: Callable[[Mapping[str, Any]], dict[str, Kind]]
+    writes: bool = False  # a text, token by token
 
 
 _TASKS = {
-    "generate": _Task(_generated, _generated_kinds),
+    "generate": _Task(_generated, _generated_kinds, writes=True),
     "classify": _Task(_choice("label"), _choice_kinds("label", "labels")),
     "route": _Task(_choice("route"), _choice_kinds("route", "routes")),
-    "extract": _Task(lambda value, _: {"object": plain(value)}, lambda _: {"object": JSON}),
+    "extract": _Task(
+        lambda value, _: {"object": plain(value)}, lambda _: {"object": JSON}, writes=True
+    ),
     "embed": _Task(_embedded, lambda _: {"embedding": VECTOR}),
 }

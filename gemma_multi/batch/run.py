@@ -18,7 +18,7 @@ from typing import Any
 
 from gemma_multi import __version__
 from gemma_multi.batch import on_ray
-from gemma_multi.batch.answers import Answering, Work, check_task, columns_of
+from gemma_multi.batch.answers import Answering, Work, check_task, columns_of, rows_per_part
 from gemma_multi.batch.kinds import as_line, plain
 from gemma_multi.batch.options import BatchOptions, BatchReport, RayOptions
 from gemma_multi.batch.output import Output
@@ -80,13 +80,14 @@ def run(
         with reporting(progress, "reading") as report:
             source = read_through(Path(input), settings.column, settings.carried, report)
         kinds = files.kinds(source, columns_of(work))
-        facts = {**_facts(work, source, settings), **_weights(work)}
+        per_part = settings.rows_per_part or rows_per_part(task)
+        facts = {**_facts(work, source, per_part), **_weights(work)}
         if goes_on:
             parts.check(facts)
         engine = _engine(work, ray)
         if not goes_on:
             parts.begin(facts)
-        missing = Missing(source, settings.rows_per_part, frozenset(parts.done()))
+        missing = Missing(source, per_part, frozenset(parts.done()))
         if goes_on and missing.left:
             files.check_free()
         try:
@@ -175,7 +176,7 @@ def _split(
     return settings, checked(RayOptions, given) if settings.engine == "ray" else None, own
 
 
-def _facts(work: Work, source: Input, settings: BatchOptions) -> dict[str, Any]:
+def _facts(work: Work, source: Input, per_part: int) -> dict[str, Any]:
     """What must be the same for a run to be resumed, beside the weights."""
     options = dict(work.options)
     if options.get("schema") is not None:
@@ -186,7 +187,7 @@ def _facts(work: Work, source: Input, settings: BatchOptions) -> dict[str, Any]:
         ]
     return {
         "version": __version__, "task": work.task, "options": plain(options), "seed": work.seed,
-        "column": source.column, "rows": source.rows, "rows_per_part": settings.rows_per_part,
+        "column": source.column, "rows": source.rows, "rows_per_part": per_part,
         "input_sha256": source.sha256,
     }  # fmt: skip
 
