@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gemma_multi.batch.kinds import COUNT, JSON, NUMBER, TEXT, VECTOR, Kind, plain
-from gemma_multi.batch.source import Asked
+from gemma_multi.batch.source import AskedRow
 from gemma_multi.errors import OptionError
 from gemma_multi.loading import load
 from gemma_multi.model import Model
@@ -41,7 +41,7 @@ class Answering:
         self.model.batch([], work.task, progress=False, **work.options)  # is all of it right?
         self._draws = work.seed is not None and _draws(self.model, work)
 
-    def __call__(self, asked: Sequence[Asked]) -> Iterator[Columns]:
+    def __call__(self, asked: Sequence[AskedRow]) -> Iterator[Columns]:
         """The answer to each, in order: its columns, or what it ended with as `error`. It depends
         on these rows alone: what earlier ones had in common is forgotten."""
         self.model.prefixes.clear()
@@ -58,7 +58,7 @@ class Answering:
             else:
                 yield {"row": one.number, **values(outcome.value, options)}
 
-    def _item(self, one: Asked) -> Mapping[str, Any]:
+    def _item(self, one: AskedRow) -> Mapping[str, Any]:
         seed = {"seed": (self._work.seed + one.number) % _SEEDS} if self._draws else {}  # type: ignore[operator]
         return {"text": one.item, **seed}
 

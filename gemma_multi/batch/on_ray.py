@@ -26,7 +26,7 @@ from typing import Any
 from gemma_multi.batch.answers import Answering, Work, check_task, columns_of
 from gemma_multi.batch.kinds import TEXT, arrow_schema, as_line, for_arrow
 from gemma_multi.batch.options import RayOptions
-from gemma_multi.batch.source import Asked, Missing
+from gemma_multi.batch.source import AskedRow, Missing
 from gemma_multi.engines import choose_backend
 from gemma_multi.errors import BackendError, BatchError, GemmaError
 from gemma_multi.machine import available_cores
@@ -136,7 +136,7 @@ class _Processor:
     def __call__(self, table: Any) -> Any:
         import pyarrow
 
-        asked = [Asked(i, item) for i, item in enumerate(table[self._column].to_pylist())]
+        asked = [AskedRow(i, item) for i, item in enumerate(table[self._column].to_pylist())]
         answers = [
             {name: for_arrow(answer.get(name), kind) for name, kind in self._kinds.items()}
             for answer in self._answering(asked)

@@ -14,7 +14,7 @@ from gemma_multi.batch.answers import Columns
 from gemma_multi.batch.kinds import COUNT, TEXT, Kind
 from gemma_multi.batch.options import BatchOptions
 from gemma_multi.batch.parts import Parts
-from gemma_multi.batch.source import Input, Row
+from gemma_multi.batch.source import Input, InputRow
 from gemma_multi.batch.writing import WRITERS, Write, carried_kinds, new_file
 from gemma_multi.errors import OptionError
 from gemma_multi.files import check_output
@@ -87,7 +87,7 @@ class Output:
             self.errors.unlink(missing_ok=True)  # of an output that was replaced
         return failed
 
-    def _beside(self, row: Row, answer: Columns) -> Columns:
+    def _beside(self, row: InputRow, answer: Columns) -> Columns:
         """An answer with the columns that are carried along."""
         there = {} if row.unreadable else row.raw
         carried = {name: there.get(name) for name in self._options.carried}

@@ -31,7 +31,7 @@ _REPORTED = 1000  # rows from one report to the next
 
 
 @dataclass(frozen=True)
-class Row:
+class InputRow:
     """One row of the input."""
 
     number: int  # from 0
@@ -49,7 +49,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Asked:
+class AskedRow:
     """What is asked of one row: a text or messages, or why it cannot be."""
 
     number: int
@@ -68,15 +68,15 @@ class Input:
     columns: Mapping[str, Set[type]]  # the types that are in each
     stamp: str  # of the file when it was read
 
-    def __iter__(self) -> Iterator[Row]:
+    def __iter__(self) -> Iterator[InputRow]:
         return _rows(self.path)
 
-    def asked(self, row: Row) -> Asked:
+    def asked(self, row: InputRow) -> AskedRow:
         if row.unreadable:
-            return Asked(row.number, problem=row.unreadable)
+            return AskedRow(row.number, problem=row.unreadable)
         if self.column not in row.raw:
-            return Asked(row.number, problem=f"has no column {self.column!r}")
-        return Asked(row.number, _without_nulls(row.raw[self.column]))
+            return AskedRow(row.number, problem=f"has no column {self.column!r}")
+        return AskedRow(row.number, _without_nulls(row.raw[self.column]))
 
     def check_unchanged(self) -> None:
         """Raises DataError where the file is another than the one that was read through."""
@@ -92,7 +92,7 @@ class Missing:
     rows_per_part: int
     done: Set[int]
 
-    def __iter__(self) -> Iterator[tuple[int, list[Asked]]]:
+    def __iter__(self) -> Iterator[tuple[int, list[AskedRow]]]:
         rows = iter(self.source)
         for number in range(self.count):
             part = islice(rows, self.rows_per_part)
@@ -151,9 +151,9 @@ def read_through(
     return found
 
 
-def _rows(path: Path) -> Iterator[Row]:
+def _rows(path: Path) -> Iterator[InputRow]:
     for number, (line, raw) in enumerate(open_data(path)[1]):
-        yield Row(number, line, raw)
+        yield InputRow(number, line, raw)
 
 
 def _without_nulls(item: Any) -> Any:
