@@ -35,6 +35,7 @@ from side_by_side import columns, seconds
 import gemma_multi
 from gemma_multi import batch
 from gemma_multi.checkpoint import Checkpoint
+from gemma_multi.checkpoint.tensors import Tensors
 
 TOKENS = 40  # of a text
 LABELS = ["news", "fiction"]
@@ -144,7 +145,7 @@ def one_layer() -> Checkpoint:
         whole.config, num_hidden_layers=1, layer_types=("full_attention",)
     )  # fmt: skip
     tensors = {name: whole.tensors[name] for name in config.tensor_shapes()}
-    return Checkpoint(config, tensors, make_tokenizer=lambda: whole.tokenizer)
+    return Checkpoint(config, Tensors.of(tensors), make_tokenizer=lambda: whole.tokenizer)
 
 
 def resident_mb() -> float:
