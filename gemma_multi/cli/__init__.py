@@ -19,8 +19,8 @@ from gemma_multi import __version__
 from gemma_multi.cli import (
     apps,
     ask,
-    benchmark,
     batch,
+    benchmark,
     chat,
     check,
     doctor,
@@ -30,8 +30,6 @@ from gemma_multi.cli import (
     tasks,
     train,
 )
-from gemma_multi.errors import GemmaError, TrainingStopped
-from gemma_multi.cli import apps, ask, batch, chat, check, doctor, evaluate, files, serving, tasks, train
 from gemma_multi.errors import BatchStopped, GemmaError, TrainingStopped
 
 
@@ -104,8 +102,7 @@ class _Sections(click.Group):
 
 
 _COMMANDS: dict[str, tuple[click.Command, ...]] = {
-    "Ask": (ask.generate, chat.chat, tasks.classify, tasks.extract, tasks.route,
-            batch.batch),
+    "Ask": (ask.generate, chat.chat, tasks.classify, tasks.extract, tasks.route, batch.batch),
     "Train": (train.ship, train.finetune, train.data, train.merge),
     "Files": (files.quantize, files.export, files.convert, files.push, files.trim, files.info,
               files.cache),
