@@ -14,6 +14,8 @@ import pytest
 def test_the_suite_passes_on_tensorflow() -> None:
     here = Path(__file__).parent
     chosen = "keras and not fewer_layers and not suite_passes and not float16 and not sfp8"
+    # what is read together is the same code on both; TensorFlow compiles a shape in seconds
+    chosen += " and (not of_many or unequal_lengths)"
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-k", chosen,
          str(here / "test_conformance.py"), str(here / "test_conformance_of_many.py"),
