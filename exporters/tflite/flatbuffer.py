@@ -20,6 +20,9 @@ from ai_edge_litert import schema_py_generated as schema
 
 IDENTIFIER = b"TFL3"
 _SCHEMA_VERSION = 3
+# bytes for all that is not data: 1 MB for 18 layers. A builder that is too small takes thrice as
+# much for a moment, and one that is too large nothing: what is never written takes no memory.
+_STRUCTURE = 1 << 24
 
 Produce = Callable[[], np.ndarray]
 
@@ -81,7 +84,7 @@ class ModelWriter:
         self._codes: dict[tuple[int, int], int] = {}
         self._constants: dict[tuple[str, tuple[int, ...], bytes], int] = {}
         self._weights: dict[str, tuple[int, int]] = {}
-        self._size = 1 << 20
+        self._size = _STRUCTURE
 
     def add_metadata(self, name: str, data: bytes) -> None:
         entry = schema.MetadataT()
