@@ -29,6 +29,7 @@ class Prompt:
     content: str | tuple[Mapping[str, str], ...]
     kind: str = "given"
     language: str = "und"  # BCP 47; "zxx" for no language, "mul" for several
+    only_answer: bool = False  # compare logits where the model speaks, not inside of what it reads
 
     @property
     def raw(self) -> bool:

@@ -118,7 +118,7 @@ def _compare_on(
     ids = model.encode(prompt.content, raw=prompt.raw)
     room = min(s.model.context_length for s in subjects) - len(ids)
     sessions = [s.model.engine.session(s.model.context_length) for s in subjects]
-    after = _read_prompt(sessions, pairs, prompt.name, ids)
+    after = _read_prompt(sessions, pairs, prompt, ids)
     for mode, length in ((GREEDY, max_tokens), (SAMPLED, min(max_tokens, SAMPLED_TOKENS))):
         options = sampling_options(model, mode, min(length, room), seed)
         known: set[tuple[int, ...]] = set()  # of greedy texts, each counts once in the logits
@@ -144,12 +144,15 @@ def _compare_on(
 
 
 def _read_prompt(
-    sessions: Sequence[Session], pairs: Sequence[_Pair], name: str, ids: Sequence[int]
+    sessions: Sequence[Session], pairs: Sequence[_Pair], prompt: Prompt, ids: Sequence[int]
 ) -> list[np.ndarray]:
-    """Adds the prompt's logits to each pair; the logits after it, `f32[1, V]` a session."""
+    """Adds the prompt's logits to each pair, or the last alone; those, `f32[1, V]` a session."""
+    first = len(ids) - 1 if prompt.only_answer else 0
     for start, (mine, *theirs) in _in_chunks(sessions, ids):
+        left_out = max(0, first - start)
         for pair, logits in zip(pairs, theirs, strict=True):
-            pair.logits.add(name, start, mine, logits)
+            if left_out < len(mine):
+                pair.logits.add(prompt.name, start + left_out, mine[left_out:], logits[left_out:])
     return [logits[-1:].copy() for logits in (mine, *theirs)]  # a view would keep the chunk
 
 

@@ -35,7 +35,7 @@ from gemma_multi.training.result import RUN_FILE, FineTune, read_run
 FILE, MODEL, TRAINING = "model.litertlm", "model", "training"
 TRAINING_ROWS, HELD_ROWS = "rows/training.jsonl", "rows/held-out.jsonl"
 BEFORE, AFTER, SHIPPED = "before", "after", "shipped"
-_COMPARED = 8  # held-out rows whose every logit is compared, and answers of so many tokens:
+_COMPARED = 16  # held-out rows whose logits are compared, and answers of so many tokens:
 _COMPARED_TOKENS = 32
 
 
@@ -189,9 +189,12 @@ class Shipment:
         return {key: found[key] for key in ("backend", "device", "weights", "activations")}
 
     def _compare(self, _: bool) -> dict[str, Any]:
+        # training with answers says nothing of what should follow inside of a question; a base
+        # model's turn markers, which it never saw, are then the least certain places of all
         chosen = [
-            Prompt(one.where, tuple(one.opening) or one.row.text) for one in self.split.held
-        ][:_COMPARED]  # fmt: skip
+            Prompt(one.where, tuple(one.opening) or one.row.text, only_answer=bool(one.opening))
+            for one in self.split.held[:_COMPARED]
+        ]
         report = parity(
             self.shipped, [self.backend], against=str(self.file),
             prompts=chosen, max_tokens=_COMPARED_TOKENS, progress=self.progress,

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny import edit_json, tiny_checkpoint
+from tiny import edit_json, tiny_checkpoint, tokenizer
 
 import gemma_multi
 from gemma_multi import BackendError, ContextError, OptionError, ParityReport, parity
@@ -112,6 +112,19 @@ def test_float32_weights_are_the_same_once_rounded() -> None:
     for comparison in found.comparisons:
         assert comparison.weights.passed, comparison.weights.summary
         assert comparison.weights.compared_as == "bfloat16"
+
+
+def test_what_a_model_only_reads_may_be_left_out() -> None:
+    whole, answer = (
+        parity("storyteller", ["keras", "mlx"], max_tokens=8, progress=False,
+               prompts=[Prompt("it", "Once upon a time", only_answer=only)])
+        for only in (False, True)
+    )  # fmt: skip
+    read = len(tokenizer().encode("Once upon a time")) + 1
+    at = [report.comparisons[0].logits.positions for report in (whole, answer)]
+    np.testing.assert_array_equal(at[1], at[0][read - 1 :])
+    assert at[1][0] == read - 1
+    assert answer.passed
 
 
 def test_prompts_may_come_from_files(tmp_path: Path) -> None:
