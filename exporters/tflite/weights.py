@@ -7,7 +7,7 @@ again, except groups whose scale LiteRT cannot hold (`refit`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 
 import numpy as np
@@ -66,11 +66,8 @@ def _fits(tensor: QuantizedTensor) -> bool:
 
 def linear_weights(checkpoint: Checkpoint, precision: str) -> dict[str, Weight]:
     """Every linear tensor of the file, by its name there."""
-    shapes = checkpoint.config.tensor_shapes()
     weights = {}
-    for fused, names in fused_tensors(checkpoint.config).items():
-        shape = (sum(shapes[name][0] for name in names), shapes[names[0]][1])
-        tensors = [partial(checkpoint.tensors.__getitem__, name) for name in names]
+    for fused, shape, tensors in _fused(checkpoint):
         first = tensors[0]()
         bits = first.bits if precision != "float32" and isinstance(first, QuantizedTensor) else 32
         size = shape[0] * shape[1]
@@ -94,17 +91,25 @@ def int8_layers(checkpoint: Checkpoint) -> dict[str, Weight]:
     """The int4 layers once more, as int8 rows with one scale each: XNNPACK's kernels for these do
     1.7 times as many products a second without AVX-512. Rows of one scale hold what blocks of 32
     hold to about an eighth of int4's own rounding."""
-    shapes, layers = checkpoint.config.tensor_shapes(), {}
-    for fused, names in fused_tensors(checkpoint.config).items():
-        tensors = [partial(checkpoint.tensors.__getitem__, name) for name in names]
+    layers = {}
+    for fused, shape, tensors in _fused(checkpoint):
         first = tensors[0]()
         if fused != EMBEDDING and isinstance(first, QuantizedTensor) and first.bits == 4:
-            shape = (sum(shapes[name][0] for name in names), shapes[names[0]][1])
             layers[fused] = Weight(
                 f"{fused}.int8", shape, 8, partial(_rows, tensors, _rounded_codes),
                 shape[0] * shape[1], cache(partial(_rows, tensors, _rounded_scales)),
             )  # fmt: skip
     return layers
+
+
+def _fused(
+    checkpoint: Checkpoint,
+) -> Iterator[tuple[str, tuple[int, int], list[Callable[[], Tensor]]]]:
+    """(name in the file, shape, what reads each of its parts) of every linear tensor."""
+    shapes = checkpoint.config.tensor_shapes()
+    for fused, names in fused_tensors(checkpoint.config).items():
+        shape = (sum(shapes[name][0] for name in names), shapes[names[0]][1])
+        yield fused, shape, [partial(checkpoint.tensors.__getitem__, name) for name in names]
 
 
 def _rounded_codes(tensor: Tensor) -> np.ndarray:
