@@ -165,7 +165,7 @@ def main() -> None:
     if "llama.cpp" not in options.without:
         import llama_cpp_tools
 
-        llama_cpp_tools.tool("llama-bench"), llama_cpp_tools.random_q4_0()
+        llama_cpp_tools.tool("llama-bench"), llama_cpp_tools.random_gguf()
         runs["llama.cpp"] = lambda: {
             "prefill": llama_cpp_tools.measure(threads, PROMPT, 0, 0),
             "decode": llama_cpp_tools.measure(threads, 0, STEPS, PROMPT),

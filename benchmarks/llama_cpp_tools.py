@@ -1,5 +1,5 @@
-"""llama.cpp as a peer: its tools, built from the sdist of llama-cpp-python, and a random Q4_0 file
-in the shape of Gemma 3 270M. Both are made once, in the user's cache."""
+"""llama.cpp as a peer: its tools, built from the sdist of llama-cpp-python, and random files in the
+shape of Gemma 3 270M. All are made once, in the user's cache."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from gemma_multi import export
 from gemma_multi.cache import cache_directory
 
 SDIST = "llama-cpp-python==0.3.36"
-_TOOLS = ("llama-bench", "llama-imatrix", "llama-perplexity", "llama-quantize")
-_OFF = ("LLAMA_CURL", "LLAMA_OPENSSL", "LLAMA_BUILD_TESTS", "LLAMA_BUILD_SERVER",
-        "LLAMA_BUILD_EXAMPLES")  # fmt: skip
+_TOOLS = ("llama-bench", "llama-imatrix", "llama-perplexity", "llama-quantize",
+          "llama-server")  # fmt: skip
+_OFF = ("LLAMA_CURL", "LLAMA_OPENSSL", "LLAMA_BUILD_TESTS", "LLAMA_BUILD_EXAMPLES")
 
 
 def tool(name: str) -> Path:
@@ -48,18 +48,18 @@ def tool(name: str) -> Path:
     return wanted
 
 
-def random_q4_0() -> Path:
-    """Gemma 3 270M's shape with every matrix in Q4_0."""
-    path = cache_directory("benchmarks", "random-270m-int4.gguf")
+def random_gguf(precision: str = "int4") -> Path:
+    """Gemma 3 270M's shape with every matrix in Q4_0, or `int8` in Q8_0."""
+    path = cache_directory("benchmarks", f"random-270m-{precision}.gguf")
     if not path.exists():
-        export(random_270m(), path, precision="int4")
+        export(random_270m(), path, precision=precision)
     return path
 
 
 def measure(threads: int, prompt: int, generate: int, depth: int) -> float:
     """Tokens a second of llama-bench, the best of three: of reading `prompt` or generating."""
     done = subprocess.run(
-        [tool("llama-bench"), "-m", random_q4_0(), "-t", str(threads), "-p", str(prompt),
+        [tool("llama-bench"), "-m", random_gguf(), "-t", str(threads), "-p", str(prompt),
          "-n", str(generate), "-d", str(depth), "-r", "3", "-o", "json"],
         capture_output=True, text=True, check=True,
     )  # fmt: skip

@@ -1,16 +1,16 @@
 """A server under load: `gemma-multi serve` on LiteRT, and llama.cpp's llama-server beside it.
 
-    python benchmarks/serving.py [--seconds 60] [--clients 64] [--llama-server PATH]
+    python benchmarks/serving.py [--seconds 60] [--clients 64] [--without llama-server]
         [--json results.json]
 
 First the bundled storyteller, with so many clients at once for so long, each asking one chat after
 another: the errors, whether any answer was lost or another one's (each prompt is greedy, and its
-answer known), and the time to the first token. Then random weights in the true 270M shape, int4:
-requests a second at 1, 4 and 16 clients, chats of 200 tokens in and 50 out, every prompt a new one,
-sampled from the 40 likeliest tokens (greedily, random weights repeat themselves, which is guessed).
-`--llama-server` is a binary that was built elsewhere (cmake with LLAMA_BUILD_SERVER=ON); it gets
-the same shape in Q4_0, as many slots as there are clients, and the same processor cores. The two
-take turns.
+answer known), and the time to the first token. Then random weights in the true 270M shape, with 4
+and with 8 bits: requests a second at 1, 4 and 16 clients, chats of 200 tokens in and 50 out, every
+prompt a new one, sampled from the 40 likeliest tokens (greedily, random weights repeat themselves,
+which is guessed). llama-server gets the same shape in Q4_0 and Q8_0, as many slots as there are
+clients, and the same processor cores. All take turns, as often as `--rounds` says; the median
+counts.
 """
 
 from __future__ import annotations
@@ -28,12 +28,15 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from litert_cpu import int4_270m
-from llama_cpp_tools import random_q4_0
+from llama_cpp_tools import random_gguf, tool
+from loading import random_270m
 from rich.console import Console
 from rich.table import Table
 
@@ -43,15 +46,18 @@ STORY = (
     "Twist: the voice was an echo\nTheme: friendship\nLength: short"
 )
 CONTEXT = 1024
+Start = Callable[[int], AbstractContextManager[str]]  # for so many clients; its address
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--clients", type=int, default=64)
-    parser.add_argument("--requests", type=int, default=32, help="of each number of clients")
-    parser.add_argument("--llama-server", type=Path)
-    parser.add_argument("--without", choices=("load", "rates"), action="append", default=[])
+    parser.add_argument("--requests", type=int, default=16, help="of each number of clients")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--without", choices=("load", "rates", "llama-server"), action="append", default=[]
+    )
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     found: dict[str, Any] = {"cores": len(os.sched_getaffinity(0))}
@@ -60,7 +66,8 @@ def main() -> None:
             found["load"] = asyncio.run(load(address, options.clients, options.seconds))
         Console().print(found["load"])
     if "rates" not in options.without:
-        found["rates"] = rates(options.requests, options.llama_server)
+        servers = dict(OURS if "llama-server" in options.without else {**OURS, **THEIRS})
+        found["rates"] = rates(servers, options.requests, options.rounds)
         show(found["rates"])
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n")
@@ -83,11 +90,12 @@ def ours(model: str, *arguments: str) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def llama_server(binary: Path, clients: int) -> Iterator[str]:
+def llama_server(precision: str, clients: int) -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    line = [str(binary), "-m", str(random_q4_0()), "--port", str(port), "-np", str(clients), "-c",
-            str(CONTEXT * clients), "-t", str(len(os.sched_getaffinity(0)))]  # fmt: skip
+    line = [str(tool("llama-server")), "-m", str(random_gguf(precision)), "--port", str(port),
+            "-np", str(clients), "-c", str(CONTEXT * clients), "-t",
+            str(len(os.sched_getaffinity(0)))]  # fmt: skip
     process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         while process.poll() is None:
@@ -103,6 +111,27 @@ def llama_server(binary: Path, clients: int) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait()
+
+
+def ours_270m(*arguments: str) -> Start:
+    """Ours with int4 weights, or with 8 bits where `arguments` ask for them."""
+
+    def start(clients: int) -> AbstractContextManager[str]:
+        model = random_270m() if "--precision" in arguments else int4_270m()
+        return ours(str(model), "--context-length", str(CONTEXT), *arguments)
+
+    return start
+
+
+OURS: dict[str, Start] = {
+    "int4": ours_270m(),
+    "int4, int8 prompts": ours_270m("--prefill-precision", "int8"),
+    "int8": ours_270m("--precision", "int8"),
+    "int8, batches": ours_270m("--precision", "int8", "--decode-batch", "8"),
+}
+THEIRS: dict[str, Start] = {
+    "Q4_0": partial(llama_server, "int4"), "Q8_0": partial(llama_server, "int8"),
+}  # fmt: skip
 
 
 # clients
@@ -193,17 +222,20 @@ async def load(address: str, clients: int, seconds: float) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def rates(requests: int, binary: Path | None) -> list[dict[str, Any]]:
-    """Requests a second at each number of clients."""
+def rates(servers: dict[str, Start], requests: int, rounds: int) -> list[dict[str, Any]]:
+    """Requests a second of each server at each number of clients."""
     found = []
     for clients in (1, 4, 16):
-        line: dict[str, Any] = {"clients": clients}
-        with ours(str(int4_270m()), "--context-length", str(CONTEXT)) as address:
-            line["ours"] = asyncio.run(rate(address, clients, requests))
-        if binary is not None:
-            with llama_server(binary, clients) as address:
-                line["llama-server"] = asyncio.run(rate(address, clients, requests))
-        found.append(line)
+        told: dict[str, list[dict[str, float]]] = {name: [] for name in servers}
+        for _ in range(rounds):
+            for name, start in servers.items():
+                with start(clients) as address:
+                    told[name].append(asyncio.run(rate(address, clients, max(requests, clients))))
+        medians = {
+            name: statistics.median(one["requests_per_second"] for one in of_one)
+            for name, of_one in told.items()
+        }
+        found.append({"clients": clients, "requests_per_second": medians, "rounds": told})
     return found
 
 
@@ -238,14 +270,12 @@ async def rate(address: str, clients: int, requests: int) -> dict[str, float]:
 
 
 def show(found: list[dict[str, Any]]) -> None:
-    table = Table(title="requests a second")
-    for heading in ("clients", "ours", "llama-server", "tokens in", "tokens out"):
+    table = Table(title="requests a second; Q4_0 and Q8_0 are llama-server's")
+    for heading in ("clients", *found[0]["requests_per_second"]):
         table.add_column(heading, justify="right")
     for line in found:
-        peer = line.get("llama-server", {}).get("requests_per_second", "")
-        ours = line["ours"]
-        table.add_row(str(line["clients"]), str(ours["requests_per_second"]), str(peer),
-                      str(ours["tokens_in"]), str(ours["tokens_out"]))  # fmt: skip
+        rates = [f"{one:.2f}" for one in line["requests_per_second"].values()]
+        table.add_row(str(line["clients"]), *rates)
     Console().print(table)
 
 

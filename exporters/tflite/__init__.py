@@ -24,10 +24,12 @@ from gemma_multi.formats.tflite.file import ExportInfo, metadata_json
 from gemma_multi.formats.tflite.layout import (
     CACHE_TYPES,
     METADATA,
+    MOST_ROWS,
     NORMS,
     PREFILL_PRECISIONS,
     TOKENIZER,
     TRAILER_MARK,
+    batch_sizes,
 )
 from gemma_multi.options import option
 from gemma_multi.progress import Report, silent
@@ -64,6 +66,9 @@ class TfliteOptions:
         "same", "int8: prompts are read with int8 rows, kept beside int4 layers: quicker on CPUs, "
         "for 100 MB of a 270M."
     )  # fmt: skip
+    decode_batch: int = option(
+        1, "Conversations whose next tokens one call reads, for servers: 2, 4 or 8."
+    )
 
 
 def _write(
@@ -109,6 +114,7 @@ def build(
     if options.target == "gpu":
         checkpoint = fit_float16(checkpoint)
     try:
+        from gemma_multi.exporters.tflite.batch import add_batch_signatures
         from gemma_multi.exporters.tflite.decoder import add_signatures
         from gemma_multi.exporters.tflite.flatbuffer import ModelWriter
         from gemma_multi.exporters.tflite.positions import Shape
@@ -134,6 +140,7 @@ def build(
     if info.prefill_precision == "int8":
         prompts = weights | int8_layers(checkpoint)
     add_signatures(model, config, shape, weights, prompts, gains)
+    add_batch_signatures(model, config, shape, weights, gains, info.decode_batch)
     how = f"exported for LiteRT as {info.precision}, context length {info.context_length}"
     if info.prefill_precision == "int8":
         how += ", to read prompts with layers rounded to int8 rows"
@@ -199,6 +206,14 @@ def choose(checkpoint: Checkpoint, options: TfliteOptions) -> ExportInfo:
         raise OptionError(
             f"prefill_precision 'int8' is for int4 layers, but these are {precision}; leave it out"
         )
+    rows = options.decode_batch
+    if type(rows) is not int or rows not in (1, *batch_sizes(MOST_ROWS)):
+        raise OptionError(f"decode_batch is {rows!r}, expected 1, 2, 4 or {MOST_ROWS}")
+    if rows > 1 and options.target == "gpu":
+        raise OptionError(
+            f"decode_batch is {rows}, but target 'gpu' reads one conversation at a time; leave it "
+            "out"
+        )
     bits = {"int4": 4.5, "int8": 8, "float32": 32}[precision]
     bits += 8 * (options.prefill_precision == "int8")
     nbytes = int(checkpoint.config.num_parameters * bits / 8)
@@ -207,7 +222,9 @@ def choose(checkpoint: Checkpoint, options: TfliteOptions) -> ExportInfo:
             f"as {precision} the model takes {nbytes / 1e9:.1f} GB, but a .tflite file holds less "
             "than 2; use a smaller precision"
         )
-    return ExportInfo(precision, length, sizes, cache, options.target, options.prefill_precision)
+    return ExportInfo(
+        precision, length, sizes, cache, options.target, options.prefill_precision, rows
+    )
 
 
 EXPORTER = Exporter(format="tflite", options=TfliteOptions, write=_write)

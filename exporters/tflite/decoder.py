@@ -20,7 +20,7 @@ Design choices:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,15 +60,15 @@ def add_signatures(
     """All signatures of one decoder. `prompts` are the weights that prompts are read with, `gains`
     the norms' factors, 1 + w, by tensor name."""
     for size in shape.prefill:
-        _Decoder(Subgraph(model, PREFILL.format(size)), config, shape, prompts, gains, size).build()
-    decode = _Decoder(Subgraph(model, DECODE), config, shape, weights, gains, 1)
+        Decoder(Subgraph(model, PREFILL.format(size)), config, shape, prompts, gains, size).build()
+    decode = Decoder(Subgraph(model, DECODE), config, shape, weights, gains, 1)
     decode.build(LOGITS)
-    _Decoder(Subgraph(model, HIDDEN), config, shape, weights, gains, 1).build(HIDDEN_STATE)
+    Decoder(Subgraph(model, HIDDEN), config, shape, weights, gains, 1).build(HIDDEN_STATE)
     size = min(SCORE_TOKENS, shape.context_length)
-    _Decoder(Subgraph(model, SCORE), config, shape, weights, gains, size).build(LOGITS)
+    Decoder(Subgraph(model, SCORE), config, shape, weights, gains, size).build(LOGITS)
     for count in {1, size} if shape.trace else ():
         graph = Subgraph(model, TRACE.format(count))
-        _Decoder(graph, config, shape, weights, gains, count).build(HIDDEN_STATES)
+        Decoder(graph, config, shape, weights, gains, count).build(HIDDEN_STATES)
 
 
 @dataclass
@@ -84,7 +84,7 @@ class _LayerCache:
     new_scales: Value | None = None  # f32[1, KV, 1, T]
 
 
-class _Decoder:
+class Decoder:
     """One signature: T tokens through all layers."""
 
     def __init__(
@@ -94,13 +94,15 @@ class _Decoder:
         self.graph, self.config, self.shape = graph, config, shape
         self.weights, self.gains, self.count = weights, gains, tokens
         self.writes_first = tokens == 1
+        self._begin()
+
+    def _begin(self) -> None:
+        """What goes in."""
+        graph, tokens = self.graph, self.count
         self.ids = graph.input(TOKENS, (1, tokens), np.int32)
         positions = graph.input(POSITIONS, (tokens,), np.int32)
-        # LiteRT-LM takes the context length from the first key cache: a global layer's, if any
-        layers = sorted(range(config.num_hidden_layers), key=config.is_sliding)
-        caches = {i: (self._cache_input(i, 0), self._cache_input(i, 1)) for i in layers}
-        self.caches = [caches[i] for i in range(config.num_hidden_layers)]
-        self.positions = Positions(graph, config, shape, positions)
+        self._take_caches(str)
+        self.positions = Positions(graph, self.config, self.shape, positions)
 
     def build(self, wanted: str = "") -> None:
         """`wanted` is the output besides the caches: the logits, the last hidden state, all of
@@ -121,14 +123,18 @@ class _Decoder:
             elif wanted == HIDDEN_STATES:
                 x = graph.concatenate([*states, x], 1)
             graph.output(wanted, graph.reshape(x, (1, *x.shape)))
-        for i in range(config.num_hidden_layers):
+        self._end()
+        graph.finish()
+
+    def _end(self) -> None:
+        """The caches, as they are now."""
+        for i in range(self.config.num_hidden_layers):
             for cache in self.caches[i]:
                 if not self.writes_first:
-                    self._write(cache, ring=config.is_sliding(i))
-                graph.output(cache.name, cache.held)
+                    self._write(cache, ring=self.config.is_sliding(i))
+                self.graph.output(cache.name, cache.held)
                 if cache.scales is not None:
-                    graph.output(cache.scale_name, cache.scales)
-        graph.finish()
+                    self.graph.output(cache.scale_name, cache.scales)
 
     def _head(self, x: Value) -> Value:
         """Row by row for GPUs: for several rows at once the delegate makes the matrix a texture,
@@ -240,13 +246,23 @@ class _Decoder:
 
     # caches
 
-    def _cache_input(self, layer: int, which: int) -> _LayerCache:
+    def _take_caches(self, named: Callable[[str], str]) -> None:
+        """`named` makes a cache's name here of what `layout` calls it."""
+        count = self.config.num_hidden_layers
+        # LiteRT-LM takes the context length from the first key cache: a global layer's, if any
+        layers = sorted(range(count), key=self.config.is_sliding)
+        caches = {
+            i: (self._cache_input(i, 0, named), self._cache_input(i, 1, named)) for i in layers
+        }
+        self.caches = [caches[i] for i in range(count)]
+
+    def _cache_input(self, layer: int, which: int, named: Callable[[str], str]) -> _LayerCache:
         graph, config = self.graph, self.config
         shape = cache_shapes(config, layer, self.shape.context_length)[which]
-        name, axis = cache_names(layer)[which], 2 + which
+        name, axis = named(cache_names(layer)[which]), 2 + which
         if not self.shape.int8_global_caches or config.is_sliding(layer):
             return _LayerCache(name, graph.input(name, shape), axis)
-        scale = cache_scale_names(layer)[which]
+        scale = named(cache_scale_names(layer)[which])
         old = graph.input(name, shape, np.int8)
         scales = graph.input(scale, (1, config.num_key_value_heads, 1, shape[axis]))
         return _LayerCache(name, old, axis, scale, scales)

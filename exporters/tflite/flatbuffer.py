@@ -20,9 +20,10 @@ from ai_edge_litert import schema_py_generated as schema
 
 IDENTIFIER = b"TFL3"
 _SCHEMA_VERSION = 3
-# bytes for all that is not data: 1 MB for 18 layers. A builder that is too small takes thrice as
-# much for a moment, and one that is too large nothing: what is never written takes no memory.
-_STRUCTURE = 1 << 24
+# bytes for all that is not data: 1 MB for 18 layers, and as much for each row of a batch. A builder
+# that is too small takes thrice as much for a moment, and one that is too large nothing: what is
+# never written takes no memory.
+_STRUCTURE = 1 << 26
 
 Produce = Callable[[], np.ndarray]
 

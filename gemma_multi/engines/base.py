@@ -56,7 +56,9 @@ class Engine(ABC):
     # whether the logits of some guessed tokens cost less than as many single steps from the first
     # time on; one that compiles for them may not win that back in a text
     guesses_pay = False
-    batches_pay = False  # whether sessions that are read together cost less than one after another
+    # sessions that suit one read: past it a batch gains little, and takes more memory; 1 where they
+    # cost as much as one after another
+    rows_at_a_time = 1
     # tokens that are chosen on the device in about the time that a few take with logits coming to
     # the host; 1 where nothing is gained, at most SPARE
     steps_ahead = 1
@@ -124,7 +126,7 @@ class Engine(ABC):
                 i for i, row in enumerate(ids)
                 if (len(row) == 1) is one and wants[i] is not ALL and i not in chosen
             ]  # fmt: skip
-            if self.batches_pay and len(alike) > 1:
+            if self.rows_at_a_time > 1 and len(alike) > 1:
                 groups.append((self._read_together, alike))
         for read, alike in groups:
             for begin in range(0, len(alike), MOST_TOGETHER):
@@ -145,7 +147,8 @@ class Engine(ABC):
     def _read_together(
         self, sessions: Sequence[Any], ids: Sequence[np.ndarray], wants: Sequence[Wanted]
     ) -> list[Array | None]:
-        """The same in one batch, of rows of unequal lengths; of an engine whose `batches_pay`.
+        """The same in one batch, of rows of unequal lengths; of an engine that has more than one of
+        `rows_at_a_time`.
         Nobody wants ALL or Chosen."""
         raise NotImplementedError
 

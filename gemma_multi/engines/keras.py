@@ -51,7 +51,7 @@ def _create(checkpoint: Checkpoint, request: Request) -> Engine:
 
 class KerasEngine(Engine):
     name = "keras"
-    batches_pay = True
+    rows_at_a_time = 32
 
     def __init__(self, runtime: KerasRuntime, prepared: Prepared) -> None:
         checkpoint, self.precision, self.compute = prepared

@@ -16,26 +16,29 @@ from __future__ import annotations
 import functools
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from gemma_multi.checkpoint import Checkpoint, dense
 from gemma_multi.config import EMBEDDING, SLIDING
+from gemma_multi.engines.ahead import part
 from gemma_multi.engines.backend import Backend, Request, has_nvidia_gpu, on_apple_silicon
-from gemma_multi.engines.base import Engine, Session
+from gemma_multi.engines.base import Array, Engine, Session
 from gemma_multi.engines.caches import ring_reaches, written_of
-from gemma_multi.engines.litert_caches import Caches
+from gemma_multi.engines.litert_caches import Batches, Caches
 from gemma_multi.engines.litert_files import passing_file, ready_file
 from gemma_multi.engines.litert_runtime import LitertRuntime, Place
-from gemma_multi.engines.wants import ALL, HIDDEN, NOTHING, Rows, Wanted
+from gemma_multi.engines.wants import ALL, HIDDEN, LAST, NOTHING, Rows, Wanted
 from gemma_multi.errors import BackendError, OptionError
 from gemma_multi.exporters import tflite
 from gemma_multi.formats.tflite.file import TfliteFile
 from gemma_multi.formats.tflite.layout import (
     DECODE,
     TOKENS,
+    batch_sizes,
     ring_positions,
 )
 from gemma_multi.formats.tflite.layout import HIDDEN as HIDDEN_SIGNATURE
@@ -57,6 +60,10 @@ class LitertOptions:
         "same", "int8: read prompts with int8 rows beside int4 layers: quicker on CPUs, for 100 MB "
         "of a 270M."
     )  # fmt: skip
+
+    decode_batch: int = option(
+        1, "Conversations whose next tokens are read in one call, for servers: 2, 4 or 8."
+    )
 
     def __post_init__(self) -> None:
         if self.device not in tflite.TARGETS:
@@ -113,9 +120,11 @@ class LitertEngine(Engine):
         if place.gpu:
             self.compute = "float32" if place.enforce_f32 else "float16"
         self.context_length = file.info.context_length
+        self.rows_at_a_time = self.file.info.decode_batch
         digest = "" if passing else file.digest
         self.runtime = LitertRuntime(file.path, digest, place, (DECODE, TOKENS))
         self.gpu = self.runtime.gpu
+        self._batches = Batches(self.runtime, self.config)
         self._spare: list[Caches] = []
         # the rows of the head for a set of token ids, as they would be multiplied
         self._heads: dict[bytes, np.ndarray] = {}
@@ -149,6 +158,31 @@ class LitertEngine(Engine):
     def give_back(self, caches: Caches) -> None:
         if len(self._spare) < _MOST_SPARE:
             self._spare.append(caches)
+
+    def _read_together(
+        self, sessions: Sequence[Any], ids: Sequence[np.ndarray], wants: Sequence[Wanted]
+    ) -> list[Array | None]:
+        """Those that read a token and want its logits, in batches; a prompt fills a call alone."""
+        found: dict[int, Array | None] = {}
+        alike = [i for i, row in enumerate(ids) if len(row) == 1 and wants[i] is LAST]
+        for size in reversed(batch_sizes(self.rows_at_a_time)):
+            while len(alike) >= size:
+                places, alike = alike[:size], alike[size:]
+                logits = self._read_batch(part(sessions, places), part(ids, places))
+                found |= dict(zip(places, logits, strict=True))
+        for i, session in enumerate(sessions):
+            if i not in found:
+                found[i] = session._reading(ids[i], wants[i])
+        return [found[i] for i in range(len(sessions))]
+
+    def _read_batch(self, sessions: Sequence[LitertSession], ids: Sequence[np.ndarray]) -> Array:
+        """The logits of one token of each: `f32[N, V]`."""
+        starts = [session.length for session in sessions]
+        caches = [session.caches_for(1) for session in sessions]
+        logits = self._batches.read(caches, np.concatenate(ids), np.array(starts, np.int32))
+        for session, row in zip(sessions, ids, strict=True):
+            session._append(row)
+        return logits
 
     def _session(self, context_length: int) -> Session:
         return LitertSession(self, context_length)
@@ -193,9 +227,14 @@ class LitertSession(Session):
             return caches
         return held
 
+    def caches_for(self, count: int) -> Caches:
+        """This session's own, into which so many tokens are about to be read."""
+        caches = self.own_caches()
+        self._written = max(self._written, self.length + count)
+        return caches
+
     def _forward(self, ids: np.ndarray, want: Wanted) -> np.ndarray | None:
-        caches, start = self.own_caches(), self.length
-        self._written = max(self._written, start + len(ids))
+        caches, start = self.caches_for(len(ids)), self.length
         if want is ALL:
             return caches.score(ids, start)
         if want is NOTHING:

@@ -7,7 +7,7 @@ are read in chunks, by the signature that suits what is left of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from gemma_multi.engines.caches import fitting
 from gemma_multi.engines.litert_runtime import LitertRuntime
 from gemma_multi.formats.tflite.file import ExportInfo
 from gemma_multi.formats.tflite.layout import (
+    BATCH,
     DECODE,
     HIDDEN,
     HIDDEN_STATE,
@@ -31,6 +32,7 @@ from gemma_multi.formats.tflite.layout import (
     cache_names,
     cache_scale_names,
     cache_shapes,
+    of_row,
 )
 
 
@@ -56,7 +58,7 @@ class Caches:
                 if narrow:
                     flat = (1, config.num_key_value_heads, 1, shape[axis])
                     self._caches[scale] = _CacheBuffer(runtime, scale, flat, 3, np.float32)
-        self._buffers = {name: cache.buffer for name, cache in self._caches.items()}
+        self.buffers = {name: cache.buffer for name, cache in self._caches.items()}
         self._calls: dict[str, _Call] = {}
 
     def copy_from(self, other: Caches, positions: int) -> None:
@@ -141,9 +143,40 @@ class Caches:
 
     def _run(self, signature: str, ids: np.ndarray, start: int, size: int) -> np.ndarray:
         if signature not in self._calls:
-            call = _Call(self._runtime, self._config, signature, size, self._buffers)
+            call = _Call(self._runtime, self._config, signature, size, self.buffers)
             self._calls[signature] = call
         return self._calls[signature].run(ids, start)
+
+
+class Batches:
+    """Calls that read one token of each of several conversations."""
+
+    def __init__(self, runtime: LitertRuntime, config: ModelConfig) -> None:
+        self._runtime, self._width = runtime, config.vocab_size
+        self._buffers: dict[int, tuple[Any, Any, Any]] = {}  # tokens, positions, logits; by rows
+
+    def read(self, rows: Sequence[Caches], ids: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """`i32[N]` each; the logits of each: `f32[N, V]`."""
+        count = len(rows)
+        signature, runtime = BATCH.format(count), self._runtime
+        if count not in self._buffers:
+            self._buffers[count] = (
+                runtime.input(signature, TOKENS), runtime.input(signature, POSITIONS),
+                runtime.output(signature, LOGITS),
+            )  # fmt: skip
+        tokens, places, result = self._buffers[count]
+        held = {}
+        for row, caches in enumerate(rows):
+            caches.is_finite = False
+            held |= {of_row(name, row): buffer for name, buffer in caches.buffers.items()}
+        tokens.write(ids)
+        places.write(positions)
+        inputs = {TOKENS: tokens, POSITIONS: places, **held}
+        runtime.run(signature, inputs, {LOGITS: result, **held})
+        logits = result.read(count * self._width, np.float32).reshape(count, self._width)
+        for caches, of_one in zip(rows, logits, strict=True):
+            caches.is_finite = bool(np.isfinite(of_one[0]))
+        return logits
 
 
 class _CacheBuffer:

@@ -60,6 +60,11 @@ def ready_file(checkpoint: Checkpoint, request: Request) -> TfliteFile:
                 f"prefill_precision is {request.options.prefill_precision!r}, but {file.path} was "
                 "exported without; export it again"
             )
+        if request.options.decode_batch > file.info.decode_batch:
+            raise OptionError(
+                f"decode_batch is {request.options.decode_batch}, but {file.path} was exported "
+                f"with {file.info.decode_batch}; export it again"
+            )
         if file.is_whole:
             return file
         return _cached(file.digest, lambda target: write_atomically(target, file.model_bytes))
@@ -70,6 +75,7 @@ def ready_file(checkpoint: Checkpoint, request: Request) -> TfliteFile:
     options = tflite.TfliteOptions(
         context_length=length, precision=request.precision, target=request.options.device,
         prefill_precision=request.options.prefill_precision,
+        decode_batch=request.options.decode_batch,
     )  # fmt: skip
 
     def write(target: Path) -> None:

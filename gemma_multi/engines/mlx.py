@@ -60,7 +60,7 @@ def fast_type(mx: ModuleType) -> str:
 class MlxEngine(Engine):
     name = "mlx"
     guesses_pay = True
-    batches_pay = True
+    rows_at_a_time = 32
 
     def __init__(self, mx: ModuleType, prepared: Prepared) -> None:
         checkpoint, self.precision, self.compute = prepared

@@ -47,7 +47,6 @@ from gemma_multi.progress import Progress, reporting
 from gemma_multi.reads import Read, Reads, complete_together
 from gemma_multi.sentencepiece_model import STEERING_PIECES
 from gemma_multi.streaming import TextStream
-from gemma_multi.tasks.running import width_of
 from gemma_multi.tokenizer import Tokenizer
 
 NAME = "gemma-multi"
@@ -267,7 +266,7 @@ def _special_pieces(tokenizer: Tokenizer) -> dict[str, int]:
 
 
 def _read_width(given: int | str | None, most: int | None, model: Model) -> int:
-    width = width_of(model) if given in (None, "auto") else given
+    width = model.engine.rows_at_a_time if given in (None, "auto") else given
     if isinstance(width, str) and width.isdigit():
         width = int(width)
     if type(width) is not int or width < 1:

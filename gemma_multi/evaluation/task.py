@@ -24,7 +24,6 @@ from gemma_multi.reads import Reads, complete_together
 from gemma_multi.rows import Data, Given, open_data, read_row
 from gemma_multi.scoring import Estimate, PartScore
 from gemma_multi.tasks.prompts import TaskPrompt
-from gemma_multi.tasks.running import width_of
 
 if TYPE_CHECKING:
     from gemma_multi.model import Model
@@ -159,7 +158,7 @@ def ask_all(
     found: list[Any] = [None] * len(questions)
     starts = (partial(job, question) for question in questions)
     with reporting(progress, title) as report:
-        together = complete_together(model.engine, starts, width_of(model))
+        together = complete_together(model.engine, starts, model.engine.rows_at_a_time)
         for done, (place, outcome) in enumerate(together, 1):
             if isinstance(outcome, GemmaError) and not isinstance(outcome, ConstraintError):
                 raise DataError(f"{questions[place].where}: {outcome}") from outcome

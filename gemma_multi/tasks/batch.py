@@ -24,7 +24,6 @@ from gemma_multi.tasks.classification import by_labels
 from gemma_multi.tasks.embedding import by_pooling
 from gemma_multi.tasks.extraction import by_schema
 from gemma_multi.tasks.routing import by_routes
-from gemma_multi.tasks.running import width_of
 from gemma_multi.tools import read_tools
 
 if TYPE_CHECKING:
@@ -53,7 +52,7 @@ def batch(
         raise OptionError(f"task is {task!r}, expected one of {', '.join(_TASKS)}")
     if isinstance(items, str | bytes | Mapping) or not isinstance(items, Iterable):
         raise OptionError(f"items are {items!r}, expected a list or an iterator of rows")
-    width = width_of(model) if width is None else width
+    width = model.engine.rows_at_a_time if width is None else width
     if type(width) is not int or not 1 <= width <= MOST_TOGETHER:
         raise OptionError(f"width is {width!r}, expected a whole number 1 to {MOST_TOGETHER}")
     return _Run(model, items, task, options, width).run(progress)

@@ -13,12 +13,6 @@ if TYPE_CHECKING:
     from gemma_multi.model import Model
 
 T = TypeVar("T")
-_WIDTH = 32  # texts at a time: past it a batch gains little, and takes more memory
-
-
-def width_of(model: Model) -> int:
-    """How many texts at a time suit the engine."""
-    return _WIDTH if model.engine.batches_pay else 1
 
 
 def run_all(
@@ -31,7 +25,7 @@ def run_all(
         found: list[Any] = [None] * len(jobs)
         starts = map(_start, jobs)
         for done, (place, outcome) in enumerate(
-            complete_together(model.engine, starts, width_of(model))
+            complete_together(model.engine, starts, model.engine.rows_at_a_time)
         ):
             if isinstance(outcome, GemmaError):
                 raise outcome

@@ -60,6 +60,7 @@ class ExportInfo:
     cache: str  # type of the global layers' caches: "float32" or "int8"
     target: str = "cpu"  # "gpu": laid out for LiteRT's GPU delegate
     prefill_precision: str = "same"  # "int8": layers as int8 rows beside int4, to read prompts with
+    decode_batch: int = 1  # conversations whose next tokens one call reads, at most
 
 
 class TfliteFile:

@@ -5,6 +5,8 @@ A `.tflite` of ours is one decoder with these signatures, each of which updates 
 - `prefill_N`: reads N tokens, gives nothing else. Several sizes.
 - `decode`: reads one token, gives `logits` `f32[1, 1, V]`.
 - `hidden`: reads one token, gives the last hidden state `hidden` `f32[1, 1, D]`, without the head.
+- `batch_N`: reads one token of each of N conversations, gives the `logits` `f32[1, N, V]` of each.
+  Only in files that are asked for it; the caches of row 0 end in `_row_0`, and so on.
 - `score`: reads `SCORE_TOKENS` tokens, gives the `logits` after each of them.
 - `trace_N`: reads N tokens, gives the `hidden_states` of each, those of the embedding, of every
   layer and of the last norm in a row. Only in files made to look for a fault.
@@ -20,6 +22,7 @@ from gemma_multi.config import EMBEDDING, ModelConfig
 
 FORMAT_VERSION = 2  # of all that follows; a released file of another number is refused
 PREFILL, DECODE, HIDDEN, SCORE = "prefill_{}", "decode", "hidden", "score"
+BATCH = "batch_{}"
 TRACE, HIDDEN_STATES = "trace_{}", "hidden_states"
 TOKENS, POSITIONS, LOGITS, HIDDEN_STATE = "tokens", "input_pos", "logits", "hidden"
 SCORE_TOKENS = 16
@@ -41,6 +44,7 @@ INT4_SIGN_BITS, INT8_SIGN_BIT = 0x88, 0x80
 CACHE_TYPES = ("float32", "int8")
 # of the linear layers in what reads prompts: those of the other signatures, or int8 rows beside
 PREFILL_PRECISIONS = ("same", "int8")
+MOST_ROWS = 8  # of a batch, which are 2, 4 and 8
 
 
 def cache_names(layer: int) -> tuple[str, str]:
@@ -51,6 +55,16 @@ def cache_names(layer: int) -> tuple[str, str]:
 def cache_scale_names(layer: int) -> tuple[str, str]:
     """Where a layer's caches are int8: the scale of each row, `f32[1, KV, 1, positions]`."""
     return f"kv_cache_k_scale_{layer}", f"kv_cache_v_scale_{layer}"
+
+
+def of_row(name: str, row: int) -> str:
+    """A cache of one conversation of a batch."""
+    return f"{name}_row_{row}"
+
+
+def batch_sizes(rows: int) -> tuple[int, ...]:
+    """The batches of a file that reads so many conversations in one call."""
+    return tuple(size for size in (2, 4, 8) if size <= rows)
 
 
 def cache_positions(config: ModelConfig, layer: int, context_length: int) -> int:
