@@ -40,8 +40,9 @@ def export(
     options: the format's own. All take `precision`; `.tflite`, `.litertlm` and `onnx` also
         `context_length` (positions the file can hold; all the model has), the first two `prefill`
         (how many tokens are read at a time, one graph each), `cache` (type of the global layers'
-        caches: `"float32"`, `"int8"` or `"auto"`), `target` (`"cpu"` or `"gpu"`) and
-        `prefill_precision` (`"same"`, or `"int8"` to read prompts with), `onnx` `activations` (what
+        caches: `"float32"`, `"int8"` or `"auto"`), `target` (`"cpu"` or `"gpu"`),
+        `prefill_precision` (`"same"`, or `"int8"` to read prompts with) and `decode_batch` (2, 4 or
+        8 conversations whose next tokens one call reads), `onnx` `activations` (what
         is multiplied: `"float32"`, `"float16"`, `"int8"` or `"auto"`, which of int4 is int8),
         `.sbs` `wrapping` (`"it"`, or `"pt"` for a base model).
 

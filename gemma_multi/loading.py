@@ -44,7 +44,8 @@ def load(
     progress: True for a bar on a terminal, False for none, or a function of (done, total).
     backend_options: the backend's own. LiteRT: `threads`, the processor's cores to use; `device`,
         `"cpu"` or `"gpu"`, there with `enforce_f32`; `prefill_precision`, `"int8"` to read prompts
-        with int8 rows beside int4 layers.
+        with int8 rows beside int4 layers; `decode_batch`, 2, 4 or 8 conversations whose next tokens
+        are read in one call, for servers.
 
     Raises GemmaError: HubError, CheckpointError, ConfigError, TokenizerError, BackendError or
     OptionError.

@@ -1,9 +1,10 @@
 """`.tflite`: Gemma 3 as one TensorFlow Lite file, for Android and for CPUs.
 
-Nothing is traced and nothing is quantised again: `decoder` writes the operators, `weights` hands
-over the checkpoint's own codes and scales, `flatbuffer` packs both. The file's names, signatures
-and metadata are in `gemma_multi.formats.tflite.layout`. (LiteRT-LM cannot use the last positions of
-a context that the smallest prefill size does not fit into.)
+Nothing is traced and nothing is quantised again: `decoder` writes the operators (`batch` those of
+several conversations at once), `weights` hands over the checkpoint's own codes and scales,
+`flatbuffer` packs both. The file's names, signatures and metadata are in
+`gemma_multi.formats.tflite.layout`. (LiteRT-LM cannot use the last positions of a context that the
+smallest prefill size does not fit into.)
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -197,18 +199,12 @@ def choose(checkpoint: Checkpoint, options: TfliteOptions) -> ExportInfo:
         cache = "int8" if precision != "float32" and length >= _INT8_CACHES_FROM else "float32"
     if cache not in CACHE_TYPES:
         raise OptionError(f"cache is {cache!r}, expected auto, {' or '.join(CACHE_TYPES)}")
-    if options.prefill_precision not in PREFILL_PRECISIONS:
-        raise OptionError(
-            f"prefill_precision is {options.prefill_precision!r}, expected "
-            f"{' or '.join(PREFILL_PRECISIONS)}"
-        )
+    check_ways_of_reading(options.prefill_precision, options.decode_batch)
     if options.prefill_precision == "int8" and precision != "int4":
         raise OptionError(
             f"prefill_precision 'int8' is for int4 layers, but these are {precision}; leave it out"
         )
     rows = options.decode_batch
-    if type(rows) is not int or rows not in (1, *batch_sizes(MOST_ROWS)):
-        raise OptionError(f"decode_batch is {rows!r}, expected 1, 2, 4 or {MOST_ROWS}")
     if rows > 1 and options.target == "gpu":
         raise OptionError(
             f"decode_batch is {rows}, but target 'gpu' reads one conversation at a time; leave it "
@@ -225,6 +221,17 @@ def choose(checkpoint: Checkpoint, options: TfliteOptions) -> ExportInfo:
     return ExportInfo(
         precision, length, sizes, cache, options.target, options.prefill_precision, rows
     )
+
+
+def check_ways_of_reading(prefill_precision: Any, decode_batch: Any) -> None:
+    """Raises OptionError for what they cannot be in any file."""
+    if prefill_precision not in PREFILL_PRECISIONS:
+        raise OptionError(
+            f"prefill_precision is {prefill_precision!r}, expected "
+            f"{' or '.join(PREFILL_PRECISIONS)}"
+        )
+    if type(decode_batch) is not int or decode_batch not in (1, *batch_sizes(MOST_ROWS)):
+        raise OptionError(f"decode_batch is {decode_batch!r}, expected 1, 2, 4 or {MOST_ROWS}")
 
 
 EXPORTER = Exporter(format="tflite", options=TfliteOptions, write=_write)

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from gemma_multi.config import ModelConfig
-from gemma_multi.exporters.tflite.decoder import Decoder
+from gemma_multi.exporters.tflite.decoder import TfliteDecoder
 from gemma_multi.exporters.tflite.flatbuffer import ModelWriter, Weight
 from gemma_multi.exporters.tflite.operators import Subgraph, Value
 from gemma_multi.exporters.tflite.positions import Positions, Shape
@@ -31,10 +31,10 @@ def add_batch_signatures(
     """For up to so many rows."""
     for size in batch_sizes(rows):
         graph = Subgraph(model, BATCH.format(size))
-        _Batch(graph, config, shape, weights, gains, size).build(LOGITS)
+        BatchDecoder(graph, config, shape, weights, gains, size).build(LOGITS)
 
 
-class _Batch(Decoder):
+class BatchDecoder(TfliteDecoder):
     """One signature: a token of each conversation through all layers."""
 
     def _begin(self) -> None:
@@ -42,7 +42,7 @@ class _Batch(Decoder):
         self.ids = graph.input(TOKENS, (1, self.count), np.int32)
         positions = graph.input(POSITIONS, (self.count,), np.int32)
         self.rows = [
-            _Row(self, row, graph.slice(positions, 0, row, 1)) for row in range(self.count)
+            RowDecoder(self, row, graph.slice(positions, 0, row, 1)) for row in range(self.count)
         ]
 
     def _attention(self, i: int, qkv: Value) -> Value:
@@ -56,10 +56,10 @@ class _Batch(Decoder):
             row._end()
 
 
-class _Row(Decoder):
+class RowDecoder(TfliteDecoder):
     """One conversation of a batch: its caches, and what its position decides."""
 
-    def __init__(self, batch: _Batch, row: int, position: Value) -> None:
+    def __init__(self, batch: BatchDecoder, row: int, position: Value) -> None:
         self._number, self._position = row, position
         super().__init__(batch.graph, batch.config, batch.shape, batch.weights, batch.gains, 1)
 

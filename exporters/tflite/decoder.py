@@ -60,15 +60,17 @@ def add_signatures(
     """All signatures of one decoder. `prompts` are the weights that prompts are read with, `gains`
     the norms' factors, 1 + w, by tensor name."""
     for size in shape.prefill:
-        Decoder(Subgraph(model, PREFILL.format(size)), config, shape, prompts, gains, size).build()
-    decode = Decoder(Subgraph(model, DECODE), config, shape, weights, gains, 1)
+        TfliteDecoder(
+            Subgraph(model, PREFILL.format(size)), config, shape, prompts, gains, size
+        ).build()
+    decode = TfliteDecoder(Subgraph(model, DECODE), config, shape, weights, gains, 1)
     decode.build(LOGITS)
-    Decoder(Subgraph(model, HIDDEN), config, shape, weights, gains, 1).build(HIDDEN_STATE)
+    TfliteDecoder(Subgraph(model, HIDDEN), config, shape, weights, gains, 1).build(HIDDEN_STATE)
     size = min(SCORE_TOKENS, shape.context_length)
-    Decoder(Subgraph(model, SCORE), config, shape, weights, gains, size).build(LOGITS)
+    TfliteDecoder(Subgraph(model, SCORE), config, shape, weights, gains, size).build(LOGITS)
     for count in {1, size} if shape.trace else ():
         graph = Subgraph(model, TRACE.format(count))
-        Decoder(graph, config, shape, weights, gains, count).build(HIDDEN_STATES)
+        TfliteDecoder(graph, config, shape, weights, gains, count).build(HIDDEN_STATES)
 
 
 @dataclass
@@ -84,7 +86,7 @@ class _LayerCache:
     new_scales: Value | None = None  # f32[1, KV, 1, T]
 
 
-class Decoder:
+class TfliteDecoder:
     """One signature: T tokens through all layers."""
 
     def __init__(

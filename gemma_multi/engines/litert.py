@@ -28,7 +28,7 @@ from gemma_multi.engines.ahead import part
 from gemma_multi.engines.backend import Backend, Request, has_nvidia_gpu, on_apple_silicon
 from gemma_multi.engines.base import Array, Engine, Session
 from gemma_multi.engines.caches import ring_reaches, written_of
-from gemma_multi.engines.litert_caches import Batches, Caches
+from gemma_multi.engines.litert_caches import BatchCalls, Caches
 from gemma_multi.engines.litert_files import passing_file, ready_file
 from gemma_multi.engines.litert_runtime import LitertRuntime, Place
 from gemma_multi.engines.wants import ALL, HIDDEN, LAST, NOTHING, Rows, Wanted
@@ -70,6 +70,7 @@ class LitertOptions:
             raise OptionError(f"device is {self.device!r}, expected {' or '.join(tflite.TARGETS)}")
         if self.enforce_f32 and self.device == "cpu":
             raise OptionError("enforce_f32 is for device 'gpu'; CPUs compute in float32")
+        tflite.check_ways_of_reading(self.prefill_precision, self.decode_batch)
         threads = self.threads
         if threads is not None and (type(threads) is not int or not 1 <= threads <= _MOST_THREADS):
             raise OptionError(f"threads is {threads!r}, expected 1 to {_MOST_THREADS}")
@@ -124,7 +125,7 @@ class LitertEngine(Engine):
         digest = "" if passing else file.digest
         self.runtime = LitertRuntime(file.path, digest, place, (DECODE, TOKENS))
         self.gpu = self.runtime.gpu
-        self._batches = Batches(self.runtime, self.config)
+        self._batches = BatchCalls(self.runtime, self.config)
         self._spare: list[Caches] = []
         # the rows of the head for a set of token ids, as they would be multiplied
         self._heads: dict[bytes, np.ndarray] = {}

@@ -148,7 +148,7 @@ class Caches:
         return self._calls[signature].run(ids, start)
 
 
-class Batches:
+class BatchCalls:
     """Calls that read one token of each of several conversations."""
 
     def __init__(self, runtime: LitertRuntime, config: ModelConfig) -> None:

@@ -23,8 +23,8 @@ class ServerOptions:
     api_key: str | None = option(
         None, f"What clients must send as a bearer token; better set as {API_KEY}."
     )
-    # an engine that batches gains little past it; one that does not answers no more of them by it,
-    # but everybody's first token comes sooner
+    # an engine that batches gains little past it; one that does not (LiteRT without `decode_batch`)
+    # answers no more of them by it, but everybody's first token comes sooner
     parallel: int = option(
         32, "Answers side by side of one model; each costs a conversation's caches."
     )

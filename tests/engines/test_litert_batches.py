@@ -11,8 +11,9 @@ from tiny import tiny_checkpoint
 
 import gemma_multi
 from gemma_multi.engines import HIDDEN, LAST, NOTHING, Rows, create_engine
-from gemma_multi.engines.litert_caches import Batches
+from gemma_multi.engines.litert_caches import BatchCalls
 from gemma_multi.errors import OptionError
+from gemma_multi.exporters.tflite import TfliteOptions, choose
 
 
 def engine(rows: int, precision: str = "int4", **more: Any) -> Any:
@@ -48,13 +49,13 @@ def test_many_are_split_into_the_batches_that_there_are(
     asked: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found: list[int] = []
-    read = Batches.read
+    read = BatchCalls.read
 
-    def counted(self: Batches, rows: Any, *more: Any) -> Any:
+    def counted(self: BatchCalls, rows: Any, *more: Any) -> Any:
         found.append(len(rows))
         return read(self, rows, *more)
 
-    monkeypatch.setattr(Batches, "read", counted)
+    monkeypatch.setattr(BatchCalls, "read", counted)
     one = engine(8)
     one.read([one.session() for _ in range(asked)], [[5]] * asked)
     assert found == sizes
@@ -125,6 +126,8 @@ def test_answers_are_those_of_a_model_without(tmp_path: Path) -> None:
 def test_batches_are_powers_of_two(rows: Any) -> None:
     with pytest.raises(OptionError, match=f"decode_batch is {rows!r}, expected 1, 2, 4 or 8"):
         engine(rows)
+    with pytest.raises(OptionError, match=f"decode_batch is {rows!r}, expected 1, 2, 4 or 8"):
+        choose(tiny_checkpoint(), TfliteOptions(decode_batch=rows))
 
 
 def test_what_cannot_batch_says_so(tmp_path: Path) -> None:

@@ -102,6 +102,8 @@ def test_what_cannot_be_is_refused(options: dict, words: str, tmp_path: Path) ->
 def test_a_file_without_them_is_not_run_as_if_it_had_them(plain: Model) -> None:
     with pytest.raises(OptionError, match="was exported without; export it again"):
         gemma_multi.load(plain.checkpoint.path, prefill_precision="int8")
+    with pytest.raises(OptionError, match="prefill_precision is 'half', expected same or int8"):
+        gemma_multi.load(plain.checkpoint.path, prefill_precision="half")
 
 
 def test_a_float32_checkpoint_is_refused_by_the_engine() -> None:
