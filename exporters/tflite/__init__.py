@@ -211,8 +211,10 @@ def choose(checkpoint: Checkpoint, options: TfliteOptions) -> ExportInfo:
             "out"
         )
     bits = {"int4": 4.5, "int8": 8, "float32": 32}[precision]
-    bits += 8 * (options.prefill_precision == "int8")
-    nbytes = int(checkpoint.config.num_parameters * bits / 8)
+    config = checkpoint.config
+    nbytes = int(config.num_parameters * bits / 8)
+    if options.prefill_precision == "int8":  # the layers once more
+        nbytes += config.num_parameters - config.vocab_size * config.hidden_size
     if nbytes >= _LARGEST:
         raise OptionError(
             f"as {precision} the model takes {nbytes / 1e9:.1f} GB, but a .tflite file holds less "

@@ -20,10 +20,9 @@ from ai_edge_litert import schema_py_generated as schema
 
 IDENTIFIER = b"TFL3"
 _SCHEMA_VERSION = 3
-# bytes for all that is not data: 1 MB for 18 layers, and as much for each row of a batch. A builder
-# that is too small takes thrice as much for a moment, and one that is too large nothing: what is
-# never written takes no memory.
-_STRUCTURE = 1 << 26
+# bytes for all that is not data, of a file, of an operator, of a row with a scale. A little more
+# than it takes: a builder that is too small takes thrice as much for a moment
+_STRUCTURE, _OPERATOR, _ROW = 1 << 20, 256, 12
 
 Produce = Callable[[], np.ndarray]
 
@@ -139,6 +138,9 @@ class ModelWriter:
         return self._codes[code, version]
 
     def add_signature(self, graph: schema.SubGraphT, signature: schema.SignatureDefT) -> None:
+        scales = [one.quantization.scale for one in graph.tensors if one.quantization is not None]
+        rows = sum(len(one) for one in scales if one is not None)
+        self._size += _OPERATOR * len(graph.operators) + _ROW * rows
         signature.subgraphIndex = len(self._model.subgraphs)
         self._model.subgraphs.append(graph)
         self._model.signatureDefs.append(signature)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +11,15 @@ from gemma_multi.cli.common import (
     argument_or_piped,
     field_options,
     given,
+    json_list,
     load_model,
     model_options,
     print_json,
-    read_file_or_text,
 )
 from gemma_multi.constraints import ConstraintOptions
-from gemma_multi.errors import GemmaError, OptionError
+from gemma_multi.errors import OptionError
 from gemma_multi.sampling import GenerationOptions
-from gemma_multi.tools import Tool, read_tools
+from gemma_multi.tools import read_tools
 
 if TYPE_CHECKING:
     from gemma_multi.generation import GenerationResult
@@ -49,7 +48,7 @@ def generate(
         raise OptionError("--raw continues plain text and takes no --system")
     if not text.strip():
         raise OptionError("the prompt is empty; give it some text")
-    declared = None if tools is None else _read_tools(tools)
+    declared = None if tools is None else read_tools(json_list("tools", tools))
     model = load_model(options)
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": text})
@@ -81,12 +80,3 @@ def answer_facts(result: GenerationResult, backend: str) -> dict[str, Any]:
         "decode_seconds": round(result.decode_seconds, 4),
         "backend": backend,
     }
-
-
-def _read_tools(value: str) -> tuple[Tool, ...]:
-    try:
-        return read_tools(json.loads(read_file_or_text(value)))
-    except ValueError as error:
-        if isinstance(error, GemmaError):
-            raise
-        raise OptionError(f"--tools {value}: no JSON: {error}") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import click
@@ -12,13 +11,13 @@ from gemma_multi.cli.common import (
     described_routes,
     field_options,
     given,
+    json_list,
     place_options,
     print_json,
     read_file_or_text,
     taken_place,
 )
 from gemma_multi.constraints import ConstraintOptions
-from gemma_multi.errors import OptionError
 from gemma_multi.sampling import GenerationOptions
 
 
@@ -66,12 +65,12 @@ def batch(
 
     place = taken_place(options)
     told = given(options)
-    for name in ("schema", "grammar", "tools", "examples"):
+    for name in ("schema", "grammar"):
         if name in told:
             told[name] = read_file_or_text(told[name])
     for name in ("tools", "examples"):
         if name in told:
-            told[name] = _list(name, told[name])
+            told[name] = json_list(name, told[name])
     if "routes" in told:
         told["routes"] = described_routes(told["routes"])
     report = run(
@@ -84,13 +83,3 @@ def batch(
         click.echo(str(report))
     if report.failed:
         raise click.exceptions.Exit(1)
-
-
-def _list(name: str, text: str) -> list[Any]:
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise OptionError(f"--{name} is not valid JSON: {error}") from None
-    if not isinstance(found, list):
-        raise OptionError(f"--{name} is {type(found).__name__}, expected a list")
-    return found

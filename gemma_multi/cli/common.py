@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from gemma_multi.errors import OptionError
+from gemma_multi.errors import GemmaError, OptionError
 
 Command = Callable[..., Any]
 SOURCE = ("revision", "local_files_only", "progress")
@@ -192,6 +192,19 @@ def read_file_or_text(value: str) -> str:
     if value.lstrip()[:1] in ("{", "[") or ":" in value:
         return value
     raise OptionError(f"there is no file {value!r}")
+
+
+def json_list(name: str, value: str) -> list[Any]:
+    """What `--name` gives as JSON, in a file or as it is. Raises OptionError for no list."""
+    try:
+        found = json.loads(read_file_or_text(value))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, GemmaError):
+            raise
+        raise OptionError(f"--{name} is not valid JSON: {error}") from None
+    if not isinstance(found, list):
+        raise OptionError(f"--{name} is {type(found).__name__}, expected a list")
+    return found
 
 
 def described_routes(routes: Iterable[str]) -> dict[str, str]:
