@@ -60,9 +60,15 @@ def available_memory() -> int | None:
 
 
 def memory_in_use() -> int | None:
-    """Bytes that this process holds in memory now; None where the system does not say."""
+    """Bytes that this process holds in memory now; None where the system does not say.
+
+    Pages of mapped files are not counted where they can be told apart (Linux, macOS): the system
+    takes them back when it needs them, and a model's embedding comes in row by row, as tokens are
+    met for the first time.
+    """
     if sys.platform == "linux":
-        return _kilobytes("/proc/self/status", "VmRSS")
+        anonymous, shared = (_kilobytes("/proc/self/status", n) for n in ("RssAnon", "RssShmem"))
+        return anonymous + shared
     if sys.platform == "darwin":
         return _macos_footprint()
     return _windows_working_set()[0] if sys.platform == "win32" else None
