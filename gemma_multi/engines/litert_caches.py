@@ -165,7 +165,7 @@ class BatchCalls:
                 runtime.output(signature, LOGITS),
             )  # fmt: skip
         tokens, places, result = self._buffers[count]
-        held = {}
+        held: dict[str, Any] = {}
         for row, caches in enumerate(rows):
             caches.is_finite = False
             held |= {of_row(name, row): buffer for name, buffer in caches.buffers.items()}
