@@ -66,7 +66,7 @@ def main() -> None:
             found["load"] = asyncio.run(load(address, options.clients, options.seconds))
         Console().print(found["load"])
     if "rates" not in options.without:
-        servers = dict(OURS if "llama-server" in options.without else {**OURS, **THEIRS})
+        servers = OURS if "llama-server" in options.without else OURS | THEIRS
         found["rates"] = rates(servers, options.requests, options.rounds)
         show(found["rates"])
     if options.json:

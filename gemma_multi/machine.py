@@ -67,8 +67,7 @@ def memory_in_use() -> int | None:
     met for the first time.
     """
     if sys.platform == "linux":
-        anonymous, shared = (_kilobytes("/proc/self/status", n) for n in ("RssAnon", "RssShmem"))
-        return anonymous + shared
+        return _kilobytes("/proc/self/status", "RssAnon", "RssShmem")
     if sys.platform == "darwin":
         return _macos_footprint()
     return _windows_working_set()[0] if sys.platform == "win32" else None
@@ -94,10 +93,11 @@ def memory_speed() -> float:
         return _READ_BYTES / min(_seconds_to_read(threads, parts) for _ in range(5))
 
 
-def _kilobytes(file: str, name: str) -> int:
-    """A line of a file of /proc, as bytes."""
+def _kilobytes(file: str, *names: str) -> int:
+    """Lines of a file of /proc, added up, as bytes."""
     with open(file) as lines:
-        return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) * 1024
+        held = {name: rest.split() for name, _, rest in (line.partition(":") for line in lines)}
+    return sum(int(held[name][0]) for name in names) * 1024
 
 
 def _macos_footprint() -> int | None:

@@ -24,14 +24,13 @@ from gemma_multi.exporters.base import Exporter, ExportReport
 from gemma_multi.files import write_atomically
 from gemma_multi.formats.tflite.file import ExportInfo, metadata_json
 from gemma_multi.formats.tflite.layout import (
+    BATCH_SIZES,
     CACHE_TYPES,
     METADATA,
-    MOST_ROWS,
     NORMS,
     PREFILL_PRECISIONS,
     TOKENIZER,
     TRAILER_MARK,
-    batch_sizes,
 )
 from gemma_multi.options import option
 from gemma_multi.progress import Report, silent
@@ -232,8 +231,8 @@ def check_ways_of_reading(prefill_precision: Any, decode_batch: Any) -> None:
             f"prefill_precision is {prefill_precision!r}, expected "
             f"{' or '.join(PREFILL_PRECISIONS)}"
         )
-    if type(decode_batch) is not int or decode_batch not in (1, *batch_sizes(MOST_ROWS)):
-        raise OptionError(f"decode_batch is {decode_batch!r}, expected 1, 2, 4 or {MOST_ROWS}")
+    if type(decode_batch) is not int or decode_batch not in (1, *BATCH_SIZES):
+        raise OptionError(f"decode_batch is {decode_batch!r}, expected 1, 2, 4 or 8")
 
 
 EXPORTER = Exporter(format="tflite", options=TfliteOptions, write=_write)

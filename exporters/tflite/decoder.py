@@ -60,9 +60,8 @@ def add_signatures(
     """All signatures of one decoder. `prompts` are the weights that prompts are read with, `gains`
     the norms' factors, 1 + w, by tensor name."""
     for size in shape.prefill:
-        TfliteDecoder(
-            Subgraph(model, PREFILL.format(size)), config, shape, prompts, gains, size
-        ).build()
+        graph = Subgraph(model, PREFILL.format(size))
+        TfliteDecoder(graph, config, shape, prompts, gains, size).build()
     decode = TfliteDecoder(Subgraph(model, DECODE), config, shape, weights, gains, 1)
     decode.build(LOGITS)
     TfliteDecoder(Subgraph(model, HIDDEN), config, shape, weights, gains, 1).build(HIDDEN_STATE)

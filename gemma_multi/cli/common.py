@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from gemma_multi.errors import GemmaError, OptionError
+from gemma_multi.errors import OptionError
 
 Command = Callable[..., Any]
 SOURCE = ("revision", "local_files_only", "progress")
@@ -196,11 +196,10 @@ def read_file_or_text(value: str) -> str:
 
 def json_list(name: str, value: str) -> list[Any]:
     """What `--name` gives as JSON, in a file or as it is. Raises OptionError for no list."""
+    text = read_file_or_text(value)
     try:
-        found = json.loads(read_file_or_text(value))
+        found = json.loads(text)
     except (ValueError, RecursionError) as error:
-        if isinstance(error, GemmaError):
-            raise
         raise OptionError(f"--{name} is not valid JSON: {error}") from None
     if not isinstance(found, list):
         raise OptionError(f"--{name} is {type(found).__name__}, expected a list")

@@ -147,8 +147,7 @@ class Engine(ABC):
     def _read_together(
         self, sessions: Sequence[Any], ids: Sequence[np.ndarray], wants: Sequence[Wanted]
     ) -> list[Array | None]:
-        """The same in one batch, of rows of unequal lengths; of an engine that has more than one of
-        `rows_at_a_time`.
+        """The same in one batch, of rows of unequal lengths, where `rows_at_a_time` is over 1.
         Nobody wants ALL or Chosen."""
         raise NotImplementedError
 

@@ -60,7 +60,6 @@ class LitertOptions:
         "same", "int8: read prompts with int8 rows beside int4 layers: quicker on CPUs, for 100 MB "
         "of a 270M."
     )  # fmt: skip
-
     decode_batch: int = option(
         1, "Conversations whose next tokens are read in one call, for servers: 2, 4 or 8."
     )
@@ -121,7 +120,7 @@ class LitertEngine(Engine):
         if place.gpu:
             self.compute = "float32" if place.enforce_f32 else "float16"
         self.context_length = file.info.context_length
-        self.rows_at_a_time = self.file.info.decode_batch
+        self.rows_at_a_time = file.info.decode_batch
         digest = "" if passing else file.digest
         self.runtime = LitertRuntime(file.path, digest, place, (DECODE, TOKENS))
         self.gpu = self.runtime.gpu

@@ -16,9 +16,8 @@ from gemma_multi.errors import OptionError
 from gemma_multi.exporters.tflite import TfliteOptions, choose
 
 
-def engine(rows: int, precision: str = "int4", **more: Any) -> Any:
-    options = {"decode_batch": rows, **more}
-    return create_engine(tiny_checkpoint(), "litert", precision, options=options)
+def engine(rows: int, precision: str = "int4") -> Any:
+    return create_engine(tiny_checkpoint(), "litert", precision, options={"decode_batch": rows})
 
 
 def conversations(one: Any) -> list[Any]:

@@ -44,7 +44,7 @@ INT4_SIGN_BITS, INT8_SIGN_BIT = 0x88, 0x80
 CACHE_TYPES = ("float32", "int8")
 # of the linear layers in what reads prompts: those of the other signatures, or int8 rows beside
 PREFILL_PRECISIONS = ("same", "int8")
-MOST_ROWS = 8  # of a batch, which are 2, 4 and 8
+BATCH_SIZES = (2, 4, 8)  # conversations
 
 
 def cache_names(layer: int) -> tuple[str, str]:
@@ -64,7 +64,7 @@ def of_row(name: str, row: int) -> str:
 
 def batch_sizes(rows: int) -> tuple[int, ...]:
     """The batches of a file that reads so many conversations in one call."""
-    return tuple(size for size in (2, 4, 8) if size <= rows)
+    return tuple(size for size in BATCH_SIZES if size <= rows)
 
 
 def cache_positions(config: ModelConfig, layer: int, context_length: int) -> int:
