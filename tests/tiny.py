@@ -44,6 +44,15 @@ def tiny_config(**changes: Any) -> ModelConfig:
     return ModelConfig(**values)
 
 
+def gemma_270m_config() -> ModelConfig:
+    """The real one's shape."""
+    return tiny_config(
+        vocab_size=262144, hidden_size=640, num_hidden_layers=18, head_dim=256,
+        intermediate_size=2048, sliding_window=512, dtype="bfloat16", query_pre_attn_scalar=256.0,
+        max_position_embeddings=32768,
+    )  # fmt: skip
+
+
 def random_tensors(config: ModelConfig, seed: int = 0) -> dict[str, np.ndarray]:
     """Weights that keep activations near one, norms away from zero; float32."""
     rng = np.random.default_rng(seed)

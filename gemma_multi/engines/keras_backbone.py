@@ -15,7 +15,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import attrgetter
@@ -120,6 +120,20 @@ def build_backbone(config: ModelConfig, dtype: str) -> Any:
             _set_gain(norm, config.norm_gain(module))
     backbone.layer_norm.epsilon = config.norm_eps("model.norm")
     return backbone
+
+
+def run_block(layer: Any, x: Any, attend: Callable[[Any], Any]) -> Any:
+    """One of keras-hub's blocks, `[B, T, D]` -> `[B, T, D]`, of which `attend` does the attention.
+
+    Its own call clips the stream in float16, which at a residual scale never comes near the ends;
+    the gradients of those clips XLA would compute anew in every layer, for all layers behind it.
+    """
+    from keras import activations
+
+    x = x + layer.post_attention_norm(attend(layer.pre_attention_norm(x)))
+    h = layer.pre_ffw_norm(x)
+    h = activations.gelu(layer.gating_ffw(h), approximate=True) * layer.gating_ffw_2(h)
+    return x + layer.post_ffw_norm(layer.ffw_linear(h))
 
 
 def _norms(layer: Any) -> dict[str, Any]:

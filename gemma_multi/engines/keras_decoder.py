@@ -23,6 +23,7 @@ from typing import Any
 
 from gemma_multi.config import ModelConfig
 from gemma_multi.engines.caches import SPARE
+from gemma_multi.engines.keras_backbone import run_block
 
 Cache = tuple[Any, Any]  # keys and values, [B, positions, KV, H] each
 
@@ -47,24 +48,15 @@ def run_layers(
     states, written = [x], []
     for i, (layer, cache) in enumerate(zip(backbone.transformer_layers, caches, strict=True)):
         window = config.sliding_window if config.is_sliding(i) else None
-        x, cache = _run_layer(layer, x, cache, start, count, window, fresh)
-        written.append(cache)
+
+        def attend(n: Any, layer: Any = layer, cache: Cache = cache, window: Any = window) -> Any:
+            mixed, after = _attend(layer.attention, n, cache, start, count, window, fresh)
+            written.append(after)
+            return mixed
+
+        x = run_block(layer, x, attend)
         states.append(x)
     return backbone.layer_norm(x), states, written
-
-
-def _run_layer(
-    layer: Any, x: Any, cache: Cache, start: Any, count: Any, window: int | None, fresh: bool
-) -> tuple[Any, Cache]:
-    from keras import activations
-
-    attended, cache = _attend(
-        layer.attention, layer.pre_attention_norm(x), cache, start, count, window, fresh
-    )
-    x = x + layer.post_attention_norm(attended)
-    h = layer.pre_ffw_norm(x)
-    h = activations.gelu(layer.gating_ffw(h), approximate=True) * layer.gating_ffw_2(h)
-    return x + layer.post_ffw_norm(layer.ffw_linear(h)), cache
 
 
 def _attend(

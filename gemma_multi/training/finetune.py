@@ -89,7 +89,8 @@ def finetune(
             max_length.
         dtype: of activations, "float32", "bfloat16" or "float16"; "auto" for what the device is
             fast at. Weights and optimiser are float32 always.
-        gradient_checkpointing: compute layers twice rather than keep what they gave.
+        gradient_checkpointing: compute layers twice rather than keep what they gave; if None, in
+            batches of which that is more than 1 GB.
         evaluate_every: steps; after each epoch if None. save_every: seconds between states.
 
     Writes `model/` (after QAT an int4 directory) or `adapter/` (PEFT's layout), `best-...` where

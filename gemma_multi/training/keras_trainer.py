@@ -25,7 +25,12 @@ from typing import Any
 import numpy as np
 
 from gemma_multi.config import EMBEDDING
-from gemma_multi.engines.keras_backbone import build_backbone, import_keras, weight_slots
+from gemma_multi.engines.keras_backbone import (
+    build_backbone,
+    import_keras,
+    run_block,
+    weight_slots,
+)
 from gemma_multi.engines.keras_runtime import KerasRuntime
 from gemma_multi.errors import BackendError, OptionError
 from gemma_multi.training.attention import attend
@@ -46,7 +51,7 @@ _ALL_SEEN = np.ones((1, 1, 1), bool)
 _LAST_NORM = "model.norm.weight"
 _GRID_ROWS = 512  # of a weight, put on its grid together
 _HEAD_BYTES = {"cpu": 1 << 28, "gpu": 1 << 30}  # of a chunk's logits
-_SHORT_CHUNK = 64  # positions, where an answer of a token or two would leave a long one empty
+_SHORT_CHUNK = 16  # positions, where an answer of a token or two would leave a long one empty
 
 
 def create(job: Job) -> Trainer:
@@ -94,7 +99,6 @@ class KerasTrainer(Trainer):
         self._segments: Any = None  # of the batch that is being traced
         for i, layer in enumerate(self._backbone.transformer_layers):
             window = config.sliding_window if config.is_sliding(i) else None
-            layer._compute_attention_mask = lambda *_: _ALL_SEEN  # `attend` knows better
             layer.attention._compute_attention = partial(self._attend, window)
 
     def _place(self, keras: Any) -> None:
@@ -201,24 +205,26 @@ class KerasTrainer(Trainer):
         """`[B, T, D]` embedded tokens through the layers and the last norm."""
         jnp, config, backbone = self._jax.numpy, self._job.config, self._backbone
         x = embedded * jnp.asarray(config.stream_scale, embedded.dtype)
+        twice = self._job.computes_twice(segments.size)
         for i, layer in enumerate(backbone.transformer_layers):
             prefix = f"model.layers.{i}."
             own = {n: w for n, w in weights.items() if n.startswith(prefix)}
-            run = partial(self._run_layer, layer)
-            if self._job.options.gradient_checkpointing:
+            run = partial(self._run, partial(_block, layer))
+            if twice:
                 run = _recomputed(self._jax, run)
             x = run(own, segments, x)
         last = {_LAST_NORM: weights[_LAST_NORM]}
-        return self._run_layer(backbone.layer_norm, last, segments, x)
+        return self._run(backbone.layer_norm, last, segments, x)
 
-    def _run_layer(self, layer: Any, weights: Any, segments: Any, x: Any) -> Any:
+    def _run(self, part: Any, weights: Any, segments: Any, x: Any) -> Any:
+        """A part of the backbone, whose variables have the values of `weights`."""
         self._segments = segments
         mapping = [
             (self._slots[name].variable, self._slots[name].arrange(value))
             for name, value in weights.items()
         ]
         with self._scope(state_mapping=mapping):
-            return layer(x)
+            return part(x)
 
     def _attend(
         self, window: int | None, q: Any, k: Any, v: Any, attention_mask: Any, **_: Any
@@ -383,6 +389,11 @@ class KerasTrainer(Trainer):
         ]
         self._state = [place(optimizer[p], v) for p, v in zip(paths, self._state, strict=True)]
         self._loss_scale.restore(optimizer)
+
+
+def _block(layer: Any, x: Any) -> Any:
+    """With a mask that hides nothing, since `attend` knows what is to be seen."""
+    return run_block(layer, x, partial(layer.attention, attention_mask=_ALL_SEEN))
 
 
 def _ask_for_the_same_sums() -> None:

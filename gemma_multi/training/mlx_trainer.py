@@ -180,10 +180,9 @@ class MlxTrainer(Trainer):
         causal = (behind >= 0) & (segments[:, None, :, None] == segments[:, None, None, :])
         sliding = causal & (behind < config.sliding_window)
         x = cast[EMBEDDING][ids] * mx.array(config.stream_scale, self._compute)
+        twice = self._job.computes_twice(ids.size)
         for i, layer in enumerate(model.layers):
-            run = layer
-            if self._job.options.gradient_checkpointing:
-                run = _checkpointed(mx, layer)
+            run = _checkpointed(mx, layer) if twice else layer
             x = run(x, sliding if config.is_sliding(i) else causal)
         return model.model.norm(x), cast[EMBEDDING]
 

@@ -48,8 +48,8 @@ class TrainingOptions:
     alpha: float = option(16.0, "Of the adapter, which is scaled by alpha / rank.")
     targets: tuple[str, ...] = option(LINEAR_LAYERS, "Layers to adapt, separated by commas.")
     dtype: str = option("auto", "Of activations: float32, bfloat16, float16 or auto.")
-    gradient_checkpointing: bool = option(
-        True, "Compute layers twice rather than keep what they gave."
+    gradient_checkpointing: bool | None = option(
+        None, "Compute layers twice rather than keep what they gave.  [where that is over 1 GB]"
     )
     seed: int = option(0, "Of the order of rows, of what is held out, and of the adapter.")
     evaluate_every: int | None = option(None, "Steps between validations.  [each epoch]")
@@ -85,8 +85,9 @@ class TrainingOptions:
                     f"{name} is {getattr(self, name)!r}, expected one of {', '.join(allowed)}"
                 )
         for name in ("qat", "packing", "gradient_checkpointing"):
-            if type(getattr(self, name)) is not bool:
-                raise OptionError(f"{name} is {getattr(self, name)!r}, expected True or False")
+            value = getattr(self, name)
+            if type(value) is not bool and not (value is None and name == "gradient_checkpointing"):
+                raise OptionError(f"{name} is {value!r}, expected True or False")
         if self.method == "scales" and not self.qat:
             raise OptionError(
                 "method 'scales' trains the scales of the int4 grid, so qat=False cannot be; leave "

@@ -17,6 +17,7 @@ from gemma_multi.training.vocabulary import Vocabulary
 from gemma_multi.training.weights import Int4
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # of Adam, on both engines
+_MOST_KEPT = 1_000_000_000  # bytes of activations
 
 
 @dataclass
@@ -38,6 +39,12 @@ class Job:
     def scale(self) -> float:
         """Of the LoRA adapter."""
         return self.options.alpha / self.options.rank
+
+    def computes_twice(self, tokens: int) -> bool:
+        """Whether a micro-batch of so many, padding too, goes through each layer once more for its
+        gradient, rather than that the memory is held for what the layers gave."""
+        asked = self.options.gradient_checkpointing
+        return tokens * _kept_bytes(self.config) > _MOST_KEPT if asked is None else asked
 
     def teacher_weights(self) -> Iterator[tuple[str, np.ndarray]]:
         """One by one, `f32`; nothing without a teacher."""
@@ -85,3 +92,10 @@ class Trainer(ABC):
         self, tensors: Mapping[str, np.ndarray], optimizer: Mapping[str, np.ndarray]
     ) -> None:
         """Resumes from what `tensors` and `optimizer_state` once gave."""
+
+
+def _kept_bytes(config: ModelConfig) -> int:
+    """Of what the gradient needs of one token, in float32 (seen on Keras: two thirds of it)."""
+    heads = config.num_attention_heads + config.num_key_value_heads
+    of_a_layer = 8 * config.hidden_size + 4 * (config.intermediate_size + heads * config.head_dim)
+    return 4 * config.num_hidden_layers * of_a_layer

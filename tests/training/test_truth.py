@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 from goldens.make_training import CLIP, DECAY, FILE, RATE, batches
-from tiny import loud_checkpoint, random_checkpoint, tiny_config
+from tiny import gemma_270m_config, loud_checkpoint, random_checkpoint, tiny_config
 
 from gemma_multi.training.batches import Batch
+from gemma_multi.training.options import TrainingOptions
+from gemma_multi.training.trainer import Job
 from gemma_multi.transforms import fit_float16
 from training.conftest import all_logits, make_batch, make_trainer
 
@@ -44,6 +46,19 @@ def test_steps_equal_torch_on_transformers(trainer_backend: str, checkpointing: 
     difference = np.abs(weight - expected["weight"])
     assert np.quantile(difference, 0.99) < 2e-5
     assert difference.max() < 0.1 * RATE * len(losses)
+
+
+def test_short_batches_keep_what_layers_gave() -> None:
+    """Unless asked otherwise: up to a gigabyte."""
+    config = gemma_270m_config()
+    asked = {
+        asked: Job(config, {}, {}, TrainingOptions(gradient_checkpointing=asked), "float32")
+        for asked in (None, True, False)
+    }
+    assert not asked[None].computes_twice(8 * 64)
+    assert asked[None].computes_twice(4 * 512)
+    assert asked[True].computes_twice(1)
+    assert not asked[False].computes_twice(1 << 20)
 
 
 def test_padding_changes_nothing(trainer_backend: str) -> None:
