@@ -8,16 +8,15 @@ import litert_lm
 import numpy as np
 import pytest
 from litert_lm_builder import litertlm_peek
+from reading import assert_same_but_for_ties
 from tiny import random_tensors, tiny_config
 
 import gemma_multi
 from gemma_multi import Checkpoint, CheckpointError
-from gemma_multi.comparison.text import disagreements
 from gemma_multi.comparison.tolerances import tolerance_of
 from gemma_multi.demo import STORY
 from gemma_multi.engines import create_engine
 from gemma_multi.litert_lm import in_litert_lm
-from gemma_multi.model import Model
 from gemma_multi.sources import open_checkpoint
 from gemma_multi.tokenizer import Tokenizer
 
@@ -36,16 +35,6 @@ TURNS = (
 
 def said(message: dict) -> str:
     return "".join(part.get("text", "") for part in message["content"])
-
-
-def assert_same_but_for_ties(model: Model, prompt: list[int], theirs: str) -> bool:
-    """Their greedy text against our logits at every token of it. int4 and int8 weights are
-    multiplied by activations rounded to int8, in an order that depends on the processor, so texts
-    may part at a near tie; whether this one did."""
-    tie = tolerance_of(model.engine.compute, model.engine.compute).tie
-    found = disagreements(model, prompt, theirs, tie)
-    assert all(one.tie for one in found), found
-    return bool(found)
 
 
 @pytest.mark.parametrize(
