@@ -86,7 +86,9 @@ class TrainingOptions:
                 )
         for name in ("qat", "packing", "gradient_checkpointing"):
             value = getattr(self, name)
-            if type(value) is not bool and not (value is None and name == "gradient_checkpointing"):
+            if name == "gradient_checkpointing" and value is None:
+                continue
+            if type(value) is not bool:
                 raise OptionError(f"{name} is {value!r}, expected True or False")
         if self.method == "scales" and not self.qat:
             raise OptionError(

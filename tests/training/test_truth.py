@@ -51,14 +51,14 @@ def test_steps_equal_torch_on_transformers(trainer_backend: str, checkpointing: 
 def test_short_batches_keep_what_layers_gave() -> None:
     """Unless asked otherwise: up to a gigabyte."""
     config = gemma_270m_config()
-    asked = {
+    jobs = {
         asked: Job(config, {}, {}, TrainingOptions(gradient_checkpointing=asked), "float32")
         for asked in (None, True, False)
     }
-    assert not asked[None].computes_twice(8 * 64)
-    assert asked[None].computes_twice(4 * 512)
-    assert asked[True].computes_twice(1)
-    assert not asked[False].computes_twice(1 << 20)
+    assert not jobs[None].computes_twice(8 * 64)
+    assert jobs[None].computes_twice(4 * 512)
+    assert jobs[True].computes_twice(1)
+    assert not jobs[False].computes_twice(1 << 20)
 
 
 def test_padding_changes_nothing(trainer_backend: str) -> None:
