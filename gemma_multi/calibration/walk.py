@@ -99,7 +99,7 @@ class Walk:
         second, drift = self._moments(before, after, weights)
         moments = Moments.of(second)
         for name in names:
-            target = toward(self.original.weights[name], second, drift)
+            target = toward(self.original.weights[name], moments, drift)
             self.rounded[name] = tensor = round_matrix(target, moments, self.pool)
             self.changed.weights.change(name, tensor.dequantize())
 
@@ -115,8 +115,11 @@ class Walk:
         """`E[x x^T]` of the inputs there are, and `E[x (x_before - x)^T]`, weighted by token."""
 
         def of_text(x: np.ndarray, y: np.ndarray, w: np.ndarray | None) -> tuple:
-            weighted = y if w is None else y * w[:, None]
-            return weighted.T @ y, weighted.T @ (x - y), len(y) if w is None else float(w.sum())
+            drift, total = x - y, np.float32(len(y))
+            if w is not None:
+                root = np.sqrt(w)[:, None]
+                y, drift, total = y * root, drift * root, w.sum()
+            return y.T @ y, y.T @ drift, total  # the first is symmetric, which NumPy makes use of
 
         parts = self.pool.map(of_text, before, after, weights)
         second, drift, total = next(parts)
@@ -124,7 +127,7 @@ class Walk:
             second += one
             drift += other
             total += part
-        return second / np.float32(total), drift / np.float32(total)
+        return second / total, drift / total
 
     def _each(self, function: Callable[..., np.ndarray], *streams: Sequence[np.ndarray]) -> Streams:
         return list(self.pool.map(function, *streams))

@@ -24,7 +24,7 @@ _UNFILTERED = GenerationOptions(temperature=1.0, top_k=0, top_p=1.0, seed=0)
 _GREEDY = GenerationOptions(temperature=0.0, seed=0)
 _STRIDE = 1 << 20  # positions between two texts, so that no two have the same noise
 _QUESTIONS = ("Hello!", "What is the capital of France?", "Yes or no: is water wet?", "Thank you.")
-_PATIENCE = 96  # tokens in which one of them should be answered
+_PATIENCE = 32  # tokens in which one of them should be answered
 _NOTHING_SEEN = np.zeros(0, np.int64)
 
 
@@ -46,17 +46,15 @@ def _has_learnt_turns(decoder: Decoder, tokenizer: Tokenizer, longest: int, pool
         return False  # its tokenizer has pieces that it was not made for
     writers = [_Writer(tokenizer, ids=prompt) for prompt in prompts]
     length = min(longest, max(map(len, prompts)) + _PATIENCE)
-    _write(decoder, writers, length, _GREEDY, pool)
-    return any(
-        tokenizer.end_of_turn_id in writer.ids[len(prompt) : length]
-        for writer, prompt in zip(writers, prompts, strict=True)
-    )
+    _write(decoder, writers, length, _GREEDY, pool, until=tokenizer.end_of_turn_id)
+    return any(writer.written == tokenizer.end_of_turn_id for writer in writers)
 
 
 def _write(
     decoder: Decoder, writers: Sequence[_Writer], length: int, options: GenerationOptions,
-    pool: Executor, progress: Report = silent,
+    pool: Executor, progress: Report = silent, until: int | None = None,
 ) -> None:  # fmt: skip
+    """Every text to `length` tokens, or all of them as far as the first that writes `until`."""
     batch = _Batch(decoder, len(writers), length)
     for at in range(length - 1):
         logits = batch.read(np.array([writer.ids[at] for writer in writers]))
@@ -68,6 +66,8 @@ def _write(
 
         list(pool.map(choose_next, range(len(writers))))
         progress(at + 1, length - 1)
+        if until is not None and any(writer.written == until for writer in writers):
+            break
 
 
 class _Writer:
@@ -78,6 +78,7 @@ class _Writer:
     ) -> None:
         self.tokenizer, self.conversation = tokenizer, conversation
         self.role = "user"
+        self.written: int | None = None  # the model's last token
         self.ids = list(ids) or [tokenizer.bos_id]
         self.never = [tokenizer.pad_id, tokenizer.eos_id, tokenizer.bos_id]
         if conversation:
@@ -85,7 +86,7 @@ class _Writer:
 
     def choose(self, logits: np.ndarray, options: GenerationOptions, position: int) -> None:
         logits[self.never] = -np.inf
-        token = choose(logits, _NOTHING_SEEN, options, position)
+        token = self.written = choose(logits, _NOTHING_SEEN, options, position)
         self.ids.append(token)
         if self.conversation and token == self.tokenizer.end_of_turn_id:
             self.role = "model" if self.role == "user" else "user"

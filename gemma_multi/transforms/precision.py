@@ -33,6 +33,7 @@ from gemma_multi.transforms.report import QuantizationReport, TensorError
 
 GRIDS = {"int4": 4, "int8": 8}
 DENSE = {"float32": np.dtype(np.float32), "bfloat16": BFLOAT16, "float16": np.dtype(np.float16)}
+_ROWS = 8192  # of a tensor, looked at at once
 _ROUNDED = (
     "int4 made on the way rounds each weight to its nearest code, which takes the perplexity of "
     "Gemma 3 270M from 29 to 47; quantize(model, directory) chooses codes by what they do, in "
@@ -161,6 +162,10 @@ def quantize_checkpoint(
 
 def tensor_error(name: str, tensor: QuantizedTensor, weight: np.ndarray) -> TensorError:
     """How far one tensor is from the weight that it stands for."""
-    weight = weight.astype(np.float32, copy=False)
-    lost, whole = np.linalg.norm(tensor.dequantize() - weight), float(np.linalg.norm(weight))
-    return TensorError(name, tensor.shape, tensor.bits, float(lost) / whole if whole else 0.0)
+    lost = whole = 0.0
+    for start in range(0, len(weight), _ROWS):
+        part = slice(start, start + _ROWS)
+        w = weight[part].astype(np.float32, copy=False)
+        lost += float(np.sum(np.square(tensor.rows(part).dequantize() - w), dtype=np.float64))
+        whole += float(np.sum(np.square(w), dtype=np.float64))
+    return TensorError(name, tensor.shape, tensor.bits, (lost / whole) ** 0.5 if whole else 0.0)
