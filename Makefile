@@ -20,7 +20,7 @@ test: .venv/test lint
 real: .venv/test
 	$(BIN)/pip install --quiet 'torch==2.13.0' 'transformers>=4.56' 'scikit-learn>=1.5'
 	$(BIN)/pip install --quiet 'vadersentiment==3.3.2'
-	$(RUN) $(BIN)/python -m pytest -m real tests/real
+	$(RUN) $(BIN)/python -m pytest -m real --durations=10 tests/real
 	$(BIN)/python benchmarks/int4_quality.py --documents 4 --kept --only "calibrated on itself, embedding int4"
 	$(BIN)/python benchmarks/specialists.py --task "film reviews" --rows 200 --ways other int4
 	$(BIN)/python benchmarks/long_text.py --tokens 4000
