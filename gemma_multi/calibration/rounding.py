@@ -103,10 +103,10 @@ def _round_rows(weight: np.ndarray, moments: Moments) -> tuple[np.ndarray, np.nd
         scale = _fit_scale(group, moments.weight[part])
         lost = np.empty_like(group)
         for i in range(GROUP_SIZE):
-            group[i] -= own[:i, i] @ lost[:i]
             code = _codes(group[i], scale)
             codes[start + i] = code
             lost[i] = (group[i] - code * scale) / own[i, i]
+            group[i + 1 :] -= own[i, i + 1 :, None] * lost[i]
         left[part.stop :] -= factor[part, part.stop :].T @ lost
         scales[:, order[start] // GROUP_SIZE] = scale
     placed = np.empty((rows, width), np.int8)

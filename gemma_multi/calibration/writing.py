@@ -47,7 +47,7 @@ def _has_learnt_turns(decoder: Decoder, tokenizer: Tokenizer, longest: int, pool
     writers = [_Writer(tokenizer, ids=prompt) for prompt in prompts]
     length = min(longest, max(map(len, prompts)) + _PATIENCE)
     _write(decoder, writers, length, _GREEDY, pool, until=tokenizer.end_of_turn_id)
-    return any(writer.written == tokenizer.end_of_turn_id for writer in writers)
+    return any(writer.ids[-1] == tokenizer.end_of_turn_id for writer in writers)
 
 
 def _write(
@@ -66,7 +66,7 @@ def _write(
 
         list(pool.map(choose_next, range(len(writers))))
         progress(at + 1, length - 1)
-        if until is not None and any(writer.written == until for writer in writers):
+        if until is not None and any(writer.ids[-1] == until for writer in writers):
             break
 
 
@@ -78,7 +78,6 @@ class _Writer:
     ) -> None:
         self.tokenizer, self.conversation = tokenizer, conversation
         self.role = "user"
-        self.written: int | None = None  # the model's last token
         self.ids = list(ids) or [tokenizer.bos_id]
         self.never = [tokenizer.pad_id, tokenizer.eos_id, tokenizer.bos_id]
         if conversation:
@@ -86,7 +85,7 @@ class _Writer:
 
     def choose(self, logits: np.ndarray, options: GenerationOptions, position: int) -> None:
         logits[self.never] = -np.inf
-        token = self.written = choose(logits, _NOTHING_SEEN, options, position)
+        token = choose(logits, _NOTHING_SEEN, options, position)
         self.ids.append(token)
         if self.conversation and token == self.tokenizer.end_of_turn_id:
             self.role = "model" if self.role == "user" else "user"

@@ -241,7 +241,7 @@ def test_calibrated_answers_are_nearer_than_rounded_ones(
     worth = report.calibration
     assert worth is not None
     assert worth.calibrated.divergence < 0.9 * worth.plain.divergence
-    assert worth.calibrated.perplexity < 1.01 * worth.plain.perplexity  # both near the original's
+    assert worth.calibrated.perplexity < worth.plain.perplexity
     assert worth.tokens > 1000
     done = [d for d, _ in seen]
     assert done == sorted(done)
