@@ -31,7 +31,7 @@ from rich.table import Table
 from threadpoolctl import threadpool_limits
 
 import gemma_multi
-from gemma_multi.calibration.measure import hidden_states, measure
+from gemma_multi.calibration.measure import Said, measure
 from gemma_multi.checkpoint import Checkpoint
 from gemma_multi.comparison.prompts import shipped_prompts
 from gemma_multi.decoder import Decoder, Weights
@@ -39,14 +39,14 @@ from gemma_multi.exporters import save as save_checkpoint
 from gemma_multi.quantization.tensor import QuantizedTensor
 from gemma_multi.training.calibrated import calibrated as kept_calibration
 from gemma_multi.training.recovery import Recoverer
-from gemma_multi.transforms import original, quantize_checkpoint
+from gemma_multi.transforms import Closeness, original, quantize_checkpoint
 
 EVERY, TOKENS = 25, 1024
 _PROMPT_TOKENS = 64
 _CALIBRATION_DOCUMENTS = 24
 _RECOVERY_DOCUMENTS, _RECOVERY_EPOCHS = 96, 2  # some twelve minutes, as on its own text
 _MLX_GROUPS = (64, 32)
-_GPTQ_TOKENS = 480  # of a text
+_MLX_TOKENS = 480  # of a text
 _LLAMA_CPP = "llama.cpp: "
 
 
@@ -103,29 +103,35 @@ class Judge:
     """The unquantised model and the texts, on which others are compared to it."""
 
     def __init__(self, base: Checkpoint, brown: list[str], pool: ThreadPoolExecutor) -> None:
-        self.reference, self.pool = Decoder(base.config, Weights(base)), pool
+        decoder, self.pool = Decoder(base.config, Weights(base)), pool
         self.brown = [_ids(base, text)[:TOKENS] for text in brown]
         prompts = [_prompt_ids(base, prompt) for prompt in shipped_prompts()]
         self.prompts = [ids for ids in prompts if len(ids) > 8]
-        self.known = [
-            list(pool.map(lambda ids: hidden_states(self.reference, ids[:-1]), texts))
-            for texts in (self.brown, self.prompts)
-        ]
+        self.reference = [Said.by(decoder, texts, pool) for texts in (self.brown, self.prompts)]
 
     def row(self, name: str, checkpoint: Checkpoint, seconds: float) -> Row:
         model = Decoder(checkpoint.config, Weights(checkpoint))
-        compare = partial(measure, self.reference, model, pool=self.pool)
-        own, brown = compare(self.brown, known=self.known[0])
-        _, prompts = compare(self.prompts, known=self.known[1])
+        (own, brown), (_, prompts) = (
+            self._closeness(said, model, texts)
+            for said, texts in zip(self.reference, (self.brown, self.prompts), strict=True)
+        )
         int8: dict[str, float] = {}
         if "mlx-lm" not in name:
             rounded = Decoder(checkpoint.config, model.weights, int8_activations=True)
-            _, close = measure(model, rounded, self.brown[:4], self.pool)
+            few = self.brown[:4]
+            _, close = self._closeness(Said.by(model, few, self.pool), rounded, few)
             int8 = {"int8_divergence": close.divergence, "int8_agreement": close.agreement}
         return Row(
             name, megabytes(checkpoint), seconds, brown.perplexity / own, brown.divergence,
             brown.agreement, prompts.divergence, **int8,
         )  # fmt: skip
+
+    def _closeness(
+        self, reference: Said, model: Decoder, texts: list[np.ndarray]
+    ) -> tuple[float, Closeness]:
+        said = [Said.by(model, texts, self.pool)]
+        perplexity, (closeness,) = measure(reference, said, texts, self.pool)
+        return perplexity, closeness
 
 
 def megabytes(checkpoint: Checkpoint) -> float:
@@ -180,6 +186,8 @@ def ways(
     for group in _MLX_GROUPS:
         name = f"mlx-lm: 4 bits, groups of {group}"
         yield name, partial(_timed, _as_mlx_lm, base, work, group)
+    name = "mlx-lm: AWQ on other Brown texts, 4 bits, embedding 4"
+    yield name, partial(_timed, _awq_of_mlx_lm, base, work, rows)
     name = "mlx-lm: GPTQ on other Brown texts, 4 bits, embedding 8"
     yield name, partial(_timed, _gptq_of_mlx_lm, base, work, rows)
 
@@ -224,19 +232,38 @@ def _as_mlx_lm(base: Checkpoint, work: Path, group: int) -> Checkpoint:
     return gemma_multi.open_checkpoint(target)
 
 
+def _awq_of_mlx_lm(base: Checkpoint, work: Path, texts: list[dict[str, str]]) -> Checkpoint:
+    """By its own settings: groups of 64, of 32 in the embedding."""
+    from mlx_lm.quant import awq
+    from mlx_lm.utils import load, save
+
+    dense, target = str(_dense(base, work)), work / "mlx-awq"
+    model, tokenizer, config = load(dense, return_config=True)
+    recipe = awq.AWQ_MODEL_CONFIGS[config["model_type"]]
+    awq.awq_quantize(model, _of_one_length(base, texts), recipe, bits=4)
+    save(target, dense, model, tokenizer, awq.update_config(model, config))
+    return gemma_multi.open_checkpoint(target)
+
+
 def _gptq_of_mlx_lm(base: Checkpoint, work: Path, texts: list[dict[str, str]]) -> Checkpoint:
     """By its own settings, but for the embedding in 8 bits instead of 6, which only MLX reads."""
-    import mlx.core as mx
     from mlx_lm.quant.gptq import gptq_quantize
     from mlx_lm.utils import load, save
 
     dense, target = str(_dense(base, work)), work / "mlx-gptq"
     model, tokenizer, config = load(dense, return_config=True)
-    rows = [ids for text in texts if len(ids := _ids(base, text["text"])) >= _GPTQ_TOKENS]
-    data = mx.array(np.stack([ids[:_GPTQ_TOKENS] for ids in rows]))
+    data = _of_one_length(base, texts)
     model, config["quantization"] = gptq_quantize(model, data, 4, 64, 8, 64)
     save(target, dense, model, tokenizer, config)
     return gemma_multi.open_checkpoint(target)
+
+
+def _of_one_length(base: Checkpoint, texts: list[dict[str, str]]) -> Any:
+    """The texts as mlx-lm calibrates on them: `mx.array i32[B, T]`."""
+    import mlx.core as mx
+
+    rows = [ids for text in texts if len(ids := _ids(base, text["text"])) >= _MLX_TOKENS]
+    return mx.array(np.stack([ids[:_MLX_TOKENS] for ids in rows]))
 
 
 def _dense(base: Checkpoint, work: Path) -> Path:

@@ -26,7 +26,8 @@ INPUTS = {
     FEEDFORWARD: ("mlp.gate_proj", "mlp.up_proj"),
     GATED: ("mlp.down_proj",),
 }
-NORMED = (ATTENDED, GATED)  # inputs of matrices whose output goes through a norm
+# inputs of matrices whose output goes through a norm: which
+NORMED = {ATTENDED: "post_attention_layernorm", GATED: "post_feedforward_layernorm"}
 LAST_NORM = "model.norm.weight"
 See = Callable[[str, np.ndarray], None]  # (a name in INPUTS, its value)
 _HEAD_ROWS = 64  # positions whose logits are there at once
@@ -79,7 +80,7 @@ class Decoder:
         return self.weights[EMBEDDING][ids] * np.float32(self.config.embedding_scale)
 
     def linear(self, layer: int, module: str, x: np.ndarray) -> np.ndarray:
-        return self._rounded(x) @ self.weights.of(layer, module).T
+        return self.rounded(x) @ self.weights.of(layer, module).T
 
     def norm(self, layer: int, module: str, x: np.ndarray) -> np.ndarray:
         return rms_norm(x, self.weights.of(layer, module), self.config.rms_norm_eps)
@@ -107,10 +108,6 @@ class Decoder:
             out[:, head] = softmax(scores) @ v[:, head // share]
         return out.reshape(length, -1)
 
-    def after_attention(self, layer: int, x: np.ndarray, a: np.ndarray) -> np.ndarray:
-        y = self.linear(layer, "self_attn.o_proj", a)
-        return x + self.norm(layer, "post_attention_layernorm", y)
-
     def feedforward_input(self, layer: int, x: np.ndarray) -> np.ndarray:
         return self.norm(layer, "pre_feedforward_layernorm", x)
 
@@ -118,21 +115,26 @@ class Decoder:
         """The input of the down projection, `f32[T, F]`."""
         return gelu(self.linear(layer, "mlp.gate_proj", n)) * self.linear(layer, "mlp.up_proj", n)
 
-    def after_feedforward(self, layer: int, x: np.ndarray, h: np.ndarray) -> np.ndarray:
-        y = self.linear(layer, "mlp.down_proj", h)
-        return x + self.norm(layer, "post_feedforward_layernorm", y)
+    def output(self, layer: int, kind: str, inside: np.ndarray) -> np.ndarray:
+        """What the last matrix of a block makes of its input, one of `NORMED`."""
+        (module,) = INPUTS[kind]
+        return self.linear(layer, module, inside)
+
+    def add(self, layer: int, kind: str, x: np.ndarray, output: np.ndarray) -> np.ndarray:
+        """The stream behind that block."""
+        return x + self.norm(layer, NORMED[kind], output)
 
     def layer(self, layer: int, x: np.ndarray, see: See | None = None) -> np.ndarray:
         """What comes after it; `see` is shown each input on the way."""
         n = self.attention_input(layer, x)
         a = self.attended(layer, n)
-        x = self.after_attention(layer, x, a)
+        x = self.add(layer, ATTENDED, x, self.output(layer, ATTENDED, a))
         m = self.feedforward_input(layer, x)
         h = self.gated(layer, m)
         if see is not None:
             for kind, value in zip(INPUTS, (n, a, m, h), strict=True):
                 see(kind, value)
-        return self.after_feedforward(layer, x, h)
+        return self.add(layer, GATED, x, self.output(layer, GATED, h))
 
     def last_norm(self, x: np.ndarray) -> np.ndarray:
         return rms_norm(x, self.weights[LAST_NORM], self.config.rms_norm_eps)
@@ -141,7 +143,7 @@ class Decoder:
         """The logits of some positions at a time: (which, `f32[n, V]`)."""
         for start in range(0, len(hidden), _HEAD_ROWS):
             part = slice(start, min(start + _HEAD_ROWS, len(hidden)))
-            yield part, self._rounded(hidden[part]) @ self.weights[EMBEDDING].T
+            yield part, self.rounded(hidden[part]) @ self.weights[EMBEDDING].T
 
     def logits(self, ids: np.ndarray) -> np.ndarray:
         """Of one text, after each of its tokens: `f32[T, V]`."""
@@ -150,7 +152,8 @@ class Decoder:
             x = self.layer(layer, x)
         return np.concatenate([logits for _, logits in self.head(self.last_norm(x))])
 
-    def _rounded(self, x: np.ndarray) -> np.ndarray:
+    def rounded(self, x: np.ndarray) -> np.ndarray:
+        """As a matrix is given it."""
         return round_to_int8(x) if self.int8_activations else x
 
 

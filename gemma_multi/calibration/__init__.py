@@ -17,7 +17,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from gemma_multi.calibration.arranging import arrange
-from gemma_multi.calibration.measure import measure
+from gemma_multi.calibration.measure import Said, measure
 from gemma_multi.calibration.rotating import SEED, rotate
 from gemma_multi.calibration.smoothing import sample_inputs, smooth
 from gemma_multi.calibration.texts import SELF, check_source, collect, is_self
@@ -93,10 +93,13 @@ def calibrate(
                 tensor_error(name, rounded[name], decoder.weights[name])
                 for name, shape in config.tensor_shapes().items() if len(shape) == 2
             )  # fmt: skip
+            reference = Said.by(decoder, texts.held_out, pool)
+            del decoder, evened
             walk.changed.weights.change(EMBEDDING, embedding.dequantize())
-            perplexity, fitted = measure(decoder, walk.changed, texts.held_out, pool)
-            del walk, evened
-            _, simple = measure(decoder, Decoder(config, Weights(plain)), texts.held_out, pool)
+            others = [Said.by(walk.changed, texts.held_out, pool)]
+            del walk
+            others.append(Said.by(Decoder(config, Weights(plain)), texts.held_out, pool))
+            perplexity, (fitted, simple) = measure(reference, others, texts.held_out, pool)
     progress(_TOTAL, _TOTAL)
     worth = Calibration(texts.source, texts.tokens, perplexity, simple, fitted)
     return rescaled(result), QuantizationReport(errors, calibration=worth)

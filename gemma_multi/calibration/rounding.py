@@ -73,12 +73,12 @@ def _inverse_of_lower(matrix: np.ndarray) -> np.ndarray:
     return inverse
 
 
-def toward(weight: np.ndarray, moments: Moments, drift: np.ndarray) -> np.ndarray:
+def toward(weight: np.ndarray, moments: Moments, missing: np.ndarray) -> np.ndarray:
     """The weight that, given the inputs there are, is nearest to what `weight` gave for the inputs
-    there were. `drift` is `E[x (x_before - x)^T]`, `f32[K, K]`."""
-    missing = (weight @ drift.T)[:, moments.order]
+    there were. `missing` is `E[(y_before - y) x^T]`, `f32[N, K]`, where `y` is what `weight` gives
+    for them."""
     correction = np.empty_like(weight)
-    correction[:, moments.order] = missing @ moments.factor.T @ moments.factor
+    correction[:, moments.order] = missing[:, moments.order] @ moments.factor.T @ moments.factor
     return weight + np.float32(_TOWARD) * correction
 
 

@@ -10,7 +10,7 @@ there an error counts by the length of the row it is in.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 
 import numpy as np
@@ -23,7 +23,6 @@ from gemma_multi.decoder import (
     FEEDFORWARD,
     GATED,
     INPUTS,
-    NORMED,
     Decoder,
     weight_name,
 )
@@ -47,14 +46,8 @@ class Walk:
         """Rounds every matrix of every layer."""
         count = self.original.config.num_hidden_layers
         for layer in range(count):
-            self._block(
-                layer, (ATTENTION, ATTENDED),
-                Decoder.attention_input, Decoder.attended, Decoder.after_attention,
-            )  # fmt: skip
-            self._block(
-                layer, (FEEDFORWARD, GATED),
-                Decoder.feedforward_input, Decoder.gated, Decoder.after_feedforward,
-            )  # fmt: skip
+            self._block(layer, ATTENTION, Decoder.attention_input, ATTENDED, Decoder.attended)
+            self._block(layer, FEEDFORWARD, Decoder.feedforward_input, GATED, Decoder.gated)
             progress(layer + 1, count)
 
     def round_embedding(self) -> QuantizedTensor:
@@ -62,25 +55,28 @@ class Walk:
         often a row is read as an input goes with how often it is written, and the damping keeps it
         near to itself in every direction."""
         states = self._each(self.changed.last_norm, self._after)
-        total = np.float32(sum(map(len, states)))
-        second = sum(self.pool.map(lambda x: x.T @ x, states)) / total
+        (second,) = self._means(lambda x: (x.T @ x, len(x)), states)
         moments = Moments.of(second, HEAD_DAMPING)
         return round_matrix(self.original.weights[EMBEDDING], moments, self.pool)
 
     def _block(
-        self, layer: int, kinds: tuple[str, str], enter: Callable[..., np.ndarray],
-        inside: Callable[..., np.ndarray], leave: Callable[..., np.ndarray],
+        self, layer: int, outer: str, enter: Callable[..., np.ndarray],
+        inner: str, inside: Callable[..., np.ndarray],
     ) -> None:  # fmt: skip
         """Attention or the feed-forward part of a layer: the matrices that are given the stream's
-        norm, then the one that is given what they make."""
+        norm, `outer`, then the one that is given what they make, `inner`."""
         before, after = self._both(enter, layer, self._before, self._after)
-        self._round(layer, kinds[0], before, after)
+        self._round_first(layer, outer, before, after)
         before, after = self._both(inside, layer, before, after)
-        self._round(layer, kinds[1], before, after)
+        before = self._each(lambda x: self.original.output(layer, inner, x), before)
+        self._round_last(layer, inner, before, after)
+        after = self._each(lambda x: self.changed.output(layer, inner, x), after)
         self._before = self._each(
-            lambda x, y: leave(self.original, layer, x, y), self._before, before
+            lambda x, y: self.original.add(layer, inner, x, y), self._before, before
         )
-        self._after = self._each(lambda x, y: leave(self.changed, layer, x, y), self._after, after)
+        self._after = self._each(
+            lambda x, y: self.changed.add(layer, inner, x, y), self._after, after
+        )
 
     def _both(
         self, step: Callable[..., np.ndarray], layer: int, before: Streams, after: Streams
@@ -90,44 +86,50 @@ class Walk:
             self._each(lambda x: step(self.changed, layer, x), after),
         )
 
-    def _round(self, layer: int, kind: str, before: Streams, after: Streams) -> None:
-        """The matrices that read these inputs."""
+    def _round_first(self, layer: int, kind: str, before: Streams, after: Streams) -> None:
+        """The matrices that read these inputs, by how far the inputs have drifted."""
+
+        def of_text(x: np.ndarray, y: np.ndarray) -> tuple:
+            return y.T @ y, (x - y).T @ y, len(y)  # NumPy makes use of the first's symmetry
+
+        second, drift = self._means(of_text, before, after)
         names = [weight_name(layer, module) for module in INPUTS[kind]]
-        weights: list[np.ndarray | None] = [None] * len(before)
-        if kind in NORMED:
-            weights = list(self.pool.map(lambda x: self._token_weights(layer, kind, x), before))
-        second, drift = self._moments(before, after, weights)
+        self._round(second, {name: self.original.weights[name] @ drift for name in names})
+
+    def _round_last(self, layer: int, kind: str, outputs: Streams, after: Streams) -> None:
+        """The matrix behind which a norm stands, by how far what it gives has drifted from the
+        original's `outputs`; they are fewer numbers than its inputs."""
+
+        def of_text(output: np.ndarray, y: np.ndarray) -> tuple:
+            counts = 1 / (np.einsum("td,td->t", output, output) / np.float32(output.shape[1])
+                          + np.float32(1e-12))  # fmt: skip
+            missing = output - self.original.output(layer, kind, y)
+            weighted = y * counts[:, None]
+            root = np.sqrt(counts)[:, None] * y
+            return root.T @ root, missing.T @ weighted, counts.sum()
+
+        second, missing = self._means(of_text, outputs, after)
+        (module,) = INPUTS[kind]
+        self._round(second, {weight_name(layer, module): missing})
+
+    def _round(self, second: np.ndarray, missing: Mapping[str, np.ndarray]) -> None:
+        """The matrices that share inputs with these moments, each by what it is missing."""
         moments = Moments.of(second)
-        for name in names:
-            target = toward(self.original.weights[name], moments, drift)
+        for name, lack in missing.items():
+            target = toward(self.original.weights[name], moments, lack)
             self.rounded[name] = tensor = round_matrix(target, moments, self.pool)
             self.changed.weights.change(name, tensor.dequantize())
 
-    def _token_weights(self, layer: int, kind: str, x: np.ndarray) -> np.ndarray:
-        """What an error in each token's row counts: `f32[T]`, by the original's output."""
-        (module,) = INPUTS[kind]
-        y = self.original.linear(layer, module, x)
-        return 1 / (np.einsum("td,td->t", y, y) / np.float32(y.shape[1]) + np.float32(1e-12))
-
-    def _moments(
-        self, before: Streams, after: Streams, weights: Sequence[np.ndarray | None]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """`E[x x^T]` of the inputs there are, and `E[x (x_before - x)^T]`, weighted by token."""
-
-        def of_text(x: np.ndarray, y: np.ndarray, w: np.ndarray | None) -> tuple:
-            drift, total = x - y, np.float32(len(y))
-            if w is not None:
-                root = np.sqrt(w)[:, None]
-                y, drift, total = y * root, drift * root, w.sum()
-            return y.T @ y, y.T @ drift, total  # the first is symmetric, which NumPy makes use of
-
-        parts = self.pool.map(of_text, before, after, weights)
-        second, drift, total = next(parts)
-        for one, other, part in parts:
-            second += one
-            drift += other
+    def _means(self, of_text: Callable[..., tuple], *streams: Streams) -> list[np.ndarray]:
+        """Over all tokens; `of_text` gives the sums of one text, and last by what they are to be
+        divided."""
+        parts = self.pool.map(of_text, *streams)
+        *sums, total = next(parts)
+        for *others, part in parts:
+            for whole, other in zip(sums, others, strict=True):
+                whole += other
             total += part
-        return second / total, drift / total
+        return [whole / np.float32(total) for whole in sums]
 
     def _each(self, function: Callable[..., np.ndarray], *streams: Sequence[np.ndarray]) -> Streams:
         return list(self.pool.map(function, *streams))

@@ -14,7 +14,7 @@ import numpy as np
 
 from gemma_multi.chat_template import close_turn, encode_prompt, open_turn
 from gemma_multi.config import EMBEDDING
-from gemma_multi.decoder import ATTENTION, INPUTS, Decoder, rotate, softmax
+from gemma_multi.decoder import ATTENDED, ATTENTION, GATED, INPUTS, Decoder, rotate, softmax
 from gemma_multi.progress import Report, silent
 from gemma_multi.sampling.options import GenerationOptions
 from gemma_multi.sampling.sampler import choose
@@ -100,18 +100,20 @@ class _Batch:
         self.decoder = decoder
         shape = (c.num_hidden_layers, count, c.num_key_value_heads, length, c.head_dim)
         self.keys, self.values = np.empty(shape, np.float32), np.empty(shape, np.float32)
+        self.logits = np.empty((count, c.vocab_size), np.float32)
         self.at = 0
 
     def read(self, ids: np.ndarray) -> np.ndarray:
-        """The next token of each text, `i64[B]` -> `f32[B, V]`."""
+        """The next token of each text, `i64[B]` -> `f32[B, V]`, the same array at each call."""
         d = self.decoder
         x = d.embed(ids)
         for layer in range(d.config.num_hidden_layers):
             a = self._attended(layer, d.attention_input(layer, x))
-            x = d.after_attention(layer, x, a)
-            x = d.after_feedforward(layer, x, d.gated(layer, d.feedforward_input(layer, x)))
+            x = d.add(layer, ATTENDED, x, d.output(layer, ATTENDED, a))
+            h = d.gated(layer, d.feedforward_input(layer, x))
+            x = d.add(layer, GATED, x, d.output(layer, GATED, h))
         self.at += 1
-        return d.last_norm(x) @ d.weights[EMBEDDING].T
+        return np.matmul(d.last_norm(x), d.weights[EMBEDDING].T, out=self.logits)
 
     def _attended(self, layer: int, n: np.ndarray) -> np.ndarray:
         d, c = self.decoder, self.decoder.config

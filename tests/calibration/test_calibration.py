@@ -16,7 +16,7 @@ import gemma_multi
 from gemma_multi import CheckpointError, DataError, OptionError
 from gemma_multi.calibration import calibrate, rounding
 from gemma_multi.calibration.arranging import arrange
-from gemma_multi.calibration.measure import hidden_states, measure
+from gemma_multi.calibration.measure import Said, hidden_states, measure
 from gemma_multi.calibration.rotating import rotate
 from gemma_multi.calibration.rounding import Moments, round_matrix, toward
 from gemma_multi.calibration.smoothing import sample_inputs, smooth
@@ -78,7 +78,7 @@ def test_the_decoder_computes_what_an_engine_computes(kv_heads: int, pool: Execu
     ids = RNG.integers(3, 320, (3, 40))
     decoder, engine = decoder_of(checkpoint), create_engine(checkpoint, "keras", "float32")
     batch = _Batch(decoder, 3, 40)
-    steps = np.stack([batch.read(ids[:, i]) for i in range(40)], axis=1)
+    steps = np.stack([batch.read(ids[:, i]).copy() for i in range(40)], axis=1)
     for row, one_by_one in zip(ids, steps, strict=True):
         expected = engine.session().read(row, ALL)
         np.testing.assert_allclose(logits_of(decoder, row), expected, atol=2e-4)
@@ -88,8 +88,8 @@ def test_the_decoder_computes_what_an_engine_computes(kv_heads: int, pool: Execu
 def test_measured_closeness_is_what_its_words_say(pool: Executor) -> None:
     ours, other = (decoder_of(tiny_checkpoint(seed)) for seed in (0, 1))
     texts = [RNG.integers(3, 320, n) for n in (90, 30)]
-    perplexity, same = measure(ours, ours, texts, pool)
-    _, apart = measure(ours, other, texts, pool)
+    own, theirs = (Said.by(decoder, texts, pool) for decoder in (ours, other))
+    perplexity, (same, apart) = measure(own, [own, theirs], texts, pool)
     assert (same.divergence, same.agreement) == (pytest.approx(0, abs=1e-6), 1)
     assert same.perplexity == pytest.approx(perplexity)
     p, q = (np.concatenate([logits_of(d, t[:-1]) for t in texts]).astype(np.float64)
@@ -173,8 +173,8 @@ def test_the_target_makes_up_for_what_happened_to_the_inputs() -> None:
         before + 0.3 * np.roll(before, 1, axis=1) + RNG.normal(0, 0.1, before.shape).astype("f4")
     )
     weight = RNG.standard_normal((8, 64)).astype(np.float32)
-    second, drift = after.T @ after / 2000, after.T @ (before - after) / 2000
-    moved = toward(weight, Moments.of(second), drift)
+    second, missing = after.T @ after / 2000, weight @ (before - after).T @ after / 2000
+    moved = toward(weight, Moments.of(second), missing)
     lost = [np.square(before @ weight.T - after @ w.T).mean() for w in (moved, weight)]
     assert lost[0] < 0.9 * lost[1]
 
@@ -202,10 +202,12 @@ def test_evening_channels_out_changes_nothing_but_int8_activations(
     changes |= arrange(smoothed, hidden_channels=True)
     evened = decoder.weights.branch(changes)
     config = checkpoint.config
-    same, before, after = (
-        measure(decoder, Decoder(config, weights, int8_activations=rounded), texts[3:], pool)[1]
+    others = [
+        Said.by(Decoder(config, weights, int8_activations=rounded), texts[3:], pool)
         for weights, rounded in ((evened, False), (decoder.weights, True), (evened, True))
-    )
+    ]
+    reference = Said.by(decoder, texts[3:], pool)
+    _, (same, before, after) = measure(reference, others, texts[3:], pool)
     assert same.divergence < 1e-5
     assert after.divergence < 0.5 * before.divergence
 

@@ -19,7 +19,7 @@ from software_gpu import logits_on_gpu
 from varied_text import samples
 
 import gemma_multi
-from gemma_multi.calibration.measure import measure
+from gemma_multi.calibration.measure import Said, measure
 from gemma_multi.checkpoint import Checkpoint
 from gemma_multi.decoder import Decoder, Weights
 from gemma_multi.engines import ALL
@@ -179,12 +179,13 @@ def test_calibration_halves_what_rounding_loses(
     checkpoint: Checkpoint, int4: Checkpoint, text: np.ndarray
 ) -> None:
     """On text that it was not fitted to."""
-    reference, *others = (
-        Decoder(one.config, Weights(one))
-        for one in (checkpoint, quantize_checkpoint(checkpoint)[0], int4)
-    )
+    texts = [text[:512]]
     with ThreadPoolExecutor(2) as pool:
-        plain, fitted = (measure(reference, one, [text[:512]], pool)[1] for one in others)
+        reference, *others = (
+            Said.by(Decoder(one.config, Weights(one)), texts, pool)
+            for one in (checkpoint, quantize_checkpoint(checkpoint)[0], int4)
+        )
+        _, (plain, fitted) = measure(reference, others, texts, pool)
     assert fitted.divergence < 0.5 * plain.divergence
     assert fitted.perplexity < plain.perplexity
     assert int4.config.residual_scale == 2.0**-4
