@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gemma_multi.machine import available_cores
 from gemma_multi.quantization import int4
 from gemma_multi.quantization.int4 import CODE_MAX, CODE_MIN, GROUP_SIZE
 from gemma_multi.quantization.tensor import QuantizedTensor, pack
@@ -73,12 +74,17 @@ def _inverse_of_lower(matrix: np.ndarray) -> np.ndarray:
     return inverse
 
 
-def toward(weight: np.ndarray, moments: Moments, missing: np.ndarray) -> np.ndarray:
+def toward(weight: np.ndarray, moments: Moments, missing: np.ndarray, pool: Executor) -> np.ndarray:
     """The weight that, given the inputs there are, is nearest to what `weight` gave for the inputs
     there were. `missing` is `E[(y_before - y) x^T]`, `f32[N, K]`, where `y` is what `weight` gives
     for them."""
+
+    def of_rows(part: np.ndarray) -> np.ndarray:
+        return part[:, moments.order] @ moments.factor.T @ moments.factor
+
     correction = np.empty_like(weight)
-    correction[:, moments.order] = missing[:, moments.order] @ moments.factor.T @ moments.factor
+    parts = pool.map(of_rows, np.array_split(missing, available_cores()))
+    correction[:, moments.order] = np.concatenate(list(parts))
     return weight + np.float32(_TOWARD) * correction
 
 

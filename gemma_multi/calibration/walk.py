@@ -116,7 +116,7 @@ class Walk:
         """The matrices that share inputs with these moments, each by what it is missing."""
         moments = Moments.of(second)
         for name, lack in missing.items():
-            target = toward(self.original.weights[name], moments, lack)
+            target = toward(self.original.weights[name], moments, lack, self.pool)
             self.rounded[name] = tensor = round_matrix(target, moments, self.pool)
             self.changed.weights.change(name, tensor.dequantize())
 

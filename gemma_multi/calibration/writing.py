@@ -3,6 +3,9 @@
 What a model finds likely is what its rounding must keep, so its own writing serves where there is
 no other text, and needs no download. A base model writes plain text. One that ends its turn when
 it is asked something has learnt conversations, and writes them in every other text, both sides.
+
+A core each has a batch of its own: products that all cores share make them wait for each other, and
+beside other work, for that as well (a small model then takes eight times as long).
 """
 
 from __future__ import annotations
@@ -11,10 +14,12 @@ from collections.abc import Sequence
 from concurrent.futures import Executor
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from gemma_multi.chat_template import close_turn, encode_prompt, open_turn
 from gemma_multi.config import EMBEDDING
 from gemma_multi.decoder import ATTENDED, ATTENTION, GATED, INPUTS, Decoder, rotate, softmax
+from gemma_multi.machine import available_cores
 from gemma_multi.progress import Report, silent
 from gemma_multi.sampling.options import GenerationOptions
 from gemma_multi.sampling.sampler import choose
@@ -25,6 +30,7 @@ _GREEDY = GenerationOptions(temperature=0.0, seed=0)
 _STRIDE = 1 << 20  # positions between two texts, so that no two have the same noise
 _QUESTIONS = ("Hello!", "What is the capital of France?", "Yes or no: is water wet?", "Thank you.")
 _PATIENCE = 32  # tokens in which one of them should be answered
+_MOST_BATCHES = 4  # each of them reads all the weights for every token
 _NOTHING_SEEN = np.zeros(0, np.int64)
 
 
@@ -33,9 +39,10 @@ def write_texts(
     progress: Report = silent,
 ) -> list[np.ndarray]:  # fmt: skip
     """`count` texts of `length` tokens each: `i32[length]`."""
-    talks = _has_learnt_turns(decoder, tokenizer, length, pool)
-    writers = [_Writer(tokenizer, conversation=talks and row % 2 == 1) for row in range(count)]
-    _write(decoder, writers, length, _UNFILTERED, pool, progress)
+    with threadpool_limits(1):
+        talks = _has_learnt_turns(decoder, tokenizer, length, pool)
+        writers = [_Writer(tokenizer, conversation=talks and row % 2 == 1) for row in range(count)]
+        _write(decoder, writers, length, _UNFILTERED, pool, progress)
     return [np.array(writer.ids[:length], np.int32) for writer in writers]
 
 
@@ -55,16 +62,19 @@ def _write(
     pool: Executor, progress: Report = silent, until: int | None = None,
 ) -> None:  # fmt: skip
     """Every text to `length` tokens, or all of them as far as the first that writes `until`."""
-    batch = _Batch(decoder, len(writers), length)
-    for at in range(length - 1):
-        logits = batch.read(np.array([writer.ids[at] for writer in writers]))
+    count = min(available_cores(), _MOST_BATCHES, len(writers))
+    rows = np.array_split(np.arange(len(writers)), count)
+    batches = [_Batch(decoder, len(own), length) for own in rows]
 
-        def choose_next(row: int, logits: np.ndarray = logits, at: int = at) -> None:
+    def write_next(batch: _Batch, own: np.ndarray) -> None:
+        at = batch.at
+        logits = batch.read(np.array([writers[row].ids[at] for row in own]))
+        for row, values in zip(own.tolist(), logits, strict=True):
             if len(writers[row].ids) == at + 1:  # nothing of the template is waiting
-                position = row * _STRIDE + at
-                writers[row].choose(logits[row], options, position)
+                writers[row].choose(values, options, row * _STRIDE + at)
 
-        list(pool.map(choose_next, range(len(writers))))
+    for at in range(length - 1):
+        list(pool.map(write_next, batches, rows))
         progress(at + 1, length - 1)
         if until is not None and any(writer.ids[-1] == until for writer in writers):
             break

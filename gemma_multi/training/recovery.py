@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from gemma_multi.calibration import check_source, is_self
 from gemma_multi.calibration.writing import write_texts
@@ -103,7 +102,7 @@ def _written(checkpoint: Checkpoint, report: Any) -> list[dict[str, Any]]:
     """Rows of text that the model writes itself: conversations where it has learnt them."""
     tokenizer, length = checkpoint.tokenizer, min(LENGTH, checkpoint.config.max_position_embeddings)
     decoder = Decoder(checkpoint.config, Weights(checkpoint))
-    with ThreadPoolExecutor(available_cores()) as pool, threadpool_limits(1):
+    with ThreadPoolExecutor(available_cores()) as pool:
         texts = write_texts(decoder, tokenizer, WRITTEN, length, pool, report)
     rows = [as_row(tokenizer, ids) for ids in texts]
     return [row for row in rows if "messages" in row or row["text"].strip()]

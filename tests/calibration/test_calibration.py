@@ -167,14 +167,14 @@ def test_the_factor_is_that_of_the_inverse() -> None:
     assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
 
 
-def test_the_target_makes_up_for_what_happened_to_the_inputs() -> None:
+def test_the_target_makes_up_for_what_happened_to_the_inputs(pool: Executor) -> None:
     before = correlated(2000, 64)
     after = (
         before + 0.3 * np.roll(before, 1, axis=1) + RNG.normal(0, 0.1, before.shape).astype("f4")
     )
     weight = RNG.standard_normal((8, 64)).astype(np.float32)
     second, missing = after.T @ after / 2000, weight @ (before - after).T @ after / 2000
-    moved = toward(weight, Moments.of(second), missing)
+    moved = toward(weight, Moments.of(second), missing, pool)
     lost = [np.square(before @ weight.T - after @ w.T).mean() for w in (moved, weight)]
     assert lost[0] < 0.9 * lost[1]
 
