@@ -58,6 +58,12 @@ class Weights:
     def of(self, layer: int, module: str) -> np.ndarray:
         return self[weight_name(layer, module)]
 
+    def rows(self, name: str, rows: slice | np.ndarray) -> np.ndarray:
+        """Some rows of a matrix; of one that is packed, only those are made, and not kept."""
+        if name not in self._held and self._checkpoint.tensors.infos[name].is_packed:
+            return self._checkpoint.rows(name, rows)
+        return self[name][rows]
+
     def change(self, name: str, weight: np.ndarray) -> None:
         self._held[name] = weight
 
@@ -65,6 +71,12 @@ class Weights:
         """Weights that are the same but for `changes`; what is changed later, only there."""
         copy = Weights(self._checkpoint)
         copy._held = {**self._held, **(changes or {})}
+        return copy
+
+    def alone(self, name: str) -> Weights:
+        """Of all that is held, this one."""
+        copy = Weights(self._checkpoint)
+        copy._held = {key: held for key, held in self._held.items() if key == name}
         return copy
 
 
@@ -77,7 +89,7 @@ class Decoder:
     int8_activations: bool = False  # round each matrix's input, as XNNPACK and phones do
 
     def embed(self, ids: np.ndarray) -> np.ndarray:
-        return self.weights[EMBEDDING][ids] * np.float32(self.config.embedding_scale)
+        return self.weights.rows(EMBEDDING, ids) * np.float32(self.config.embedding_scale)
 
     def linear(self, layer: int, module: str, x: np.ndarray) -> np.ndarray:
         return self.rounded(x) @ self.weights.of(layer, module).T

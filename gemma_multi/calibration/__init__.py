@@ -94,11 +94,11 @@ def calibrate(
                 for name, shape in config.tensor_shapes().items() if len(shape) == 2
             )  # fmt: skip
             reference = Said.by(decoder, texts.held_out, pool)
-            del decoder, evened
-            walk.changed.weights.change(EMBEDDING, embedding.dequantize())
-            others = [Said.by(walk.changed, texts.held_out, pool)]
-            del walk
-            others.append(Said.by(Decoder(config, Weights(plain)), texts.held_out, pool))
+            del decoder, evened, walk
+            others = [
+                Said.by(Decoder(config, Weights(other)), texts.held_out, pool)
+                for other in (result, plain)
+            ]
             perplexity, (fitted, simple) = measure(reference, others, texts.held_out, pool)
     progress(_TOTAL, _TOTAL)
     worth = Calibration(texts.source, texts.tokens, perplexity, simple, fitted)

@@ -1,7 +1,8 @@
 """How far a model's answers are from another's, on text: divergence, perplexity, agreement.
 
-A model's part in it is `Said`: its layers are done with before logits are compared, so that of
-several models only the heads are there at once.
+Of 262,144 words at a thousand positions, logits are a gigabyte a model. So the vocabulary comes in
+parts, of all models at once, and each part gives sums to which the others' are added. A model's
+layers are done with before that: what is compared is `Said`, its states and its head.
 """
 
 from __future__ import annotations
@@ -14,40 +15,28 @@ from functools import partial
 import numpy as np
 
 from gemma_multi.config import EMBEDDING
-from gemma_multi.decoder import Decoder, log_softmax
+from gemma_multi.decoder import Decoder, Weights
 from gemma_multi.transforms import Closeness
 
-_POSITIONS = 64  # whose logits are there at once
+_POSITIONS, _WORDS = 1024, 4096  # whose logits are there at once, in each thread
 
 
 @dataclass(frozen=True)
 class Said:
     """What a model says on some texts, at every position that has a next token."""
 
-    states: list[np.ndarray]  # f32[T - 1, D] of each text, as they go into the head
-    head: np.ndarray  # f32[V, D]
+    states: np.ndarray  # f32[N, D] of all positions, as they go into the head
+    weights: Weights  # the embedding's, which is the head
+    words: int
 
     @classmethod
     def by(cls, decoder: Decoder, texts: Sequence[np.ndarray], pool: Executor) -> Said:
         """`texts` are `i32[T]`."""
-        states = list(pool.map(lambda ids: hidden_states(decoder, ids[:-1]), texts))
-        return cls(list(map(decoder.rounded, states)), decoder.weights[EMBEDDING])
-
-
-def measure(
-    reference: Said, others: Sequence[Said], texts: Sequence[np.ndarray], pool: Executor
-) -> tuple[float, list[Closeness]]:
-    """(the reference's perplexity, how close each of the others comes), on the texts that all of
-    them were given."""
-    models = [reference, *others]
-    compare = partial(_of_text, [model.head for model in models])
-    of_texts = list(pool.map(compare, texts, *(model.states for model in models)))
-    means = np.sum(of_texts, axis=0) / sum(len(ids) - 1 for ids in texts)
-    closeness = [
-        Closeness(float(divergence), float(np.exp(loss)), float(agreement))
-        for loss, divergence, agreement in means[1:]
-    ]
-    return float(np.exp(means[0, 0])), closeness
+        states = pool.map(lambda ids: hidden_states(decoder, ids[:-1]), texts)
+        return cls(
+            np.concatenate(list(map(decoder.rounded, states))),
+            decoder.weights.alone(EMBEDDING), decoder.config.vocab_size,
+        )  # fmt: skip
 
 
 def hidden_states(decoder: Decoder, ids: np.ndarray) -> np.ndarray:
@@ -58,21 +47,60 @@ def hidden_states(decoder: Decoder, ids: np.ndarray) -> np.ndarray:
     return decoder.last_norm(x)
 
 
-def _of_text(heads: Sequence[np.ndarray], ids: np.ndarray, *states: np.ndarray) -> np.ndarray:
-    """Summed over a text, for each model: the negative logarithm of what came, the first's
-    divergence from it, positions at which it agrees with the first. `f64[N, 3]`."""
-    found = np.zeros((len(heads), 3))
-    for start in range(0, len(ids) - 1, _POSITIONS):
-        part = slice(start, start + _POSITIONS)
-        came = ids[1:][part]
-        rows = np.arange(len(came))
-        own = log_softmax(states[0][part] @ heads[0].T)
-        best, p = own.argmax(-1), np.exp(own)
-        found[0, 0] -= own[rows, came].sum(dtype=np.float64)
-        for sums, head, x in zip(found[1:], heads[1:], states[1:], strict=True):
-            other = log_softmax(x[part] @ head.T)
-            sums[0] -= other[rows, came].sum(dtype=np.float64)
-            sums[2] += np.count_nonzero(other.argmax(-1) == best)
-            other -= own
-            sums[1] -= np.einsum("tv,tv->", p, other, dtype=np.float64)
+def measure(
+    reference: Said, others: Sequence[Said], texts: Sequence[np.ndarray], pool: Executor
+) -> tuple[float, list[Closeness]]:
+    """(the reference's perplexity, how close each of the others comes), on the texts that all of
+    them were given."""
+    models = [reference, *others]
+    came = np.concatenate([ids[1:] for ids in texts])
+    sums = np.zeros((len(models), 3))
+    for start in range(0, len(came), _POSITIONS):
+        positions = slice(start, start + _POSITIONS)
+        of_words = partial(_of_words, models, positions, came[positions])
+        parts = pool.map(of_words, range(0, reference.words, _WORDS))
+        sums += _of_positions(np.stack(list(parts)))
+    means = sums / len(came)
+    closeness = [
+        Closeness(float(divergence), float(np.exp(loss)), float(agreement))
+        for loss, divergence, agreement in means[1:]
+    ]
+    return float(np.exp(means[0, 0])), closeness
+
+
+def _of_words(models: Sequence[Said], positions: slice, came: np.ndarray, start: int) -> np.ndarray:
+    """Over the words from `start` on, of each model at each of N positions: the greatest logit, the
+    word that has it, the sum of `exp(logit - greatest)`, the logit of the word that came if it is
+    one of these, and the sum of the reference's exponentials times how far its logits are above
+    the model's. `f64[M, 5, N]`."""
+    words = slice(start, start + _WORDS)
+    found = np.zeros((len(models), 5, len(came)))
+    for model, (greatest, best, mass, of_came, apart) in zip(models, found, strict=True):
+        logits = model.states[positions] @ model.weights.rows(EMBEDDING, words).T
+        inside = np.flatnonzero((came >= start) & (came < start + len(logits[0])))
+        of_came[inside] = logits[inside, came[inside] - start]
+        greatest[:] = top = logits.max(1)
+        best[:] = start + logits.argmax(1)
+        exponentials = np.exp(logits - top[:, None])
+        mass[:] = exponentials.sum(1)
+        if model is models[0]:
+            own, weights = logits, exponentials
+        else:
+            np.subtract(own, logits, out=logits)
+            apart[:] = np.einsum("nv,nv->n", weights, logits)
     return found
+
+
+def _of_positions(parts: np.ndarray) -> np.ndarray:
+    """What `_of_words` found in every part of the vocabulary, `f64[P, M, 5, N]`, to sums over the
+    positions: the negative logarithm of what came, the divergence from the first model, positions
+    at which it agrees with the first. `f64[M, 3]`."""
+    greatest, best, mass, of_came, apart = np.moveaxis(parts, 2, 0)
+    top = greatest.max(0)
+    share = np.exp(greatest - top)  # f64[P, M, N]
+    total = (mass * share).sum(0)
+    logs = top + np.log(total)
+    said = np.take_along_axis(best, greatest.argmax(0)[None], 0)[0]
+    divergence = (apart * share[:, :1]).sum(0) / total[0] - (logs[0] - logs)
+    agrees = said == said[0]
+    return np.stack([(logs - of_came.sum(0)).sum(1), divergence.sum(1), agrees.sum(1)], axis=1)

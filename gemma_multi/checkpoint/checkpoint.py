@@ -113,7 +113,7 @@ class Checkpoint:
         """A tensor as a dense array: stored type if dense, float32 if it was packed."""
         return dense(self.tensors[name])
 
-    def rows(self, name: str, rows: np.ndarray) -> np.ndarray:
+    def rows(self, name: str, rows: slice | np.ndarray) -> np.ndarray:
         """Some rows of a tensor, likewise."""
         return dense(rows_of(self.tensors[name], rows))
 
