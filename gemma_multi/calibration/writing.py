@@ -4,14 +4,16 @@ What a model finds likely is what its rounding must keep, so its own writing ser
 no other text, and needs no download. A base model writes plain text. One that ends its turn when
 it is asked something has learnt conversations, and writes them in every other text, both sides.
 
-A core each has a batch of its own: products that all cores share make them wait for each other, and
-beside other work, for that as well (a small model then takes eight times as long).
+Threads of BLAS wait for each other at every product, and beside other work, for that as well: a
+small model then takes eight times as long. So each core goes through the layers with a few of the
+texts, and gives a part of the vocabulary its logits for all of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Executor
+from functools import partial
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -30,7 +32,7 @@ _GREEDY = GenerationOptions(temperature=0.0, seed=0)
 _STRIDE = 1 << 20  # positions between two texts, so that no two have the same noise
 _QUESTIONS = ("Hello!", "What is the capital of France?", "Yes or no: is water wet?", "Thank you.")
 _PATIENCE = 32  # tokens in which one of them should be answered
-_MOST_BATCHES = 4  # each of them reads all the weights for every token
+_MOST_BATCHES = 4  # each reads all layers for every token
 _NOTHING_SEEN = np.zeros(0, np.int64)
 
 
@@ -62,19 +64,26 @@ def _write(
     pool: Executor, progress: Report = silent, until: int | None = None,
 ) -> None:  # fmt: skip
     """Every text to `length` tokens, or all of them as far as the first that writes `until`."""
-    count = min(available_cores(), _MOST_BATCHES, len(writers))
-    rows = np.array_split(np.arange(len(writers)), count)
+    cores, count = available_cores(), len(writers)
+    rows = np.array_split(np.arange(count), min(cores, _MOST_BATCHES, count))
     batches = [_Batch(decoder, len(own), length) for own in rows]
+    head = decoder.weights[EMBEDDING]
+    size = -(-len(head) // cores)
+    words = [slice(start, start + size) for start in range(0, len(head), size)]
+    logits = np.empty((count, len(head)), np.float32)
 
-    def write_next(batch: _Batch, own: np.ndarray) -> None:
-        at = batch.at
-        logits = batch.read(np.array([writers[row].ids[at] for row in own]))
-        for row, values in zip(own.tolist(), logits, strict=True):
-            if len(writers[row].ids) == at + 1:  # nothing of the template is waiting
-                writers[row].choose(values, options, row * _STRIDE + at)
+    def read_out(states: np.ndarray, part: slice) -> None:
+        np.matmul(states, head[part].T, out=logits[:, part])
+
+    def choose_next(at: int, row: int) -> None:
+        if len(writers[row].ids) == at + 1:  # nothing of the template is waiting
+            writers[row].choose(logits[row], options, row * _STRIDE + at)
 
     for at in range(length - 1):
-        list(pool.map(write_next, batches, rows))
+        ids = np.array([writer.ids[at] for writer in writers])
+        states = np.concatenate(list(pool.map(_Batch.read, batches, [ids[own] for own in rows])))
+        list(pool.map(partial(read_out, states), words))
+        list(pool.map(partial(choose_next, at), range(count)))
         progress(at + 1, length - 1)
         if until is not None and any(writer.ids[-1] == until for writer in writers):
             break
@@ -110,11 +119,10 @@ class _Batch:
         self.decoder = decoder
         shape = (c.num_hidden_layers, count, c.num_key_value_heads, length, c.head_dim)
         self.keys, self.values = np.empty(shape, np.float32), np.empty(shape, np.float32)
-        self.logits = np.empty((count, c.vocab_size), np.float32)
         self.at = 0
 
     def read(self, ids: np.ndarray) -> np.ndarray:
-        """The next token of each text, `i64[B]` -> `f32[B, V]`, the same array at each call."""
+        """The next token of each text, `i64[B]` -> what the head is given, `f32[B, D]`."""
         d = self.decoder
         x = d.embed(ids)
         for layer in range(d.config.num_hidden_layers):
@@ -123,7 +131,7 @@ class _Batch:
             h = d.gated(layer, d.feedforward_input(layer, x))
             x = d.add(layer, GATED, x, d.output(layer, GATED, h))
         self.at += 1
-        return np.matmul(d.last_norm(x), d.weights[EMBEDDING].T, out=self.logits)
+        return d.last_norm(x)
 
     def _attended(self, layer: int, n: np.ndarray) -> np.ndarray:
         d, c = self.decoder, self.decoder.config
