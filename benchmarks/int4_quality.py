@@ -44,9 +44,10 @@ from gemma_multi.transforms import Closeness, original, quantize_checkpoint
 EVERY, TOKENS = 25, 1024
 _PROMPT_TOKENS = 64
 _CALIBRATION_DOCUMENTS = 24
-_RECOVERY_DOCUMENTS, _RECOVERY_EPOCHS = 96, 2  # some twelve minutes, as on its own text
+_RECOVERY_DOCUMENTS, _RECOVERY_EPOCHS = 96, 2  # as many tokens as on its own text
+_MANY_TEXTS = 384  # of its own, instead of 128: an hour
 _MLX_GROUPS = (64, 32)
-_MLX_TOKENS = 480  # of a text
+_GPTQ_TOKENS = 480  # of a text
 _LLAMA_CPP = "llama.cpp: "
 
 
@@ -168,11 +169,11 @@ def ways(
 
         return _timed(make)
 
-    def recovered(bits: int, on_rows: bool) -> tuple[Checkpoint, float]:
-        """As `quantize(base, recover=...)`, which calibrates first."""
+    def recovered(bits: int, on_rows: bool, texts: int | None = None) -> tuple[Checkpoint, float]:
+        """As `quantize(base, recover=..., texts=...)`, which calibrates first."""
         start, _ = calibrated(bits, on_rows)
-        run = work / f"recovery-{bits}-{on_rows}"
-        options: dict[str, Any] = {"epochs": _RECOVERY_EPOCHS} if on_rows else {}
+        run = work / f"recovery-{bits}-{on_rows}-{texts}"
+        options: dict[str, Any] = {"epochs": _RECOVERY_EPOCHS} if on_rows else {"texts": texts}
         recoverer = Recoverer.checked(base, more if on_rows else "self", run, **options)
         return _timed(lambda: recoverer.recover(start)[0])
 
@@ -181,13 +182,14 @@ def ways(
         yield f"nearest, {end}", partial(_timed, _nearest, base, bits)
         yield f"calibrated on itself, {end}", partial(calibrated, bits, False)
         yield f"and recovered on itself, {end}", partial(recovered, bits, False)
+        if bits == 4:
+            name = f"and recovered on itself for an hour, {end}"
+            yield name, partial(recovered, bits, False, _MANY_TEXTS)
         yield f"calibrated on other Brown texts, {end}", partial(calibrated, bits, True)
         yield f"and recovered on other Brown texts, {end}", partial(recovered, bits, True)
     for group in _MLX_GROUPS:
         name = f"mlx-lm: 4 bits, groups of {group}"
         yield name, partial(_timed, _as_mlx_lm, base, work, group)
-    name = "mlx-lm: AWQ on other Brown texts, 4 bits, embedding 4"
-    yield name, partial(_timed, _awq_of_mlx_lm, base, work, rows)
     name = "mlx-lm: GPTQ on other Brown texts, 4 bits, embedding 8"
     yield name, partial(_timed, _gptq_of_mlx_lm, base, work, rows)
 
@@ -232,38 +234,19 @@ def _as_mlx_lm(base: Checkpoint, work: Path, group: int) -> Checkpoint:
     return gemma_multi.open_checkpoint(target)
 
 
-def _awq_of_mlx_lm(base: Checkpoint, work: Path, texts: list[dict[str, str]]) -> Checkpoint:
-    """By its own settings: groups of 64, of 32 in the embedding."""
-    from mlx_lm.quant import awq
-    from mlx_lm.utils import load, save
-
-    dense, target = str(_dense(base, work)), work / "mlx-awq"
-    model, tokenizer, config = load(dense, return_config=True)
-    recipe = awq.AWQ_MODEL_CONFIGS[config["model_type"]]
-    awq.awq_quantize(model, _of_one_length(base, texts), recipe, bits=4)
-    save(target, dense, model, tokenizer, awq.update_config(model, config))
-    return gemma_multi.open_checkpoint(target)
-
-
 def _gptq_of_mlx_lm(base: Checkpoint, work: Path, texts: list[dict[str, str]]) -> Checkpoint:
     """By its own settings, but for the embedding in 8 bits instead of 6, which only MLX reads."""
+    import mlx.core as mx
     from mlx_lm.quant.gptq import gptq_quantize
     from mlx_lm.utils import load, save
 
     dense, target = str(_dense(base, work)), work / "mlx-gptq"
     model, tokenizer, config = load(dense, return_config=True)
-    data = _of_one_length(base, texts)
+    rows = [ids for text in texts if len(ids := _ids(base, text["text"])) >= _GPTQ_TOKENS]
+    data = mx.array(np.stack([ids[:_GPTQ_TOKENS] for ids in rows]))
     model, config["quantization"] = gptq_quantize(model, data, 4, 64, 8, 64)
     save(target, dense, model, tokenizer, config)
     return gemma_multi.open_checkpoint(target)
-
-
-def _of_one_length(base: Checkpoint, texts: list[dict[str, str]]) -> Any:
-    """The texts as mlx-lm calibrates on them: `mx.array i32[B, T]`."""
-    import mlx.core as mx
-
-    rows = [ids for text in texts if len(ids := _ids(base, text["text"])) >= _MLX_TOKENS]
-    return mx.array(np.stack([ids[:_MLX_TOKENS] for ids in rows]))
 
 
 def _dense(base: Checkpoint, work: Path) -> Path:

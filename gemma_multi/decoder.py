@@ -42,7 +42,7 @@ def weight_name(layer: int, module: str) -> str:
 class Weights:
     """A checkpoint's weights as they are multiplied with: `f32`, norms as `1 + w`.
 
-    Each is made once and kept; `change` puts another in its place.
+    Each is made once and kept, but for `rows`; `change` puts another in its place.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:

@@ -46,8 +46,9 @@ def quantize(
         is "self" for `bits=4`.
     recover: rows, or "self", on which the int4 model is trained on top of that to say what the
         unquantised one says: its scales and norms learn, its codes stay. `options` are
-        `finetune`'s then. A run that was stopped goes on from `output`-recovery, after the
-        calibration was made again.
+        `finetune`'s then, and for "self" `texts`: how many the model writes, 128 where it is not
+        said. A run that was stopped goes on from `output`-recovery, after calibration and text were
+        made again.
     progress: True for a bar on a terminal, False for none, or a function of (done, total).
 
     Raises OptionError for bits outside the format and for too little memory, CheckpointError for a

@@ -16,9 +16,11 @@ import numpy as np
 
 from gemma_multi.config import EMBEDDING
 from gemma_multi.decoder import Decoder, Weights
+from gemma_multi.machine import available_cores
 from gemma_multi.transforms import Closeness
 
-_POSITIONS, _WORDS = 1024, 4096  # whose logits are there at once, in each thread
+_POSITIONS = 2048  # whose logits are there at once, shared among threads: 33 MB of each model
+_WORDS = 4096
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,9 @@ def measure(
     models = [reference, *others]
     came = np.concatenate([ids[1:] for ids in texts])
     sums = np.zeros((len(models), 3))
-    for start in range(0, len(came), _POSITIONS):
-        positions = slice(start, start + _POSITIONS)
+    size = max(1, _POSITIONS // available_cores())
+    for start in range(0, len(came), size):
+        positions = slice(start, start + size)
         of_words = partial(_of_words, models, positions, came[positions])
         parts = pool.map(of_words, range(0, reference.words, _WORDS))
         sums += _of_positions(np.stack(list(parts)))

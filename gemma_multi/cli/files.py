@@ -42,6 +42,7 @@ verify_option = click.option(
 @click.option("--backend", help="With --recover: keras, mlx or auto.")
 @click.option("--learning-rate", type=float, help="With --recover.")
 @click.option("--epochs", type=int, help="With --recover.")
+@click.option("--texts", type=int, help="With --recover self: how many MODEL writes; 128.")
 @source_options
 @click.option("--json", "as_json", is_flag=True, help="The error of each tensor as JSON.")
 def quantize(model: str, output: str, as_json: bool, **options: Any) -> None:

@@ -126,12 +126,14 @@ def train(
     options: TrainingOptions,
     *,
     teacher: Checkpoint | None = None,
+    texts: int | None = None,
     devices: Any = None,
     resume: bool = False,
     progress: Progress = True,
     tensorboard: bool = False,
 ) -> FineTune:
-    """`finetune` with checked options; with a `teacher`, its probabilities are the target."""
+    """`finetune` with checked options; with a `teacher`, its probabilities are the target. `texts`:
+    as how many texts it wrote the data, if it did."""
     leader = leads(backend)
     display = Display(progress if leader else False)
     with ExitStack() as cleanup:
@@ -147,7 +149,7 @@ def train(
             trained = initial_tensors(base, options)
             _check_grid(base, options, display)
             rows = _read_data(base, data, validation, options, own / ROWS_DIRECTORY, display)
-            facts = _facts(base, rows, options, backend, teacher, devices)
+            facts = {**_facts(base, rows, options, backend, teacher, devices), "texts": texts}
             begun = resume and (output / RUN_FILE).exists()
             if begun:
                 _check_same_run(output, facts)
@@ -416,7 +418,8 @@ def _check_same_run(output: Path, facts: dict[str, Any]) -> None:
         elif then != now:
             what = {"data_sha256": "the training data has", "rows": "the training data has",
                     "validation_sha256": "the validation data has", "base_sha256": "the model has",
-                    "validation_rows": "the validation data has"}  # fmt: skip
+                    "validation_rows": "the validation data has",
+                    "texts": "the number of texts has"}  # fmt: skip
             raise TrainingError(
                 f"{output}: cannot resume: {what.get(name, f'the {name} has')} changed since the "
                 "run began; give it what it had, or start anew in another directory"

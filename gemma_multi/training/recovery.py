@@ -32,6 +32,7 @@ from gemma_multi.training.result import RUN_FILE
 from gemma_multi.transforms import Recovery, original
 
 WRITTEN, LENGTH = 128, 256  # texts that the model writes, where there are no rows, and their tokens
+_FEWEST, _MOST = 8, 4000  # texts: some of them are held out, and all have noise of their own
 _OWN_OPTIONS = ("method", "qat", "validation")
 _DEFAULTS = {
     "epochs": 3, "loss_on": "all", "too_long": "cut", "schedule": "cosine", "warmup": 0.05,
@@ -49,18 +50,24 @@ class Recoverer:
     options: TrainingOptions
     backend: str
     devices: Any
+    written: int | None = None  # texts, where the teacher writes them
 
     @classmethod
     def checked(
         cls, checkpoint: Checkpoint, data: str | Data, work: Path, *, backend: str = "auto",
-        devices: Any = None, **options: Any,
+        devices: Any = None, texts: int | None = None, **options: Any,
     ) -> Recoverer:  # fmt: skip
-        """data: rows as `finetune` takes them, or "self" for text that `checkpoint` writes.
+        """data: rows as `finetune` takes them, or "self" for text that `checkpoint` writes;
+        texts: how many of these, 128 where it is not said.
         options: `finetune`'s but for its method, qat and validation.
 
         Raises OptionError, CheckpointError where it is int4 already, DataError for rows that are
         bad, TrainingError where another run is in the directory `work`."""
         check_source("recover", data)
+        if texts is not None and not is_self(data):
+            raise OptionError("texts is for recover='self', and there are rows")
+        if texts is not None and not (isinstance(texts, int) and _FEWEST <= texts <= _MOST):
+            raise OptionError(f"texts is {texts!r}, expected a whole number {_FEWEST} to {_MOST:,}")
         for name in _OWN_OPTIONS:
             if name in options:
                 raise OptionError(f"{name} is not an option of recover")
@@ -69,21 +76,24 @@ class Recoverer:
         )
         backend = choose_trainer(backend)
         begun = (work / RUN_FILE).exists()
-        check_run(work, {"backend": backend, "options": chosen.to_dict()} if begun else None)
+        written = (texts or WRITTEN) if is_self(data) else None
+        facts = {"backend": backend, "options": chosen.to_dict(), "texts": written}
+        check_run(work, facts if begun else None)
         if not is_self(data):
             data = checked_rows(data)
-        return cls(original(checkpoint), data, work, chosen, backend, devices)
+        return cls(original(checkpoint), data, work, chosen, backend, devices, written)
 
     def recover(self, start: Checkpoint, progress: Progress = True) -> tuple[Checkpoint, Recovery]:
         """(the int4 model `start`, trained; how far it was off before and after)."""
         rows, work = self.data, self.work
-        if is_self(rows):
+        if self.written is not None:
             with reporting(progress, "writing") as report:
-                rows = _written(self.teacher, report)
+                rows = _written(self.teacher, self.written, report)
         try:
             run = train(
                 start, rows, work, self.backend, 0.1, self.options, teacher=self.teacher,
-                devices=self.devices, resume=(work / RUN_FILE).exists(), progress=progress,
+                texts=self.written, devices=self.devices, resume=(work / RUN_FILE).exists(),
+                progress=progress,
             )  # fmt: skip
         except TrainingStopped:
             raise TrainingStopped(
@@ -98,12 +108,12 @@ class Recoverer:
         return start.with_tensors(found.tensors, how), Recovery(before, run.best_loss)
 
 
-def _written(checkpoint: Checkpoint, report: Any) -> list[dict[str, Any]]:
+def _written(checkpoint: Checkpoint, count: int, report: Any) -> list[dict[str, Any]]:
     """Rows of text that the model writes itself: conversations where it has learnt them."""
     tokenizer, length = checkpoint.tokenizer, min(LENGTH, checkpoint.config.max_position_embeddings)
     decoder = Decoder(checkpoint.config, Weights(checkpoint))
     with ThreadPoolExecutor(available_cores()) as pool:
-        texts = write_texts(decoder, tokenizer, WRITTEN, length, pool, report)
+        texts = write_texts(decoder, tokenizer, count, length, pool, report)
     rows = [as_row(tokenizer, ids) for ids in texts]
     return [row for row in rows if "messages" in row or row["text"].strip()]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from tiny import noisy_storyteller, tiny_checkpoint
 
 import gemma_multi
 from gemma_multi import CheckpointError, DataError, OptionError
-from gemma_multi.calibration import calibrate, rounding
+from gemma_multi.calibration import calibrate, rounding, writing
 from gemma_multi.calibration.arranging import arrange
 from gemma_multi.calibration.measure import Said, hidden_states, measure
 from gemma_multi.calibration.rotating import rotate
@@ -26,6 +27,7 @@ from gemma_multi.checkpoint import Checkpoint
 from gemma_multi.config import EMBEDDING
 from gemma_multi.decoder import Decoder, Weights, weight_name
 from gemma_multi.engines import ALL, create_engine
+from gemma_multi.machine import available_cores
 from gemma_multi.quantization import int4
 from gemma_multi.quantization.tensor import quantize_tensor
 from gemma_multi.transforms import quantize_checkpoint
@@ -86,11 +88,17 @@ def test_the_decoder_computes_what_an_engine_computes(kv_heads: int, pool: Execu
         np.testing.assert_allclose(one_by_one, expected, atol=2e-4)
 
 
-def test_measured_closeness_is_what_its_words_say(pool: Executor) -> None:
+def test_measured_closeness_is_what_its_words_say(
+    pool: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over several parts of the vocabulary and of the positions, the last ones shorter."""
+    measuring = import_module("gemma_multi.calibration.measure")
+    monkeypatch.setattr(measuring, "_WORDS", 100)
+    monkeypatch.setattr(measuring, "_POSITIONS", 50 * available_cores())
     ours, other = (decoder_of(tiny_checkpoint(seed)) for seed in (0, 1))
     texts = [RNG.integers(3, 320, n) for n in (90, 30)]
-    own, theirs = (Said.by(decoder, texts, pool) for decoder in (ours, other))
-    perplexity, (same, apart) = measure(own, [own, theirs], texts, pool)
+    own, again, theirs = (Said.by(decoder, texts, pool) for decoder in (ours, ours, other))
+    perplexity, (same, apart) = measure(own, [again, theirs], texts, pool)
     assert (same.divergence, same.agreement) == (pytest.approx(0, abs=1e-6), 1)
     assert same.perplexity == pytest.approx(perplexity)
     p, q = (np.concatenate([logits_of(d, t[:-1]) for t in texts]).astype(np.float64)
@@ -211,6 +219,19 @@ def test_evening_channels_out_changes_nothing_but_int8_activations(
     _, (same, before, after) = measure(reference, others, texts[3:], pool)
     assert same.divergence < 1e-5
     assert after.divergence < 0.5 * before.divergence
+
+
+def test_texts_that_are_written_in_turn_are_the_same(
+    stories: Checkpoint, pool: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory holds some hundred at once."""
+    decoder = decoder_of(stories)
+    seen: list[tuple[int, int]] = []
+    at_once = write_texts(decoder, stories.tokenizer, 10, 60, pool)
+    monkeypatch.setattr(writing, "_AT_ONCE", 4)
+    in_turn = write_texts(decoder, stories.tokenizer, 10, 60, pool, lambda *p: seen.append(p))
+    assert all(map(np.array_equal, at_once, in_turn))
+    assert seen == [(i, 3 * 59) for i in range(1, 3 * 59 + 1)]
 
 
 def test_a_model_writes_as_it_speaks(stories: Checkpoint, pool: Executor) -> None:

@@ -20,7 +20,6 @@ from gemma_multi.cli import main
 from gemma_multi.engines import ALL
 from gemma_multi.exporters import save
 from gemma_multi.quantization.tensor import QuantizedTensor
-from gemma_multi.training import recovery
 from gemma_multi.training.recovery import as_row
 from training.conftest import ROWS, wait_for_step
 
@@ -33,17 +32,14 @@ def divergence(a: Checkpoint, b: Checkpoint, text: str) -> float:
     return float((np.exp(p) * (p - q)).sum(-1).mean())
 
 
-def test_recovery_brings_int4_closer_to_the_original(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_recovery_brings_int4_closer_to_the_original(tmp_path: Path) -> None:
     """On what the model writes itself, to be seen on a story that it did not write."""
-    monkeypatch.setattr(recovery, "WRITTEN", 40)
     original = noisy_storyteller()
     plain = gemma_multi.quantize(original, tmp_path / "plain", embedding_bits=8, calibrate=None)
     assert plain.recovery is None
     report = gemma_multi.quantize(
-        original, tmp_path / "recovered", recover="self", embedding_bits=8, calibrate=None,
-        backend="keras", progress=False,
+        original, tmp_path / "recovered", recover="self", texts=40, embedding_bits=8,
+        calibrate=None, backend="keras", progress=False,
     )  # fmt: skip
     assert report.recovery is not None
     assert report.recovery.after < 0.9 * report.recovery.before
@@ -128,6 +124,10 @@ def test_what_cannot_be_recovered(tmp_path: Path) -> None:
         gemma_multi.quantize(base, tmp_path / "a", recover=ROWS, method="lora")
     with pytest.raises(OptionError, match="option 'epochs' is for recover"):
         gemma_multi.quantize(base, tmp_path / "a", epochs=3)
+    with pytest.raises(OptionError, match="texts is for recover='self', and there are rows"):
+        gemma_multi.quantize(base, tmp_path / "a", recover=ROWS, texts=100)
+    with pytest.raises(OptionError, match="texts is 4, expected a whole number 8 to 4,000"):
+        gemma_multi.quantize(base, tmp_path / "a", recover="self", texts=4)
     assert not (tmp_path / "a").exists()
 
 
