@@ -1,7 +1,7 @@
 """The calibrated int4 of a base: what "scales" trains, where it is given the original.
 
 It is made from nothing but the model, so every specialist of one base begins from the same codes,
-and it is made once: under five minutes for Gemma 3 270M, kept in the user's cache.
+and it is made once: some four minutes for Gemma 3 270M, kept in the user's cache.
 """
 
 from __future__ import annotations
