@@ -14,13 +14,13 @@ import pytest
 from tiny import noisy_storyteller, tiny_checkpoint, tokenizer
 
 import gemma_multi
-from gemma_multi import Checkpoint, CheckpointError, DataError, OptionError
+from gemma_multi import Checkpoint, CheckpointError, DataError, OptionError, TrainingError
 from gemma_multi.chat_template import encode_answered
 from gemma_multi.cli import main
 from gemma_multi.engines import ALL
 from gemma_multi.exporters import save
 from gemma_multi.quantization.tensor import QuantizedTensor
-from gemma_multi.training.recovery import as_row
+from gemma_multi.training.recovery import Recoverer, as_row
 from training.conftest import ROWS, wait_for_step
 
 
@@ -129,6 +129,19 @@ def test_what_cannot_be_recovered(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="texts is 4, expected a whole number 8 to 4,000"):
         gemma_multi.quantize(base, tmp_path / "a", recover="self", texts=4)
     assert not (tmp_path / "a").exists()
+
+
+def test_a_run_goes_on_only_with_as_many_texts(tmp_path: Path) -> None:
+    """Which is said before the model writes them again."""
+    base, work = tiny_checkpoint(vocab_size=4096), tmp_path / "run"
+    begun = Recoverer.checked(base, "self", work, texts=40, backend="keras")
+    work.mkdir()
+    facts = {"backend": "keras", "options": begun.options.to_dict(), "texts": 40}
+    (work / "run.json").write_text(json.dumps(facts))
+    Recoverer.checked(base, "self", work, texts=40, backend="keras")
+    for count in (50, None):
+        with pytest.raises(TrainingError, match="the number of texts has changed"):
+            Recoverer.checked(base, "self", work, texts=count, backend="keras")
 
 
 def test_what_cannot_be_trained_on_is_said_before_calibration(
