@@ -80,7 +80,7 @@ def _of_words(models: Sequence[Said], positions: slice, came: np.ndarray, start:
     found = np.zeros((len(models), 5, len(came)))
     for model, (greatest, best, mass, of_came, apart) in zip(models, found, strict=True):
         logits = model.states[positions] @ model.weights.rows(EMBEDDING, words).T
-        inside = np.flatnonzero((came >= start) & (came < start + len(logits[0])))
+        inside = np.flatnonzero((came >= start) & (came < start + logits.shape[1]))
         of_came[inside] = logits[inside, came[inside] - start]
         greatest[:] = top = logits.max(1)
         best[:] = start + logits.argmax(1)

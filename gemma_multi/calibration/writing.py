@@ -45,7 +45,7 @@ def write_texts(
     """`count` texts of `length` tokens each: `i32[length]`."""
     with threadpool_limits(1):
         talks = _has_learnt_turns(decoder, tokenizer, length, pool)
-        writers = [_Writer(tokenizer, conversation=talks and row % 2 == 1) for row in range(count)]
+        writers = [_Writer(tokenizer, row, talks and row % 2 == 1) for row in range(count)]
         starts = range(0, count, _AT_ONCE)
         for done, start in enumerate(starts):
 
@@ -53,7 +53,7 @@ def write_texts(
                 progress(done * end + at, len(starts) * end)
 
             some = writers[start : start + _AT_ONCE]
-            _write(decoder, some, length, _UNFILTERED, pool, report, first=start)
+            _write(decoder, some, length, _UNFILTERED, pool, report)
     return [np.array(writer.ids[:length], np.int32) for writer in writers]
 
 
@@ -62,7 +62,7 @@ def _has_learnt_turns(decoder: Decoder, tokenizer: Tokenizer, longest: int, pool
     prompts = [encode_prompt(tokenizer, messages) for messages in asked]
     if max(map(max, prompts)) >= decoder.config.vocab_size:
         return False  # its tokenizer has pieces that it was not made for
-    writers = [_Writer(tokenizer, ids=prompt) for prompt in prompts]
+    writers = [_Writer(tokenizer, row, ids=prompt) for row, prompt in enumerate(prompts)]
     length = min(longest, max(map(len, prompts)) + _PATIENCE)
     _write(decoder, writers, length, _GREEDY, pool, until=tokenizer.end_of_turn_id)
     return any(writer.ids[-1] == tokenizer.end_of_turn_id for writer in writers)
@@ -70,10 +70,9 @@ def _has_learnt_turns(decoder: Decoder, tokenizer: Tokenizer, longest: int, pool
 
 def _write(
     decoder: Decoder, writers: Sequence[_Writer], length: int, options: GenerationOptions,
-    pool: Executor, progress: Report = silent, until: int | None = None, first: int = 0,
+    pool: Executor, progress: Report = silent, until: int | None = None,
 ) -> None:  # fmt: skip
-    """Every text to `length` tokens, or all of them as far as the first that writes `until`.
-    `first`: how many texts there are before these."""
+    """Every text to `length` tokens, or all of them as far as the first that writes `until`."""
     cores, count = available_cores(), len(writers)
     rows = np.array_split(np.arange(count), min(cores, _MOST_BATCHES, count))
     batches = [_Batch(decoder, len(own), length) for own in rows]
@@ -87,7 +86,7 @@ def _write(
 
     def choose_next(at: int, row: int) -> None:
         if len(writers[row].ids) == at + 1:  # nothing of the template is waiting
-            writers[row].choose(logits[row], options, (first + row) * _STRIDE + at)
+            writers[row].choose(logits[row], options)
 
     for at in range(length - 1):
         ids = np.array([writer.ids[at] for writer in writers])
@@ -103,17 +102,18 @@ class _Writer:
     """One text so far. Markers between two turns are the template's, not the model's."""
 
     def __init__(
-        self, tokenizer: Tokenizer, conversation: bool = False, ids: Sequence[int] = ()
+        self, tokenizer: Tokenizer, row: int, conversation: bool = False, ids: Sequence[int] = ()
     ) -> None:
-        self.tokenizer, self.conversation = tokenizer, conversation
+        self.tokenizer, self.row, self.conversation = tokenizer, row, conversation
         self.role = "user"
         self.ids = list(ids) or [tokenizer.bos_id]
         self.never = [tokenizer.pad_id, tokenizer.eos_id, tokenizer.bos_id]
         if conversation:
             self.ids += open_turn(tokenizer, self.role)
 
-    def choose(self, logits: np.ndarray, options: GenerationOptions, position: int) -> None:
+    def choose(self, logits: np.ndarray, options: GenerationOptions) -> None:
         logits[self.never] = -np.inf
+        position = self.row * _STRIDE + len(self.ids) - 1
         token = choose(logits, _NOTHING_SEEN, options, position)
         self.ids.append(token)
         if self.conversation and token == self.tokenizer.end_of_turn_id:
